@@ -25,10 +25,6 @@ class UsageError(Exception):
     """The user asked for something that cannot be: one sentence, shown without a traceback, exit code 2."""
 
 
-class RunError(Exception):
-    """The run met something it cannot use (a broken file, a full disk): one sentence, exit code 1."""
-
-
 def option(default: Any, help: str, **limits: Any) -> Any:
     """A field with its line of help (unit included) and its limits: choices, at_least, above, at_most, below."""
     metadata = {"help": help, **limits}

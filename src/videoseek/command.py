@@ -1,0 +1,113 @@
+"""What every command shares: flags, help made from the configuration's own fields, and how errors reach the user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from videoseek.config import Key, TrainConfig, UsageError, config_keys, config_yaml, list_recipes, load_config
+
+TRAIN_USAGE = "python -m videoseek.train [recipe=NAME|FILE.yaml] [key=value ...]"
+FLAGS = {
+    "--help": "show this text",
+    "--list-recipes": "show the packaged recipes",
+    "--print-config": "show the configuration that would run, as YAML",
+    "--dry-run": "check the data, load one batch and show the plan; train nothing",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags that change what the command does with its configuration."""
+
+    dry_run: bool = False
+
+
+def parse(arguments: Sequence[str], usage: str = TRAIN_USAGE) -> tuple[Options, TrainConfig]:
+    """Flags and `key=value` arguments in any order.
+
+    The three flags that only show something print it and raise SystemExit(0). Raises UsageError.
+    """
+    flags = {"--help" if argument == "-h" else argument for argument in arguments} & FLAGS.keys()
+    # The deepspeed launcher hands each process its rank as an argument; the environment says the same.
+    rest = [a for a in arguments if a not in FLAGS and a != "-h" and not a.startswith("--local_rank=")]
+    if "--help" in flags:
+        _show(help_text(usage))
+    if "--list-recipes" in flags:
+        _show(recipes_text())
+    config = load_config(rest)
+    if "--print-config" in flags:
+        _show(config_yaml(config))
+    return Options(dry_run="--dry-run" in flags), config
+
+
+def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
+    """Run a command's `main` and return its exit code: 0, 2 for wrong usage, 1 for a failed run, 130 for Ctrl-C.
+
+    Errors of the project's own classes and of the system (disk full, no such file) are sentences for the user: one
+    line, unless VIDEOSEEK_TRACEBACK=1. Anything else is a defect and always shows where it happened.
+    """
+    try:
+        main(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        print("videoseek: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (`| head`) has gone; there is nobody left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        ours = type(error).__module__.startswith("videoseek.") or isinstance(error, OSError)
+        if not ours or os.environ.get("VIDEOSEEK_TRACEBACK") == "1":
+            raise
+        print(f"videoseek: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def help_text(usage: str) -> str:
+    """Usage, flags and every key with its default, by owner."""
+    width = min(shutil.get_terminal_size().columns, 120)
+    lines = [f"usage: {usage}", "", "Later wins: code defaults, the recipe's bases, the recipe, the command line.", ""]
+    lines += [_entry(flag, text, width) for flag, text in FLAGS.items()]
+    owner = None
+    for name, key in config_keys().items():
+        group = name.rpartition(".")[0] or "run"
+        if group != owner:
+            owner = group
+            lines += ["", f"{owner}:"]
+        lines.append(_entry(name, _describe(key), width))
+    return "\n".join(lines) + "\n"
+
+
+def recipes_text() -> str:
+    """The packaged recipes, each with the first line of its header."""
+    recipes = list_recipes()
+    widest = max(map(len, recipes), default=0)
+    heads = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in recipes.items()}
+    return "".join(f"{name:<{widest}}  {head}\n" for name, head in heads.items())
+
+
+def _describe(key: Key) -> str:
+    default = "null" if key.value is None else key.value
+    if isinstance(default, list):
+        default = f"[{', '.join(map(str, default))}]"
+    elif isinstance(default, bool):
+        default = str(default).lower()
+    choices = key.limits.get("choices")
+    allowed = f"; {'any of' if key.is_list else 'one of'} {' | '.join(map(str, choices))}" if choices else ""
+    return f"{key.limits['help']}{allowed} (default {default})"
+
+
+def _entry(name: str, text: str, width: int) -> str:
+    indent = " " * 37
+    return textwrap.fill(text, width, initial_indent=f"  {name:<34} ", subsequent_indent=indent)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    raise SystemExit(0)
