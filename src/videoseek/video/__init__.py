@@ -1,0 +1,1 @@
+"""Seconds, frames and tokens of local video files: index, decode, sample, budget."""

@@ -1,0 +1,175 @@
+"""What a video file holds, read from its packets once: true duration, presentation times, keyframes.
+
+Second 0 is where a player starts (the container's start time), so times agree with annotations made in a player.
+Headers are not trusted for times: durations and frame counts in them may be missing or wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from videoseek.video.errors import VideoError
+
+#: Plain containers only: playlists and scripts (HLS, DASH, concat) could make the library open other files.
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
+#: Slack when a time is looked up, below any frame interval: 0.1 + 0.2 still finds the frame at 0.3.
+TIME_SLACK_SECONDS = 1e-6
+#: Header rate and measured rate this close are one: millisecond time bases blur the measured one.
+RATE_TOLERANCE = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """The facts of a file that sizes and frame times follow from. Height and width are as shown, after rotation."""
+
+    path: str
+    duration_seconds: float
+    width: int
+    height: int
+    average_fps: float
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoIndex:
+    """Presentation stamps of all frames and of the keyframes (int64, ascending, in units of `time_base` seconds)."""
+
+    info: VideoInfo
+    stamps: np.ndarray
+    keyframes: np.ndarray
+    start_stamp: int
+    time_base: Fraction
+
+    def seconds(self, frames: np.ndarray | list[int] | slice) -> np.ndarray:
+        """Presentation seconds (float64) of the frames with these indices in presentation order."""
+        ticks = (self.stamps[frames] - self.start_stamp) * self.time_base.numerator
+        return ticks / self.time_base.denominator
+
+    def frame_at(self, seconds: float) -> int:
+        """Index of the frame shown at `seconds`: the last with presentation time <= seconds, else the first."""
+        return max(int(np.searchsorted(self.stamps, self._stamp(seconds + TIME_SLACK_SECONDS), side="right")) - 1, 0)
+
+    def frame_from(self, seconds: float) -> int:
+        """Index of the first frame with presentation time >= seconds; the number of frames when there is none."""
+        return int(np.searchsorted(self.stamps, self._stamp(seconds - TIME_SLACK_SECONDS), side="left"))
+
+    def _stamp(self, seconds: float) -> float:
+        return seconds / float(self.time_base) + self.start_stamp
+
+
+@contextmanager
+def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a local regular file and its first video stream for reading; closed on leaving. Raises VideoError."""
+    _file_stamp(path)
+    try:
+        # "file:" keeps a name such as "a:b.mp4" from being read as a protocol.
+        container = av.open(
+            f"file:{path}",
+            metadata_errors="replace",
+            container_options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
+        )
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError("not_video", f"{path} is not a video file that can be opened.") from error
+    with container:
+        streams = [s for s in container.streams.video if Disposition.attached_pic not in s.disposition]
+        if not streams:
+            raise VideoError("not_video", f"{path} has no video stream.")
+        # Frame threads can deadlock when a decode is left early, and data workers are parallel already.
+        streams[0].thread_type = "NONE"
+        yield container, streams[0]
+
+
+def load_index(path: str) -> VideoIndex:
+    """The index of a file, cached until its size or modification time changes. Raises VideoError."""
+    return _load_index(path, *_file_stamp(path))
+
+
+def _file_stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise VideoError("missing_file", f"{path!r} does not exist or cannot be reached.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError("missing_file", f"{path!r} is not a regular file.")
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=256)
+def _load_index(path: str, modified_ns: int, num_bytes: int) -> VideoIndex:
+    with open_video(path) as (container, stream):
+        height, width = _shown_size(path, container, stream)
+        container.seek(0)
+        stamps, keyframes, last_duration = _scan(container, stream)
+        time_base = stream.time_base
+        if not len(stamps) or time_base is None:
+            raise VideoError("no_frames", f"{path} has a video stream without frames.")
+        start_stamp = round(Fraction(container.start_time or 0, av.time_base) / time_base)
+        header_rate = stream.average_rate
+    if last_duration <= 0:
+        last_duration = int(np.median(np.diff(stamps))) if len(stamps) > 1 else round(1 / time_base)
+    duration = float((int(stamps[-1]) + last_duration - start_stamp) * time_base)
+    fps = len(stamps) / float((int(stamps[-1]) + last_duration - int(stamps[0])) * time_base)
+    if header_rate and abs(float(header_rate) / fps - 1) < RATE_TOLERANCE:
+        fps = float(header_rate)
+    info = VideoInfo(path, duration, width, height, fps, len(stamps))
+    return VideoIndex(info, stamps, keyframes, start_stamp, time_base)
+
+
+def _shown_size(path: str, container: InputContainer, stream: VideoStream) -> tuple[int, int]:
+    """Height and width of the first frame that decodes, after rotation."""
+    try:
+        frame = next(decoded_frames(container, stream), None)
+    except av.FFmpegError as error:
+        raise VideoError("decode_failed", f"no frame of {path} can be decoded.") from error
+    if frame is None:
+        raise VideoError("no_frames", f"{path} has a video stream without frames.")
+    return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+
+
+def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, int]:
+    """Stamps of all frames, stamps of keyframes, duration of the frame shown last; a broken tail ends the scan."""
+    stamps: list[int] = []
+    keyframes: list[int] = []
+    last_stamp, last_duration = -1, 0
+    for packet in _packets(container, stream):
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None or packet.is_discard:
+            continue
+        stamps.append(stamp)
+        if packet.is_keyframe:
+            keyframes.append(stamp)
+        if stamp >= last_stamp:
+            last_stamp, last_duration = stamp, packet.duration or 0
+    return np.unique(np.array(stamps, np.int64)), np.unique(np.array(keyframes, np.int64)), last_duration
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """Packets up to the end of the file or to its first unreadable byte; the last is the empty flush packet."""
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        return
+
+
+def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Frames from the current position on, in presentation order; damaged packets are passed over."""
+    for packet in _packets(container, stream):
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            continue
+        for frame in frames:
+            if isinstance(frame, av.VideoFrame) and frame.pts is not None and not frame.is_corrupt:
+                yield frame

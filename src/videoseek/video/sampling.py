@@ -1,0 +1,86 @@
+"""Which frames to take from a window and at what size: arithmetic only, no file is touched.
+
+Sizes and frame indices agree with qwen-vl-utils 0.0.14, whose choices the released Qwen2.5-VL weights expect, except
+where that library breaks its own limits; each exception is named below.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from videoseek.video.patches import FRAMES_PER_GRID, MERGE, PATCH_PIXELS
+
+#: Side of the square of pixels behind one merged token.
+TOKEN_SIDE = PATCH_PIXELS * MERGE
+MAX_ASPECT_RATIO = 200
+#: A window this little short of another frame still gets it, so that a rounded time base costs no frame pair.
+COUNT_SLACK_FRAMES = 0.01
+
+
+def count_frames(wanted: float, min_frames: int, max_frames: int) -> int:
+    """`wanted` frames clamped to the limits and floored to whole pairs; `max_frames` wins over `min_frames`."""
+    least = math.ceil(min_frames / FRAMES_PER_GRID) * FRAMES_PER_GRID
+    most = math.floor(max_frames / FRAMES_PER_GRID) * FRAMES_PER_GRID
+    if most < FRAMES_PER_GRID:
+        raise ValueError(f"max_frames is {max_frames}; a clip needs at least {FRAMES_PER_GRID} frames")
+    return math.floor(min(max(wanted, least), most) / FRAMES_PER_GRID) * FRAMES_PER_GRID
+
+
+def frame_times(
+    start_seconds: float, end_seconds: float, fps: float, min_frames: int, max_frames: int
+) -> tuple[float, ...]:
+    """The `uniform` policy: n equal slots of the half-open window [start, end), each shown by its first instant.
+
+    n = (end - start) * fps as `count_frames` rounds it, so while no limit bites the frames are exactly 1 / fps apart,
+    and a pair never leaves a stretch of 2 / fps seconds that begins at the window's start. No time reaches `end`.
+    """
+    duration = end_seconds - start_seconds
+    if not (duration > 0 and fps > 0):
+        raise ValueError(f"window [{start_seconds}, {end_seconds}) at {fps} fps must have a length and a rate above 0")
+    num_frames = count_frames(duration * fps + COUNT_SLACK_FRAMES, min_frames, max_frames)
+    return tuple(start_seconds + duration * i / num_frames for i in range(num_frames))
+
+
+def linspace_frames(
+    first: int, last: int, average_fps: float, fps: float, min_frames: int, max_frames: int
+) -> tuple[int, ...]:
+    """The `linspace` policy: indices of evenly spread frames among first..last, both ends included.
+
+    Equal to qwen-vl-utils' choice, except that a window with fewer frames than `min_frames` is filled up by its last
+    frame instead of falling below the minimum (that library returns fewer, or fails on a single frame).
+    """
+    available = last - first + 1
+    num_frames = count_frames(available / average_fps * fps, min_frames, max_frames)
+    if num_frames > available:
+        fewest = count_frames(min_frames, min_frames, max_frames)
+        num_frames = max(available // FRAMES_PER_GRID * FRAMES_PER_GRID, fewest)
+    if num_frames > available:
+        return tuple(range(first, last + 1)) + (last,) * (num_frames - available)
+    # float32, as there: the rounding of halves decides which of two neighbours is taken.
+    return tuple(torch.linspace(first, last, num_frames).round().long().tolist())
+
+
+def smart_size(height: int, width: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+    """Height and width after resizing: multiples of 28, aspect kept as far as that allows, area within the limits.
+
+    Equal to qwen-vl-utils' `smart_resize`, except that the area never passes `max_pixels` when a small frame is
+    enlarged, and a very oblong one keeps a side of 28 instead of 0. `max_pixels` must hold one token (784).
+    """
+    if not TOKEN_SIDE**2 <= max_pixels >= min_pixels:
+        raise ValueError(f"max_pixels {max_pixels} must be at least {TOKEN_SIDE**2} and min_pixels {min_pixels}")
+    if min(height, width) <= 0 or max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(f"frame size {height}x{width} must be positive with sides at most {MAX_ASPECT_RATIO}:1")
+    new_height = max(TOKEN_SIDE, round(height / TOKEN_SIDE) * TOKEN_SIDE)
+    new_width = max(TOKEN_SIDE, round(width / TOKEN_SIDE) * TOKEN_SIDE)
+    if new_height * new_width < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * scale / TOKEN_SIDE) * TOKEN_SIDE
+        new_width = math.ceil(width * scale / TOKEN_SIDE) * TOKEN_SIDE
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        longest = math.floor(max_pixels / TOKEN_SIDE**2) * TOKEN_SIDE
+        new_height = min(max(TOKEN_SIDE, math.floor(height / shrink / TOKEN_SIDE) * TOKEN_SIDE), longest)
+        new_width = min(max(TOKEN_SIDE, math.floor(width / shrink / TOKEN_SIDE) * TOKEN_SIDE), longest)
+    return new_height, new_width
