@@ -1,0 +1,70 @@
+"""The sentences that a model is given: two styles of one protocol.
+
+`full` explains the protocol to an instruction-tuned model; `brief` is for the demonstration model of a million
+parameters, which learns the protocol from examples alone and pays for every token.
+"""
+
+from __future__ import annotations
+
+from videoseek.types import Sample
+
+STYLES = ("full", "brief")
+
+_FULL_SYSTEM = """You answer questions about a video. The whole video is shown first, sparsely and at low resolution, \
+as Observation 0. Small or short-lived details may be lost in it, so you may request a closer look at any stretch of \
+it before you commit to an answer.
+
+In every turn write your reasoning between <think> and </think>, and after it do exactly one of two things.
+
+Look closer, when evidence is missing. Give the stretch in seconds of the video, and how much detail it needs \
+(coarse, medium or fine; a short stretch shows more for the same price):
+{call_example}
+The clip comes back as the next observation.
+
+Answer, when the evidence is enough:
+{answer_example}"""
+
+_LETTER_HINT = "Answer with the letter of one option."
+_WINDOW_HINT = 'Answer with the stretch in seconds, as {"temporal_segment": [start, end]}.'
+_TEXT_HINT = "Answer with a short phrase."
+
+
+def system_text(style: str, call_example: str, answer_example: str) -> str:
+    if style == "brief":
+        return "Seek clues, then answer."
+    return _FULL_SYSTEM.format(call_example=call_example, answer_example=answer_example)
+
+
+def _lettered(options: tuple[str, ...]) -> list[str]:
+    """Options with their letters, which data sets sometimes carry already."""
+    letters = [chr(ord("A") + index) for index in range(len(options))]
+    if all(option.startswith((f"{letter}.", f"{letter})")) for letter, option in zip(letters, options, strict=True)):
+        return list(options)
+    return [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
+
+
+def question_text(style: str, sample: Sample) -> str:
+    options = _lettered(sample.options)
+    if style == "brief":
+        return f"Question: {sample.question}" + (f"\nOptions: {' '.join(options)}" if options else "")
+    lines = [f"Question: {sample.question}"]
+    if options:
+        lines += ["Options:", *options]
+    if sample.kind == "temporal_grounding":
+        lines.append(_WINDOW_HINT)
+    elif sample.kind != "perception":
+        lines.append(_LETTER_HINT if options else _TEXT_HINT)
+    return "\n".join(lines)
+
+
+def observation_parts(style: str, index: int, clip_sentence: str) -> tuple[str, str]:
+    if style == "brief":
+        return f"Observation {index}: ", ""
+    after = f"\n{clip_sentence}\nGo on: think, then look closer again or answer."
+    return f"Observation {index}, the clip that you asked for:\n", after
+
+
+def fault_sentence(style: str, codes: list[str], messages: list[str]) -> str:
+    if style == "brief":
+        return f"Fault: {codes[0].replace('_', ' ')}."
+    return f"No clip was made. {' '.join(messages)} Try again, or answer."
