@@ -35,7 +35,9 @@ def option(default: Any, help: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    sft: list[str] = option(["clueworld"], "JSONL files of SFT trajectories, or clueworld")
+    sft: list[str] = option(
+        ["clueworld"], "JSONL files of SFT trajectories, clueworld, or clueworld_base (perception only)"
+    )
     rl: list[str] = option(["clueworld"], "JSONL files of RL questions, or clueworld")
     eval: list[str] = option(["clueworld"], "JSONL files of held-out questions, or clueworld")
     video_root: str | None = option(None, "folder that relative video paths start from (null: each JSONL file's own)")
@@ -95,9 +97,7 @@ class GRPOConfig:
     prompts_per_step: int = option(32, "questions per batch, over all ranks", at_least=1)
     group_size: int = option(16, "episodes per question", at_least=2)
     loss: str = option("grpo", "policy loss", choices=("grpo", "dr_grpo", "dapo", "gspo", "cispo"))
-    advantage: str = option(
-        "group", "baseline and scale of the rewards", choices=("group", "mean_only", "leave_one_out", "batch")
-    )
+    advantage: str = option("grpo", "baseline and scale of a group's rewards", choices=("grpo", "dr_grpo", "rloo"))
     learning_rate: float = option(1e-6, "learning rate after the warm-up", above=0)
     warmup_steps: int = option(0, "optimizer steps of linear warm-up", at_least=0)
     weight_decay: float = option(0.01, "decoupled weight decay", at_least=0)
@@ -299,6 +299,14 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"sft.betas must be two numbers, got {config.sft.betas}")
     if not config.stages or len(set(config.stages)) != len(config.stages):
         raise UsageError(f"stages must name at least one stage and none twice, got {config.stages}")
+    for stages, name, files in (
+        (("direct", "sft"), "data.sft", config.data.sft),
+        (("grpo",), "data.rl", config.data.rl),
+    ):
+        if not files and set(stages) & set(config.stages):
+            raise UsageError(
+                f"{name} is empty, but the stages {config.stages} train on it; name at least one JSONL file"
+            )
     video, grpo = config.video, config.grpo
     if video.min_frames > video.max_frames:
         raise UsageError(f"video.min_frames {video.min_frames} exceeds video.max_frames {video.max_frames}")

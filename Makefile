@@ -1,0 +1,31 @@
+# Everything runs in .venv, which the first target that needs it makes; PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: train test lint bench clean
+
+train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
+	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
+
+test: $(READY)  ## all tests; none needs a network or a GPU
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check src kernels tests setup.py
+	$(BIN)/ruff format --check src kernels tests setup.py
+	$(BIN)/mypy
+
+bench: $(READY)  ## kernels against other implementations; needs a GPU
+	$(BIN)/python -m pytest --benchmark tests/benchmarks $(ARGS)
+
+# torch goes first and alone, so that a CPU build that is at hand is not replaced by what another package asks for.
+$(READY): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/videoseek.egg-info

