@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -14,7 +14,7 @@ from PIL import Image
 from videoseek.types import Clip
 from videoseek.video.cache import FrameCache
 from videoseek.video.errors import VideoError
-from videoseek.video.index import VideoInfo, decoded_frames, load_index, open_video
+from videoseek.video.index import VideoInfo, decoded_frames, load_index, open_video, quarter_turns
 
 #: A seek throws decoder state away: decoding this many frames more is cheaper.
 SEEK_WORTH_FRAMES = 4
@@ -41,26 +41,26 @@ def decode_clip(clip: Clip) -> torch.Tensor:
     Takes and returns plain values only, so that it can run in another process under a deadline. Raises VideoError.
     """
     pixels = np.empty((len(clip.frame_seconds), clip.height, clip.width, 3), np.uint8)
-    rows_of_frame: dict[int, list[int]] = {}
     with VideoReader(clip.video) as reader:
+        rows_of_frame: dict[int, list[int]] = {}
         for row, seconds in enumerate(clip.frame_seconds):
             rows_of_frame.setdefault(reader.index.frame_at(seconds), []).append(row)
-        for frame_index in sorted(rows_of_frame):
-            pixels[rows_of_frame[frame_index]] = _shown_pixels(reader.frame(frame_index), clip.height, clip.width)
+        wanted = sorted(rows_of_frame)
+        for frame_index, frame in zip(wanted, reader.frames(wanted), strict=True):
+            pixels[rows_of_frame[frame_index]] = _shown_pixels(frame, clip.height, clip.width)
     return torch.from_numpy(pixels)
 
 
 def _shown_pixels(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """RGB uint8 [height, width, 3] of a frame as a player shows it: rotated, then resized bicubic with antialias."""
-    # The stamp of the display matrix is counter-clockwise, as is rot90.
-    shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+    shown = np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns(frame))
     return np.asarray(Image.fromarray(np.ascontiguousarray(shown)).resize((width, height), Image.Resampling.BICUBIC))
 
 
 class VideoReader:
-    """Frames of one open file by their index in presentation order; cheapest when asked for in ascending order.
+    """An open file, read by the index of its frames in presentation order.
 
-    num_decoded counts the frames that the decoder had to produce.
+    num_decoded counts the frames that the decoder had to put out.
     """
 
     def __init__(self, path: str) -> None:
@@ -69,7 +69,8 @@ class VideoReader:
         self._path = path
         self._resources = ExitStack()
         self._container, self._stream = self._resources.enter_context(open_video(path))
-        self._frames: Iterator[av.VideoFrame] = iter(())
+        self._wanted: frozenset[int] | None = None
+        self._decoder: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None
         self._ahead: av.VideoFrame | None = None
 
@@ -77,20 +78,27 @@ class VideoReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._resources.close()
+        # Hands FFmpeg's errors to `open_video`, which names the file.
+        self._resources.__exit__(kind, error, tb)
 
-    def frame(self, frame_index: int) -> av.VideoFrame:
-        """The frame with this index, or the one shown just before it where that frame is damaged."""
+    def frames(self, frame_indices: Sequence[int]) -> Iterator[av.VideoFrame]:
+        """The frames with these ascending indices, each replaced by the one shown just before where it is damaged."""
+        self._shown = None
+        if self._stream.codec_context.name == "h264" and not self.index.lacks_presentation_times:
+            self._wanted = frozenset(self.index.stamps[list(frame_indices)].tolist())
+        for frame_index in frame_indices:
+            yield self._frame(frame_index)
+
+    def _frame(self, frame_index: int) -> av.VideoFrame:
         stamp = int(self.index.stamps[frame_index])
-        keyframes = self.index.keyframes
-        key = int(np.searchsorted(keyframes, stamp, side="right")) - 1
-        if self._must_seek(frame_index, key):
+        key = int(np.searchsorted(self.index.keyframes, stamp, side="right")) - 1
+        if self._must_seek(key):
             self._seek(key)
         self._advance(stamp)
         step = 1
         # Some containers seek by decoding order or by guess and land behind the wanted frame: start earlier.
-        while self._shown is None and key >= 0:
-            key, step = key - step, step * 2
+        while self._shown is None and key > 0:
+            key, step = max(key - step, 0), step * 2
             self._seek(key)
             self._advance(stamp)
         shown = self._shown
@@ -99,31 +107,23 @@ class VideoReader:
             raise VideoError("decode_failed", f"the frame of {self._path} at {seconds:.3f} s cannot be decoded.")
         return shown
 
-    def _must_seek(self, frame_index: int, key: int) -> bool:
+    def _must_seek(self, key: int) -> bool:
         if self._shown is None or self._shown.pts is None:
             return True
-        here = int(np.searchsorted(self.index.stamps, self._shown.pts))
-        key_index = int(np.searchsorted(self.index.stamps, self.index.keyframes[key])) if key >= 0 else 0
-        return here > frame_index or key_index - here > SEEK_WORTH_FRAMES
+        here, at_key = np.searchsorted(self.index.stamps, [self._shown.pts, self.index.keyframes[key]])
+        return bool(at_key - here > SEEK_WORTH_FRAMES)
 
     def _seek(self, key: int) -> None:
-        """Go to the keyframe with this number, or to the start of the file for a negative one."""
-        offset = int(self.index.keyframes[key]) if key >= 0 else min(int(self.index.stamps[0]), 0)
-        try:
-            self._container.seek(offset, stream=self._stream)
-        except av.FFmpegError as error:
-            raise VideoError("decode_failed", f"{self._path} cannot be positioned for reading.") from error
-        self._frames = decoded_frames(self._container, self._stream)
+        self._container.seek(int(self.index.keyframes[key]), stream=self._stream)
+        own_stamps = self.index.stamps if self.index.lacks_presentation_times else None
+        self._decoder = decoded_frames(self._container, self._stream, own_stamps, self._wanted)
         self._shown = self._ahead = None
 
     def _advance(self, stamp: int) -> None:
-        """Decode until the frame shown at `stamp` is known: the next one starts later, or starts exactly there."""
+        """Decode until the frame shown at `stamp` is known: it starts exactly there, or the next one starts later."""
         while self._shown is None or self._shown.pts != stamp:
             if self._ahead is None:
-                try:
-                    self._ahead = next(self._frames, None)
-                except av.FFmpegError as error:
-                    raise VideoError("decode_failed", f"{self._path} cannot be decoded.") from error
+                self._ahead = next(self._decoder, None)
                 if self._ahead is None:
                     return
                 self.num_decoded += 1

@@ -44,13 +44,17 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoIndex:
-    """Presentation stamps of all frames and of the keyframes (int64, ascending, in units of `time_base` seconds)."""
+    """Presentation stamps of all frames and of the keyframes (int64, ascending, in units of `time_base` seconds).
+
+    The first frame is a keyframe. Second 0 is at `start_stamp`.
+    """
 
     info: VideoInfo
     stamps: np.ndarray
     keyframes: np.ndarray
     start_stamp: int
     time_base: Fraction
+    lacks_presentation_times: bool
 
     def seconds(self, frames: np.ndarray | list[int] | slice) -> np.ndarray:
         """Presentation seconds (float64) of the frames with these indices in presentation order."""
@@ -71,7 +75,10 @@ class VideoIndex:
 
 @contextmanager
 def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a local regular file and its first video stream for reading; closed on leaving. Raises VideoError."""
+    """Open a local regular file and its first video stream for reading; closed on leaving.
+
+    Raises VideoError, also in place of whatever FFmpeg reports inside the `with` block.
+    """
     _file_stamp(path)
     try:
         # "file:" keeps a name such as "a:b.mp4" from being read as a protocol.
@@ -88,7 +95,10 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise VideoError("not_video", f"{path} has no video stream.")
         # Frame threads can deadlock when a decode is left early, and data workers are parallel already.
         streams[0].thread_type = "NONE"
-        yield container, streams[0]
+        try:
+            yield container, streams[0]
+        except av.FFmpegError as error:
+            raise VideoError("decode_failed", f"{path} cannot be decoded.") from error
 
 
 def load_index(path: str) -> VideoIndex:
@@ -109,12 +119,19 @@ def _file_stamp(path: str) -> tuple[int, int]:
 @lru_cache(maxsize=256)
 def _load_index(path: str, modified_ns: int, num_bytes: int) -> VideoIndex:
     with open_video(path) as (container, stream):
-        height, width = _shown_size(path, container, stream)
-        container.seek(0)
         stamps, keyframes, last_duration = _scan(container, stream)
         time_base = stream.time_base
         if not len(stamps) or time_base is None:
             raise VideoError("no_frames", f"{path} has a video stream without frames.")
+        keyframes = keyframes if len(keyframes) else stamps[:1]
+        stamps = stamps[stamps >= keyframes[0]]  # a recording cut in mid-stream starts with frames of no use
+        container.seek(0)
+        first = next(decoded_frames(container, stream), None)
+        if first is None:
+            raise VideoError("decode_failed", f"no frame of {path} can be decoded.")
+        upright = quarter_turns(first) % 2 == 0
+        width, height = (first.width, first.height) if upright else (first.height, first.width)
+        lacks_times = _lacks_presentation_times(container)
         start_stamp = round(Fraction(container.start_time or 0, av.time_base) / time_base)
         header_rate = stream.average_rate
     if last_duration <= 0:
@@ -124,18 +141,49 @@ def _load_index(path: str, modified_ns: int, num_bytes: int) -> VideoIndex:
     if header_rate and abs(float(header_rate) / fps - 1) < RATE_TOLERANCE:
         fps = float(header_rate)
     info = VideoInfo(path, duration, width, height, fps, len(stamps))
-    return VideoIndex(info, stamps, keyframes, start_stamp, time_base)
+    return VideoIndex(info, stamps, keyframes, start_stamp, time_base, lacks_times)
 
 
-def _shown_size(path: str, container: InputContainer, stream: VideoStream) -> tuple[int, int]:
-    """Height and width of the first frame that decodes, after rotation."""
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns (0-3) that bring a decoded frame upright."""
+    return round(frame.rotation / 90) % 4
+
+
+def decoded_frames(
+    container: InputContainer,
+    stream: VideoStream,
+    stamps: np.ndarray | None = None,
+    wanted: frozenset[int] | None = None,
+) -> Iterator[av.VideoFrame]:
+    """Frames from the current position on, in presentation order; damaged packets and frames are passed over.
+
+    `stamps` (ascending) are for containers that store no presentation times: frames take them in turn, beginning at
+    the first packet's. With `wanted` stamps (H.264 only), other frames that nothing refers to are left out.
+    """
+    rank: int | None = None
+    for packet in _packets(container, stream):
+        if stamps is not None and rank is None:
+            rank = int(np.searchsorted(stamps, packet.dts or 0))
+        if wanted is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        try:
+            frames = [frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)]
+        except av.InvalidDataError:
+            continue
+        for frame in frames:
+            if stamps is not None and rank is not None:
+                frame.pts = int(stamps[min(rank, len(stamps) - 1)])
+                rank += 1
+            if frame.pts is not None and not frame.is_corrupt:
+                yield frame
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
+    """Packets up to the end of the file, or to its first unreadable byte; the last is the empty flush packet."""
     try:
-        frame = next(decoded_frames(container, stream), None)
-    except av.FFmpegError as error:
-        raise VideoError("decode_failed", f"no frame of {path} can be decoded.") from error
-    if frame is None:
-        raise VideoError("no_frames", f"{path} has a video stream without frames.")
-    return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+        yield from container.demux(stream)
+    except (av.InvalidDataError, av.EOFError):
+        return
 
 
 def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, int]:
@@ -144,7 +192,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, n
     keyframes: list[int] = []
     last_stamp, last_duration = -1, 0
     for packet in _packets(container, stream):
-        stamp = packet.pts if packet.pts is not None else packet.dts
+        stamp = packet.dts if _lacks_presentation_times(container) else packet.pts
         if stamp is None or packet.is_discard:
             continue
         stamps.append(stamp)
@@ -155,21 +203,6 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, n
     return np.unique(np.array(stamps, np.int64)), np.unique(np.array(keyframes, np.int64)), last_duration
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
-    """Packets up to the end of the file or to its first unreadable byte; the last is the empty flush packet."""
-    try:
-        yield from container.demux(stream)
-    except av.FFmpegError:
-        return
-
-
-def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Frames from the current position on, in presentation order; damaged packets are passed over."""
-    for packet in _packets(container, stream):
-        try:
-            frames = packet.decode()
-        except av.InvalidDataError:
-            continue
-        for frame in frames:
-            if isinstance(frame, av.VideoFrame) and frame.pts is not None and not frame.is_corrupt:
-                yield frame
+def _lacks_presentation_times(container: InputContainer) -> bool:
+    """AVI numbers its packets in decoding order; any presentation time seen there is a guess."""
+    return container.format.name == "avi"

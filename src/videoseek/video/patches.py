@@ -27,9 +27,7 @@ def patchify(frames: torch.Tensor) -> torch.Tensor:
     if num_frames % FRAMES_PER_GRID or height % side or width % side:
         raise ValueError(f"frames have shape {tuple(frames.shape)}; wanted an even F, H and W multiples of {side}")
     grids, blocks_high, blocks_wide = num_frames // FRAMES_PER_GRID, height // side, width // side
-    split = frames.view(
-        grids, FRAMES_PER_GRID, blocks_high, MERGE, PATCH_PIXELS, blocks_wide, MERGE, PATCH_PIXELS, 3
-    )
+    split = frames.view(grids, FRAMES_PER_GRID, blocks_high, MERGE, PATCH_PIXELS, blocks_wide, MERGE, PATCH_PIXELS, 3)
     rows = split.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3, FRAMES_PER_GRID * PATCH_PIXELS**2)
     mean = torch.tensor(MEAN, device=frames.device).view(1, 3, 1)
     std = torch.tensor(STD, device=frames.device).view(1, 3, 1)
