@@ -1,0 +1,1 @@
+"""Rewards: pure functions of what an episode said and did."""

@@ -1,0 +1,197 @@
+"""The trajectory-guided reward of Video-o3 (arXiv 2601.23224): R = accuracy * (1 + bonus) + format, in [0, 3].
+
+bonus = (0.5 + 0.5 * S) * decay, S the clue score. Accuracy and format stay unweighted here, so that whoever weighs
+them changes no condition of the bonus. Three variants:
+
+- `paper`: the formula as printed: a right answer earns the bonus whatever its format.
+- `public_code`: the authors' released code, number for number: the bonus also needs a perfect format.
+- `strict`: as `public_code`, without its holes. S is measured clue by clue over calls that were executed; the bonus
+  of the tool kinds needs S > 0; failed and repeated calls earn nothing and count towards the decay, on every kind;
+  option letters are read tolerantly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from videoseek.rewards.accuracy import last_answer, public_match, tolerant_match
+from videoseek.rewards.clue_score import clue_score, clue_score_per_clue, overlap
+from videoseek.rewards.format import public_format, public_windows, strict_format
+from videoseek.trajectory.grammar import CALL_FAULTS, FORMATS, read_object, read_segment
+from videoseek.types import KINDS, Call, Episode, Fault, Interval, ParsedTurn
+
+VARIANTS = ("strict", "paper", "public_code")
+SCORED_KINDS = tuple(kind for kind in KINDS if kind != "perception")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardParts:
+    """A reward and its parts. clue_score is as measured, also where the bonus does not use it; calls counts failures.
+
+    For `temporal_grounding`, accuracy is the IoU of the answered window, and there is no bonus.
+    """
+
+    reward: float
+    accuracy: float
+    format: float
+    clue_score: float
+    decay: float
+    bonus: float
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class _BonusRule:
+    """fixed_score replaces S; free_calls are not decayed for (None: as many as there are clues)."""
+
+    needs_call: bool
+    fixed_score: float | None
+    free_calls: float | None
+
+
+# Direct kinds earn a bonus without any call: their evidence shows in the overview, there are no windows to judge.
+_PUBLIC_RULES = {
+    "clue_single_w_tool": _BonusRule(needs_call=True, fixed_score=None, free_calls=None),
+    "clue_multi_w_tool": _BonusRule(needs_call=True, fixed_score=None, free_calls=math.inf),
+    "clue_single_wo_tool": _BonusRule(needs_call=False, fixed_score=0.5, free_calls=0),
+    "clue_multi_wo_tool": _BonusRule(needs_call=False, fixed_score=0.0, free_calls=math.inf),
+}
+_STRICT_RULES = _PUBLIC_RULES | {
+    "clue_multi_w_tool": _BonusRule(needs_call=True, fixed_score=None, free_calls=None),
+    "clue_multi_wo_tool": _BonusRule(needs_call=False, fixed_score=0.0, free_calls=0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """What a variant makes of an episode before the bonus: unweighted scores, and whether the bonus is open to it."""
+
+    accuracy: float
+    format: float
+    clue_score: float
+    calls: int
+    bonus_open: bool
+
+
+def score(
+    kind: str,
+    answer: str,
+    clues: Sequence[Interval],
+    turns: Sequence[str],
+    *,
+    variant: str = "strict",
+    decay: float = 0.05,
+    executed: Sequence[bool] | None = None,
+    call_format: str = "grounding",
+) -> RewardParts:
+    """Score one episode from its assistant texts (without end-of-turn tokens).
+
+    answer is the key (an option letter or words; unused for `temporal_grounding`), clues are in seconds, decay is
+    what each surplus call takes off the bonus. executed holds, for each well-formed call in order, whether it gave a
+    clip (None: all did); only `strict` looks at it. call_format names the grammar; all but `strict` read grounding.
+    """
+    _check(kind, variant, call_format)
+    parsed = [FORMATS[call_format]().parse(turn) for turn in turns]
+    calls = [call for turn in parsed for call in turn.calls]
+    if executed is not None and len(executed) != len(calls):
+        raise ValueError(f"executed has {len(executed)} flags for {len(calls)} well-formed calls")
+    windows = _windows(calls if executed is None else [c for c, done in zip(calls, executed, strict=True) if done])
+    attempts = len(calls) + sum(item.code in CALL_FAULTS for turn in parsed for item in turn.faults)
+    if kind == "temporal_grounding":
+        return _temporal_grounding(clues, turns, parsed, attempts, variant)
+    if variant == "strict":
+        evidence = _strict_evidence(answer, clues, parsed, windows, attempts)
+    else:
+        evidence = _public_evidence(answer, clues, turns, variant)
+    return _with_bonus(kind, evidence, len(clues), variant, decay)
+
+
+def episode_reward(
+    episode: Episode, variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
+) -> RewardParts:
+    """Score an episode by its texts and, in `strict`, by which of its calls gave a clip (`Episode.calls`)."""
+    sample, turns = episode.sample, episode.assistant_texts()
+    _check(sample.kind, variant, call_format)
+    num_calls = sum(len(FORMATS[call_format]().parse(turn).calls) for turn in turns)
+    executed = [record.clip is not None for record in episode.calls if record.call is not None]
+    executed += [False] * (num_calls - len(executed))  # calls that a limit kept from being run leave no record
+    return score(
+        sample.kind,
+        sample.answer,
+        sample.clues,
+        turns,
+        variant=variant,
+        decay=decay,
+        executed=executed,
+        call_format=call_format,
+    )
+
+
+def _check(kind: str, variant: str, call_format: str) -> None:
+    if kind == "perception":
+        raise ValueError("kind 'perception' is training text without a verdict and cannot be scored")
+    if kind not in SCORED_KINDS:
+        raise ValueError(f"kind {kind!r} is not one of {', '.join(SCORED_KINDS)}")
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r} is not one of {', '.join(VARIANTS)}")
+    if call_format not in FORMATS:
+        raise ValueError(f"call format {call_format!r} is not one of {', '.join(FORMATS)}")
+    if variant != "strict" and call_format != "grounding":
+        raise ValueError(f"variant {variant!r} reads the grounding format only, not {call_format!r}")
+
+
+def _windows(calls: Sequence[Call]) -> list[Interval]:
+    return [(call.start_seconds, call.end_seconds) for call in calls]
+
+
+def _public_evidence(answer: str, clues: Sequence[Interval], turns: Sequence[str], variant: str) -> _Evidence:
+    said = last_answer(turns[-1]) if turns else None
+    right = said is not None and public_match(said, answer)
+    format_score, num_calls = public_format(turns)
+    windows = public_windows(turns)
+    clue = clue_score(windows, clues)
+    if variant == "paper":
+        return _Evidence(float(right), format_score, clue, len(windows), right)
+    return _Evidence(float(right), format_score, clue, num_calls, right and format_score == 1)
+
+
+def _strict_evidence(
+    answer: str, clues: Sequence[Interval], parsed: Sequence[ParsedTurn], windows: Sequence[Interval], attempts: int
+) -> _Evidence:
+    said = parsed[-1].answer if parsed else None
+    right = said is not None and tolerant_match(said, answer)
+    format_score = strict_format(parsed)
+    clue = clue_score_per_clue(windows, clues)
+    return _Evidence(float(right), format_score, clue, attempts, right and format_score == 1)
+
+
+def _with_bonus(kind: str, evidence: _Evidence, num_clues: int, variant: str, decay: float) -> RewardParts:
+    rule = (_STRICT_RULES if variant == "strict" else _PUBLIC_RULES)[kind]
+    free_calls = num_clues if rule.free_calls is None else rule.free_calls
+    factor = max(0.0, 1.0 - decay * max(0.0, evidence.calls - free_calls))
+    sought = evidence.clue_score > 0 if variant == "strict" else evidence.calls > 0
+    bonus = 0.0
+    if evidence.bonus_open and (sought or not rule.needs_call):
+        bonus_score = evidence.clue_score if rule.fixed_score is None else rule.fixed_score
+        bonus = (0.5 + 0.5 * bonus_score) * factor
+    reward = evidence.accuracy * (1 + bonus) + evidence.format
+    return RewardParts(reward, evidence.accuracy, evidence.format, evidence.clue_score, factor, bonus, evidence.calls)
+
+
+def _temporal_grounding(
+    clues: Sequence[Interval], turns: Sequence[str], parsed: Sequence[ParsedTurn], attempts: int, variant: str
+) -> RewardParts:
+    """R = IoU + format. The public code judges the last turn only and knows the first clue only; `strict` all."""
+    if not clues:
+        raise ValueError("kind 'temporal_grounding' needs at least one clue to compare the answer with")
+    said = last_answer(turns[-1]) if turns else None
+    payload = read_object(said) if said is not None else None
+    segment = read_segment(payload.get("temporal_segment")) if payload is not None else None
+    in_form = segment is not None and not (isinstance(segment, Fault) and segment.code == "bad_segment")
+    truth = clues if variant == "strict" else clues[:1]
+    iou = overlap([segment], truth).iou if isinstance(segment, tuple) else 0.0
+    judged = strict_format(parsed) if variant == "strict" else public_format(turns[-1:])[0]
+    format_score = judged if in_form else 0.0
+    return RewardParts(iou + format_score, iou, format_score, 0.0, 1.0, 0.0, attempts)

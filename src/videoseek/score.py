@@ -1,0 +1,115 @@
+"""Score recorded trajectories: `python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]`.
+
+One JSON object a line in, `{"kind", "answer", "clues": [[start, end], ..], "turns": [text, ..]}` (times in seconds,
+turns are the assistant's texts, optional `executed`: did each well-formed call give a clip), one a line out with the
+parts of the reward. Every line is checked before any is printed; blank lines are passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from videoseek.command import run_command
+from videoseek.config import UsageError
+from videoseek.rewards.trajectory_guided import SCORED_KINDS, VARIANTS, RewardParts, score
+from videoseek.types import Interval
+
+USAGE = "usage: python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]"
+
+
+def _settings(arguments: Sequence[str]) -> tuple[Path, str, float]:
+    files = [argument for argument in arguments if "=" not in argument]
+    if len(files) != 1:
+        raise UsageError(f"one file is wanted, got {len(files)}; {USAGE}")
+    settings = {"variant": "strict", "decay": "0.05"}
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if separator and key not in settings:
+            raise UsageError(f"unknown key {key!r}, known are variant and decay; {USAGE}")
+        if separator:
+            settings[key] = value
+    if settings["variant"] not in VARIANTS:
+        raise UsageError(f"variant {settings['variant']!r} is not one of {', '.join(VARIANTS)}")
+    try:
+        decay = float(settings["decay"])
+    except ValueError:
+        decay = math.nan
+    if not 0 <= decay <= 1:
+        raise UsageError(f"decay {settings['decay']!r} must be a number between 0 and 1")
+    return Path(files[0]), settings["variant"], decay
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _clues(value: object) -> list[Interval]:
+    if not isinstance(value, list):
+        raise ValueError(f"clues {value!r} must be a list of [start, end] in seconds")
+    for clue in value:
+        if not isinstance(clue, list) or len(clue) != 2 or not all(map(_is_seconds, clue)):
+            raise ValueError(f"clue {clue!r} must be [start, end] in seconds")
+        if not 0 <= clue[0] < clue[1]:
+            raise ValueError(f"clue {clue} must satisfy 0 <= start < end")
+    return [(float(start), float(end)) for start, end in value]
+
+
+def _list_of(name: str, value: object, kind: type) -> list[Any]:
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+        raise ValueError(f"{name} must be a list of {'texts' if kind is str else 'true or false'}")
+    return value
+
+
+def score_line(line: str, variant: str, decay: float) -> RewardParts:
+    """Score one line of a file. Raises ValueError with one sentence for anything that is not a trajectory."""
+    try:
+        record = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    if missing := [name for name in ("kind", "answer", "clues", "turns") if name not in record]:
+        raise ValueError(f"field {missing[0]!r} is missing")
+    kind, answer = record["kind"], record["answer"]
+    if kind not in SCORED_KINDS:
+        raise ValueError(f"kind {kind!r} is not one of {', '.join(SCORED_KINDS)}")
+    if not isinstance(answer, str):
+        raise ValueError(f"answer {answer!r} must be a text")
+    turns, clues = _list_of("turns", record["turns"], str), _clues(record["clues"])
+    executed = record.get("executed")
+    if executed is not None:
+        executed = _list_of("executed", executed, bool)
+    return score(kind, answer, clues, turns, variant=variant, decay=decay, executed=executed)
+
+
+def main(arguments: list[str]) -> None:
+    if {"--help", "-h"} & set(arguments):
+        print(USAGE)
+        return
+    path, variant, decay = _settings(arguments)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"{path} cannot be read: {reason}") from None
+    parts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            parts.append(score_line(line, variant, decay))
+        except ValueError as error:
+            raise UsageError(f"{path}, line {number}: {error}") from None
+    sys.stdout.writelines(json.dumps(asdict(part)) + "\n" for part in parts)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
