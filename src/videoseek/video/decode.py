@@ -96,7 +96,7 @@ class VideoReader:
             self._seek(key)
         self._advance(stamp)
         step = 1
-        # Some containers seek by decoding order or by guess and land behind the wanted frame: start earlier.
+        # A container without an index seeks by guess and may land behind the wanted frame: start earlier.
         while self._shown is None and key > 0:
             key, step = max(key - step, 0), step * 2
             self._seek(key)
@@ -114,7 +114,7 @@ class VideoReader:
         return bool(at_key - here > SEEK_WORTH_FRAMES)
 
     def _seek(self, key: int) -> None:
-        self._container.seek(int(self.index.keyframes[key]), stream=self._stream)
+        self._container.seek(int(self.index.seek_stamps[key]), stream=self._stream)
         own_stamps = self.index.stamps if self.index.lacks_presentation_times else None
         self._decoder = decoded_frames(self._container, self._stream, own_stamps, self._wanted)
         self._shown = self._ahead = None

@@ -24,6 +24,8 @@ from videoseek.video.errors import VideoError
 
 #: Plain containers only: playlists and scripts (HLS, DASH, concat) could make the library open other files.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
+#: Containers whose own seek index holds presentation times; the others go by decoding times.
+SEEKABLE_BY_PRESENTATION = ("matroska,webm", "ogg")
 #: Slack when a time is looked up, below any frame interval: 0.1 + 0.2 still finds the frame at 0.3.
 TIME_SLACK_SECONDS = 1e-6
 #: Header rate and measured rate this close are one: millisecond time bases blur the measured one.
@@ -46,12 +48,13 @@ class VideoInfo:
 class VideoIndex:
     """Presentation stamps of all frames and of the keyframes (int64, ascending, in units of `time_base` seconds).
 
-    The first frame is a keyframe. Second 0 is at `start_stamp`.
+    The first frame is a keyframe. Seeking to seek_stamps[i] leads to keyframes[i]. Second 0 is at `start_stamp`.
     """
 
     info: VideoInfo
     stamps: np.ndarray
     keyframes: np.ndarray
+    seek_stamps: np.ndarray
     start_stamp: int
     time_base: Fraction
     lacks_presentation_times: bool
@@ -93,6 +96,8 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         streams = [s for s in container.streams.video if Disposition.attached_pic not in s.disposition]
         if not streams:
             raise VideoError("not_video", f"{path} has no video stream.")
+        if streams[0].codec_context is None:
+            raise VideoError("not_video", f"{path} has a video stream of an unknown codec.")
         # Frame threads can deadlock when a decode is left early, and data workers are parallel already.
         streams[0].thread_type = "NONE"
         try:
@@ -119,11 +124,10 @@ def _file_stamp(path: str) -> tuple[int, int]:
 @lru_cache(maxsize=256)
 def _load_index(path: str, modified_ns: int, num_bytes: int) -> VideoIndex:
     with open_video(path) as (container, stream):
-        stamps, keyframes, last_duration = _scan(container, stream)
+        stamps, keyframes, seek_stamps, last_duration = _scan(container, stream)
         time_base = stream.time_base
         if not len(stamps) or time_base is None:
             raise VideoError("no_frames", f"{path} has a video stream without frames.")
-        keyframes = keyframes if len(keyframes) else stamps[:1]
         stamps = stamps[stamps >= keyframes[0]]  # a recording cut in mid-stream starts with frames of no use
         container.seek(0)
         first = next(decoded_frames(container, stream), None)
@@ -141,7 +145,7 @@ def _load_index(path: str, modified_ns: int, num_bytes: int) -> VideoIndex:
     if header_rate and abs(float(header_rate) / fps - 1) < RATE_TOLERANCE:
         fps = float(header_rate)
     info = VideoInfo(path, duration, width, height, fps, len(stamps))
-    return VideoIndex(info, stamps, keyframes, start_stamp, time_base, lacks_times)
+    return VideoIndex(info, stamps, keyframes, seek_stamps, start_stamp, time_base, lacks_times)
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:
@@ -186,10 +190,14 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
         return
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, int]:
-    """Stamps of all frames, stamps of keyframes, duration of the frame shown last; a broken tail ends the scan."""
+def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Stamps of all frames, of keyframes, where to seek for these, duration of the last frame.
+
+    A broken tail ends the scan.
+    """
+    by_presentation = container.format.name in SEEKABLE_BY_PRESENTATION
     stamps: list[int] = []
-    keyframes: list[int] = []
+    seek_stamp_of_key: dict[int, int] = {}
     last_stamp, last_duration = -1, 0
     for packet in _packets(container, stream):
         stamp = packet.dts if _lacks_presentation_times(container) else packet.pts
@@ -197,10 +205,14 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, n
             continue
         stamps.append(stamp)
         if packet.is_keyframe:
-            keyframes.append(stamp)
+            seek_stamp_of_key[stamp] = stamp if by_presentation or packet.dts is None else packet.dts
         if stamp >= last_stamp:
             last_stamp, last_duration = stamp, packet.duration or 0
-    return np.unique(np.array(stamps, np.int64)), np.unique(np.array(keyframes, np.int64)), last_duration
+    all_stamps = np.unique(np.array(stamps, np.int64))
+    if not seek_stamp_of_key and stamps:
+        seek_stamp_of_key[int(all_stamps[0])] = int(all_stamps[0])
+    keys = np.array(sorted(seek_stamp_of_key.items()), np.int64).reshape(-1, 2)
+    return all_stamps, keys[:, 0], keys[:, 1], last_duration
 
 
 def _lacks_presentation_times(container: InputContainer) -> bool:
