@@ -1,0 +1,36 @@
+"""The `--benchmark` flag, skips that say why, and the same seeds and threads for every test."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--benchmark", action="store_true", help="run the benchmarks too, and print their tables")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    no_benchmark = pytest.mark.skip(reason="benchmarks run with --benchmark only")
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
+    for item in items:
+        if "benchmark" in item.keywords and not config.getoption("--benchmark"):
+            item.add_marker(no_benchmark)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture(autouse=True)
+def _same_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
