@@ -1,0 +1,1 @@
+"""Samples on disk: the JSONL schema, its checks, packing, and the generated clue world."""

@@ -1,0 +1,299 @@
+"""Clue world: generated video in which the overview shows that and where a card is, and only a crop what is on it.
+
+A video is a dull, drifting grey with a few coloured cards, each shown for one slot of four seconds. A card's pattern has
+a period of 6 px: reduced fivefold (overview) it melts into the card's colour, reduced 2.5-fold (crop) it can be read.
+All patterns cover half of the card, so that the colour gives nothing away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from videoseek.data.schema import read_samples, write_samples
+from videoseek.trajectory.grammar import FAULTS, FORMATS
+from videoseek.types import STRATEGIES, Call, Sample
+
+COLOURS = {
+    "red": (210, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (225, 205, 50),
+    "purple": (150, 50, 180),
+    "cyan": (60, 200, 210),
+}
+PATTERNS = ("rows", "columns", "checks", "slashes")
+NOTHING = "nothing"
+_YES_NO = ("yes", "no")
+_OPTIONS = (PATTERNS, _YES_NO)
+
+SIZE = 140
+FPS = 4
+SLOT_SECONDS = 4
+NUM_SLOTS = 8
+NUM_CARDS = 3
+DURATION_SECONDS = NUM_SLOTS * SLOT_SECONDS
+_CARD_SIZE = 90
+_HALF_PERIOD = 3
+_WORLD_VERSION = 1
+_FORMAT = FORMATS["grounding"]("brief")
+
+#: Shares of the question kinds, and of the faults that synthesised trajectories carry.
+_KIND_SHARES = {"single": 0.6, "multi": 0.2, "direct": 0.2}
+_NO_CALL_SHARE = 0.2
+_WRONG_WINDOW_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    slot: int
+    colour: str
+    pattern: str
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return self.slot * SLOT_SECONDS, (self.slot + 1) * SLOT_SECONDS
+
+    @property
+    def place(self) -> str:
+        return f"{self.colour} at {self.window[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One video: its file and its cards in order of time."""
+
+    video: str
+    cards: tuple[Card, ...]
+
+    def card(self, colour: str) -> Card | None:
+        return next((card for card in self.cards if card.colour == colour), None)
+
+
+def phrases() -> list[str]:
+    """What this world's conversations are made of, for a tokenizer that takes each piece as one token."""
+    options = [" ".join(f"{letter}. {word}" for letter, word in zip("ABCD", words, strict=False)) for words in _OPTIONS]
+    protocol = ["<think>", "</think>\n", "<grounding>", "</grounding>", "<answer>", "</answer>", "system\n", "user\n"]
+    protocol += ['{"temporal_segment": [', '], "sampling_strategy": "', '"}', *STRATEGIES, "assistant\n"]
+    protocol += [_FORMAT.system_prompt(), "\nQuestion: ", "Question: ", "\nOptions: ", "Observation ", "Fault: "]
+    protocol += [": ", "This video is uniformly sampled at ", " fps, contains ", " frames from ", " seconds to "]
+    protocol += [" seconds.", "0.50", *(code.replace("_", " ") for code in FAULTS)]
+    words = [*COLOURS, *PATTERNS, NOTHING, " at ", " and ", ", ", "; ", "no ", "not ", "What is on the ", " card?"]
+    words += ["List the cards.", "Do the ", " cards match?", "Is a ", " card shown?", "What is shown?"]
+    seconds = range(DURATION_SECONDS + 1)
+    return [*protocol, *options, *words, *(f"{second}.0" for second in seconds), *map(str, seconds)]
+
+
+def prepare(
+    cache_dir: Path, split: str, num_samples: int, seed: int, on_video: Callable[[int, int], None] | None = None
+) -> Path:
+    """Writes (or finds) the videos and the JSONL of a split: `base`, `train` or `heldout`; returns the JSONL's path.
+
+    Splits share no video: the random state of each is drawn from its name. `on_video(done, total)` reports progress.
+    """
+    questions_per_video = {"base": 6, "train": 6, "heldout": 4}[split]
+    num_videos = -(-num_samples // questions_per_video)
+    key = hashlib.sha256(f"{_WORLD_VERSION}/{split}/{num_samples}/{seed}".encode()).hexdigest()[:12]
+    folder = cache_dir / f"clueworld-{split}-{key}"
+    path = folder / "samples.jsonl"
+    if path.is_file():
+        return path
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    chance = random.Random(f"{split}/{seed}")
+    samples: list[Sample] = []
+    make = _perception_samples if split == "base" else _task_samples
+    for index in range(num_videos):
+        video = folder / "videos" / f"{split}-{index:05d}.mp4"
+        world = World(str(video), _draw_cards(chance))
+        write_video(world, chance.getrandbits(32))
+        samples += make(world, f"{split}-{index:05d}", chance, questions_per_video)
+        if on_video is not None:
+            on_video(index + 1, num_videos)
+    write_samples(path, samples[:num_samples])
+    return path
+
+
+def load(cache_dir: Path, split: str, num_samples: int, seed: int) -> list[Sample]:
+    return read_samples(prepare(cache_dir, split, num_samples, seed))
+
+
+def _draw_cards(chance: random.Random) -> tuple[Card, ...]:
+    slots = sorted(chance.sample(range(NUM_SLOTS), NUM_CARDS))
+    colours = chance.sample(list(COLOURS), NUM_CARDS)
+    # Half of the videos hold a matching pair, so that "do they match?" has no usual answer.
+    patterns = [chance.choice(PATTERNS) for _ in slots]
+    if chance.random() < 0.5:
+        first, second = chance.sample(range(NUM_CARDS), 2)
+        patterns[second] = patterns[first]
+    return tuple(Card(*card) for card in zip(slots, colours, patterns, strict=True))
+
+
+def write_video(world: World, seed: int) -> None:
+    """Encodes a world as H.264, complete or not at all."""
+    final = Path(world.video)
+    partial = final.with_name(final.stem + ".partial.mp4")
+    with av.open(str(partial), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "preset": "ultrafast", "g": str(2 * FPS), "threads": "1"}
+        for pixels in _frames(world, seed):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    partial.replace(final)
+
+
+def _frames(world: World, seed: int) -> Iterator[np.ndarray]:
+    """uint8 [SIZE, SIZE, 3] for each frame."""
+    noise = np.random.default_rng(seed)
+    texture = noise.normal(0, 6, (SIZE // 7, SIZE // 7, 1)).repeat(7, 0).repeat(7, 1)
+    level, drift = noise.uniform(90, 140), noise.uniform(-0.4, 0.4)
+    margin = SIZE - _CARD_SIZE
+    places = {card.slot: noise.integers(margin // 4, margin - margin // 4, 2) for card in world.cards}
+    shown = {card.slot: card for card in world.cards}
+    for index in range(DURATION_SECONDS * FPS):
+        pixels = np.broadcast_to(level + drift * index + texture, (SIZE, SIZE, 3)).copy()
+        card = shown.get(index // (FPS * SLOT_SECONDS))
+        if card is not None:
+            top, left = places[card.slot]
+            pixels[top : top + _CARD_SIZE, left : left + _CARD_SIZE] = _paint(card)
+        yield (pixels + noise.normal(0, 2, pixels.shape)).clip(0, 255).astype(np.uint8)
+
+
+def _paint(card: Card) -> np.ndarray:
+    y, x = np.mgrid[:_CARD_SIZE, :_CARD_SIZE] // _HALF_PERIOD
+    diagonal = np.add(*np.mgrid[:_CARD_SIZE, :_CARD_SIZE]) // _HALF_PERIOD
+    cells = {"rows": y, "columns": x, "checks": x + y, "slashes": diagonal}[card.pattern]
+    return np.where((cells % 2 == 0)[..., None], np.array(COLOURS[card.colour], float), np.array((20.0, 20.0, 20.0)))
+
+
+def _task_samples(world: World, name: str, chance: random.Random, count: int) -> list[Sample]:
+    """Questions about one video with their trajectories; clean or faulty as `chance` says."""
+    makers = {"single": _single, "multi": _multi, "direct": _direct}
+    kinds = chance.choices(list(_KIND_SHARES), list(_KIND_SHARES.values()), k=count)
+    return [makers[kind](world, f"{name}-{index}", chance) for index, kind in enumerate(kinds)]
+
+
+def _look(think: str, window: tuple[int, int]) -> str:
+    return _FORMAT.render_turn(think, Call(*map(float, window), "medium"), None)
+
+
+def _conclude(think: str, answer: str) -> str:
+    return _FORMAT.render_turn(think, None, answer)
+
+
+def _wrong_look(world: World, card: Card, chance: random.Random) -> list[str]:
+    """A window too wide to read, or another slot first."""
+    if chance.random() < 0.5:
+        start = card.window[0] if card.slot + 1 < NUM_SLOTS else card.window[0] - SLOT_SECONDS
+        return [_look(card.place, (start, start + 2 * SLOT_SECONDS))]
+    other = chance.choice([slot for slot in range(NUM_SLOTS) if slot != card.slot]) * SLOT_SECONDS
+    wrong = _look(f"{card.colour} at {other}", (other, other + SLOT_SECONDS))
+    return [wrong, _look(card.place, card.window)]
+
+
+def _looks(world: World, card: Card, chance: random.Random) -> list[str]:
+    if chance.random() < _WRONG_WINDOW_SHARE:
+        return _wrong_look(world, card, chance)
+    return [_look(card.place, card.window)]
+
+
+def _single(world: World, name: str, chance: random.Random) -> Sample:
+    card = chance.choice(world.cards)
+    answer = "ABCD"[PATTERNS.index(card.pattern)]
+    looks = [] if chance.random() < _NO_CALL_SHARE else _looks(world, card, chance)
+    return Sample(
+        id=name,
+        video=world.video,
+        question=f"What is on the {card.colour} card?",
+        options=PATTERNS,
+        answer=answer,
+        kind="clue_single_w_tool",
+        clues=(card.window,),
+        turns=(*looks, _conclude(card.pattern if looks else card.place, answer)),
+    )
+
+
+def _multi(world: World, name: str, chance: random.Random) -> Sample:
+    first, second = chance.sample(world.cards, 2)
+    same = first.pattern == second.pattern
+    answer = "A" if same else "B"
+    if chance.random() < _NO_CALL_SHARE:
+        turns = (_conclude(first.place, answer),)
+    else:
+        looks = [_look(first.place, first.window), *_looks(world, second, chance)]
+        turns = (*looks, _conclude(f"{first.pattern} and {second.pattern}", answer))
+    return Sample(
+        id=name,
+        video=world.video,
+        question=f"Do the {first.colour} and {second.colour} cards match?",
+        options=_YES_NO,
+        answer=answer,
+        kind="clue_multi_w_tool",
+        clues=tuple(sorted((first.window, second.window))),
+        turns=turns,
+    )
+
+
+def _direct(world: World, name: str, chance: random.Random) -> Sample:
+    shown = {card.colour for card in world.cards}
+    present = chance.random() < 0.5
+    colour = chance.choice(sorted(shown if present else set(COLOURS) - shown))
+    card = world.card(colour)
+    answer = "A" if card else "B"
+    place = card.place if card else f"no {colour}"
+    needless = [_look(place, card.window)] if card and chance.random() < _NO_CALL_SHARE else []
+    return Sample(
+        id=name,
+        video=world.video,
+        question=f"Is a {colour} card shown?",
+        options=_YES_NO,
+        answer=answer,
+        kind="clue_single_wo_tool",
+        clues=(card.window,) if card else (),
+        turns=(*needless, _conclude(place, answer)),
+    )
+
+
+def _perception_samples(world: World, name: str, chance: random.Random, count: int) -> list[Sample]:
+    """What a base model should perceive, without any protocol: time lines, when-questions, crops."""
+    samples = [_perception(world, f"{name}-list", "List the cards.", ", ".join(card.place for card in world.cards))]
+    for index in range((count - 1) // 2):
+        asked = chance.choice((_single, _multi, _direct))(world, f"{name}-when-{index}", chance)
+        colour = next(word for word in asked.question.split() if word in COLOURS)
+        card = world.card(colour)
+        place = card.place if card else f"no {colour}"
+        samples.append(_perception(world, asked.id, asked.question, place, options=asked.options))
+    for index in range(count - len(samples)):
+        slot = chance.choice(range(NUM_SLOTS)) if chance.random() < 0.25 else chance.choice(world.cards).slot
+        seen = next((card.pattern for card in world.cards if card.slot == slot), NOTHING)
+        window = (float(slot * SLOT_SECONDS), float((slot + 1) * SLOT_SECONDS))
+        samples.append(_perception(world, f"{name}-crop-{index}", "What is shown?", seen, window=window))
+    return samples
+
+
+def _perception(
+    world: World,
+    name: str,
+    question: str,
+    answer: str,
+    *,
+    options: tuple[str, ...] = (),
+    window: tuple[float, float] | None = None,
+) -> Sample:
+    return Sample(
+        id=name,
+        video=world.video,
+        question=question,
+        options=options,
+        answer=answer,
+        kind="perception",
+        turns=(answer,),
+        window=window,
+    )

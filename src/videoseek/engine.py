@@ -1,0 +1,172 @@
+"""DeepSpeed around the policy: one engine a stage, driven by plain calls from the visible loops.
+
+Losses handed to `backward` are parts of one sum over all micro-batches and ranks; DeepSpeed averages over both, and
+the engine undoes that, so that a loss never depends on how a batch was cut.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+
+from videoseek.model.policy import Policy
+from videoseek.runtime import rank, world_size
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """AdamW with a gradient-norm limit; the learning rate comes with every step."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, schedule: str) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up, then constant or a cosine to zero at `steps`."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def start_distributed(device: torch.device) -> None:
+    """Joins the process group that DeepSpeed needs; a process on its own becomes a group of one."""
+    if dist.is_initialized():
+        return
+    if device.type == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce at first use; gloo needs no compiler and is as fast here.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ.update(alone)
+    deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)
+
+
+class TrainEngine:
+    """A policy under training. Every rank must call its methods in the same order."""
+
+    def __init__(self, policy: Policy, settings: OptimizerSettings, *, stage: int, offload: bool = False) -> None:
+        start_distributed(policy.device)
+        bf16 = next(policy.parameters()).dtype == torch.bfloat16
+        zero: dict[str, Any] = {"stage": stage}
+        if offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=0.0, betas=settings.betas, weight_decay=settings.weight_decay)
+        self.stage = stage
+        self.policy = policy
+        self.engine, *_ = deepspeed.initialize(
+            model=policy,
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": settings.grad_clip,
+                "zero_optimization": zero,
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "bf16": {"enabled": bf16},
+                "steps_per_print": 10**9,
+            },
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Adds the gradient of one part of the batch's loss; `last` marks the final part before `step`."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * world_size())
+
+    def step(self, rate: float) -> float:
+        """One optimizer step; returns the gradient norm before clipping."""
+        for group in self._base_optimizer().param_groups:
+            group["lr"] = rate
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Under ZeRO-3, gathers all weights on every rank, for rollout and export; nothing to do otherwise."""
+        if self.stage < 3:
+            yield
+            return
+        with deepspeed.zero.GatheredParameters(list(self.policy.parameters())):
+            yield
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """This rank's optimizer state: master weights and moments by name, as flat as the engine keeps them."""
+        tensors: dict[str, torch.Tensor] = {}
+        optimizer = self._base_optimizer()
+        for index, parameter in enumerate(self._masters()):
+            tensors[f"{index}.master"] = parameter.detach()
+            for name, value in optimizer.state[parameter].items():
+                tensors[f"{index}.{name}"] = torch.as_tensor(value)
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Puts back what `state` returned on this rank. Raises ValueError when it is of another layout."""
+        optimizer = self._base_optimizer()
+        for index, parameter in enumerate(self._masters()):
+            named = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{index}.")}
+            master = named.pop("master", None)
+            if master is None or master.shape != parameter.shape:
+                raise ValueError("the checkpoint's optimizer state is of another model, ZeRO stage or number of ranks")
+            parameter.copy_(master)
+            optimizer.state[parameter] = {
+                name: value.clone() if name == "step" else value.to(parameter.device, copy=True)
+                for name, value in named.items()
+            }
+
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        return self.engine.optimizer.optimizer if self.stage else self.engine.basic_optimizer
+
+    def _masters(self) -> Sequence[torch.Tensor]:
+        if self.stage == 3:
+            return self.engine.optimizer.fp32_partitioned_groups_flat
+        if self.stage:
+            return self.engine.optimizer.single_partition_of_fp32_groups
+        return [parameter for group in self._base_optimizer().param_groups for parameter in group["params"]]
+
+
+def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
+    """Element-wise sum over ranks."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def all_max(value: int, device: torch.device) -> int:
+    """Maximum over ranks."""
+    most = torch.tensor(value, device=device)
+    if world_size() > 1:
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def my_share(count: int) -> range:
+    """Indices of a global batch that this rank handles: every world_size-th, so that ranks differ by one at most."""
+    return range(rank(), count, world_size())

@@ -1,0 +1,206 @@
+"""The seam between the decoder and attention: everything that depends on transformers' attention registry.
+
+The name contains "flash" so that the vision tower hands over packed windows (`cu_seq_lens_q`) in one call. The decoder
+receives, in place of a mask tensor, an object of this module that knows how to attend: `PackedAttention` for training
+rows, `CachedAttention` for generation. It travels through the model untouched under the key `full_attention`.
+
+Legend: B documents or sequences, L padded length, T packed tokens, H query heads, G key heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
+from transformers.masking_utils import AttentionMaskInterface
+
+IMPLEMENTATION = "videoseek_flash"
+
+#: Documents are padded to the longest of their bucket; a bucket closes below this share of its longest document.
+_BUCKET_FILL = 0.7
+
+
+class Attends(Protocol):
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """query [B, H, L, D], key and value [B, G, L, D] -> [B, L, H, D]."""
+
+
+def adopt(model: Qwen2_5_VLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
+    """Puts the decoder and the vision tower of a model on our attention, and returns it.
+
+    Registered in both of transformers' tables, then set on the configurations: `set_attn_implementation` would try to
+    load any name with "flash" in it as a kernel from a hub (transformers 5.23, `lazy_import_flash_attention`).
+    """
+    AttentionInterface.register(IMPLEMENTATION, _attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, _refuse_mask)
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config._attn_implementation = IMPLEMENTATION
+    return model
+
+
+def _refuse_mask(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("videoseek passes its own attention plan; call the model through videoseek.model.policy")
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Attends | None,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    windows = kwargs.get("cu_seq_lens_q")
+    if isinstance(windows, torch.Tensor):
+        return _vision_windows(query, key, value, windows), None
+    if attention_mask is None:
+        raise RuntimeError("the decoder was called without an attention plan")
+    return attention_mask.attend(module.layer_idx, query, key, value), None
+
+
+def _vision_windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    """Full attention inside each window [bounds[i], bounds[i+1]) of [1, H, T, D]; windows of one length share a call."""
+    lengths = bounds.diff()
+    out = torch.empty_like(query)
+    for length in lengths.unique().tolist():
+        rows = bounds[:-1][lengths == length, None] + torch.arange(length, device=bounds.device)
+        window = [tensor[0][:, rows].transpose(0, 1) for tensor in (query, key, value)]  # [windows, H, length, D]
+        attended = F.scaled_dot_product_attention(*window)
+        out = out.index_copy(2, rows.flatten(), attended.transpose(0, 1).flatten(1, 2)[None])
+    return out.transpose(1, 2)
+
+
+def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B, H, L, D] against [B, G, K, D] under a bool mask [B, 1, L, K] -> [B, H, L, D]."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+@dataclass(slots=True)
+class PackedAttention:
+    """Attention over one packed row under `visible(m, n) = n <= m < end[n] and visible[m] & key_class[n]`.
+
+    The dense path of any device: documents are cut out at the boundaries that `end` implies, padded to buckets of
+    similar length and given a bool mask each. Built once per batch and shared by all layers and passes.
+    """
+
+    buckets: list[tuple[torch.Tensor, torch.Tensor]]  # rows [B, L] (T where padded), mask [B, 1, L, L]
+    unpack: torch.Tensor  # [T] where each token stands in the concatenated, flattened buckets
+
+    @classmethod
+    def plan(cls, end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor) -> PackedAttention:
+        bounds = document_bounds(end)
+        spans = sorted(zip(bounds[:-1], bounds[1:], strict=True), key=lambda span: span[0] - span[1])
+        buckets: list[tuple[torch.Tensor, torch.Tensor]] = []
+        unpack = torch.empty(end.shape[0], dtype=torch.long)
+        filled = 0
+        while spans:
+            longest = spans[0][1] - spans[0][0]
+            size = next((i for i, (a, b) in enumerate(spans) if b - a < _BUCKET_FILL * longest), len(spans))
+            bucket, spans = spans[:size], spans[size:]
+            rows = torch.full((size, longest), -1)
+            for i, (start, stop) in enumerate(bucket):
+                rows[i, : stop - start] = torch.arange(start, stop)
+                unpack[start:stop] = filled + i * longest + torch.arange(stop - start)
+            filled += rows.numel()
+            buckets.append((rows.clamp(min=0), _bucket_mask(rows, end, key_class, visible)))
+        device = end.device
+        return cls([(rows.to(device), mask.to(device)) for rows, mask in buckets], unpack.to(device))
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        outputs = []
+        for rows, mask in self.buckets:
+            q, k, v = (tensor[0][:, rows].transpose(0, 1) for tensor in (query, key, value))  # [B, H or G, L, D]
+            outputs.append(_sdpa(q, k, v, mask).transpose(1, 2).flatten(0, 1))  # [B * L, H, D]
+        return torch.cat(outputs)[self.unpack][None]
+
+
+def document_bounds(end: torch.Tensor) -> list[int]:
+    """Row indices `[0, .., T]` between which no key is seen from outside: a document, or a tree-packed group."""
+    reach = end.cpu().cummax(0).values
+    starts = torch.arange(1, len(end) + 1)
+    return [0, *starts[reach <= starts].tolist()]
+
+
+def _bucket_mask(
+    rows: torch.Tensor, end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor
+) -> torch.Tensor:
+    end, key_class, visible = end.cpu(), key_class.cpu(), visible.cpu()
+    query, key = rows[:, :, None], rows[:, None, :]  # -1 where padded
+    mask = (key >= 0) & (key <= query) & (query < end[rows][:, None, :])
+    mask &= (visible[rows][:, :, None] & key_class[rows][:, None, :]) != 0
+    # A padded row sees itself: a softmax over nothing is NaN, and nobody reads its output.
+    mask |= torch.eye(rows.shape[1], dtype=torch.bool) & (rows < 0)[:, :, None]
+    return mask[:, None]
+
+
+@dataclass(slots=True)
+class CachedAttention:
+    """Attention of new tokens against a growing cache of B sequences of unequal length.
+
+    `keys` and `values` hold [B, G, capacity, D] for each layer; `lengths` [B] tokens are valid before this call. New
+    tokens may be padded on the right: padding lands behind the valid part and is overwritten by the next call.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    lengths: torch.Tensor
+    _mask: torch.Tensor | None = field(default=None)
+    _span: int = 0
+
+    @classmethod
+    def empty(
+        cls, num_layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> CachedAttention:
+        """shape is [B, G, capacity, D]."""
+        keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        values = [torch.zeros_like(key) for key in keys]
+        return cls(keys, values, torch.zeros(shape[0], dtype=torch.long, device=device))
+
+    @property
+    def capacity(self) -> int:
+        return self.keys[0].shape[2]
+
+    def select(self, rows: torch.Tensor, capacity: int) -> CachedAttention:
+        """The sequences `rows` (repeats allowed: a shared prefix is copied), with room for `capacity` tokens."""
+        keep = int(self.lengths[rows].max()) if len(rows) else 0
+
+        def resized(tensor: torch.Tensor) -> torch.Tensor:
+            fresh = tensor.new_zeros(len(rows), tensor.shape[1], capacity, tensor.shape[3])
+            fresh[:, :, :keep] = tensor[rows, :, :keep]
+            return fresh
+
+        return CachedAttention(
+            [resized(key) for key in self.keys], [resized(value) for value in self.values], self.lengths[rows]
+        )
+
+    def reserve(self, num_more: int) -> None:
+        """Room for `num_more` further tokens a sequence."""
+        self.keys = [F.pad(key, (0, 0, 0, num_more)) for key in self.keys]
+        self.values = [F.pad(value, (0, 0, 0, num_more)) for value in self.values]
+
+    def begin(self, num_new: int) -> None:
+        """Prepares the mask for a forward pass over `num_new` (padded) tokens a sequence."""
+        self._span = int(self.lengths.max()) + num_new
+        if self._span > self.capacity:
+            raise ValueError(f"cache holds {self.capacity} tokens, {self._span} are needed")
+        last_visible = self.lengths[:, None] + torch.arange(num_new, device=self.lengths.device)
+        self._mask = (torch.arange(self._span, device=self.lengths.device) <= last_visible[..., None])[:, None]
+
+    def advance(self, num_valid: torch.Tensor) -> None:
+        self.lengths = self.lengths + num_valid
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        if self._mask is None:
+            raise RuntimeError("CachedAttention.begin was not called")
+        num_new = key.shape[2]
+        rows = torch.arange(len(self.lengths), device=key.device)[:, None]
+        columns = self.lengths[:, None] + torch.arange(num_new, device=key.device)
+        self.keys[layer][rows, :, columns] = key.transpose(1, 2)
+        self.values[layer][rows, :, columns] = value.transpose(1, 2)
+        keys, values = self.keys[layer][:, :, : self._span], self.values[layer][:, :, : self._span]
+        return _sdpa(query, keys, values, self._mask).transpose(1, 2)

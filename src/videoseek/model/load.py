@@ -1,0 +1,79 @@
+"""From a folder to a policy and back: safetensors and JSON only, never code from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from videoseek.model.attention import adopt
+
+#: What a released checkpoint carries beside weights and tokenizer; copied along so that other tools can load ours.
+_COMPANIONS = ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
+
+
+class ModelError(Exception):
+    """A model folder that cannot be used; the message names the folder and what is missing."""
+
+
+def model_folder(name: str) -> Path:
+    """The folder that `model=NAME` means: `tiny` is the one that ships with the package. Raises ModelError."""
+    folder = Path(str(resources.files("videoseek.tiny_base"))) if name == "tiny" else Path(name)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model {name!r}: no config.json in {folder}; give 'tiny' or a folder of a Qwen2.5-VL model")
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type != "qwen2_5_vl":
+        raise ModelError(f"model {name!r} is of type {model_type!r}; only 'qwen2_5_vl' is supported")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"model {name!r}: no *.safetensors weights in {folder} (pickled weights are not loaded)")
+    return folder
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2_5_VLForConditionalGeneration:
+    """The model with its decoder and vision tower on our attention. Raises ModelError when weights do not fit."""
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"{folder} lacks {len(missing)} weights of the model, among them {', '.join(missing[:3])}")
+    return adopt(model).to(device)
+
+
+def save_pretrained(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    source: Path | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes what `from_pretrained` loads: config, safetensors, tokenizer, and `source`'s preprocessor files."""
+    model.save_pretrained(folder, state_dict=state_dict)
+    tokenizer.save_pretrained(folder)
+    for name in _COMPANIONS:
+        if source is not None and (source / name).is_file():
+            (folder / name).write_bytes((source / name).read_bytes())
+
+
+def tokens_per_second(config: Qwen2_5_VLConfig) -> float:
+    """Time-axis positions for each second of video."""
+    return float(config.vision_config.tokens_per_second)

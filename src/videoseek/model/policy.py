@@ -1,0 +1,116 @@
+"""The policy: Qwen2.5-VL called on packed rows and on growing sequences.
+
+Legend: T packed tokens, V vision tokens, N labelled rows, B sequences, C hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from videoseek.model.attention import Attends, CachedAttention, PackedAttention
+from videoseek.types import Clip, TokenBatch
+from videoseek.video.decode import read_frames
+from videoseek.video.patches import patchify
+
+#: Rows projected to the vocabulary at a time: 4,096 rows of 152k logits are 2.5 GB in fp32.
+_PROJECTION_ROWS = 4096
+
+
+class Policy(nn.Module):
+    """Wraps the model so that one `forward` serves SFT and RL, and ZeRO-3 hooks see every call.
+
+    The vision tower runs once per distinct clip, the vocabulary projection on labelled rows only.
+    """
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, freeze_vision: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.freeze_vision = freeze_vision
+        model.model.visual.requires_grad_(not freeze_vision)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.model.language_model.embed_tokens.weight.device
+
+    def encode(self, clips: Sequence[Clip]) -> torch.Tensor:
+        """Features [V, C] of distinct clips, concatenated in order."""
+        visual = self.model.model.visual
+        if not clips:
+            return torch.zeros(0, self.model.config.text_config.hidden_size, dtype=visual.dtype, device=self.device)
+        patches = torch.cat([patchify(read_frames(clip)) for clip in clips]).to(self.device, visual.dtype)
+        grids = torch.tensor([clip.grid_thw for clip in clips], device=self.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
+            return visual(patches, grid_thw=grids).pooler_output
+
+    def embed(self, token_ids: torch.Tensor, vision_rows: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Token embeddings [T, C] with `features` put into `vision_rows`."""
+        embeddings = self.model.model.language_model.embed_tokens(token_ids)
+        return embeddings.index_copy(0, vision_rows, features.to(embeddings.dtype))
+
+    def decode(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: Attends) -> torch.Tensor:
+        """Final hidden states [B, L, C] of embeddings [B, L, C] at positions [3, B, L]."""
+        return self.model.model.language_model(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask={"full_attention": attention},
+            use_cache=False,
+        ).last_hidden_state
+
+    def forward(
+        self, batch: TokenBatch, features: torch.Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-prob [N] of every label and entropy [N] (no gradient) of the distribution it was drawn from.
+
+        `features` [V, C], if given, are those of `batch.clips`; otherwise they are computed here.
+        """
+        features = self.encode(batch.clips) if features is None else features
+        embeddings = self.embed(batch.token_ids, batch.vision_rows, features[batch.feature_rows])
+        attention = PackedAttention.plan(batch.end, batch.key_class, batch.visible)
+        hidden = self.decode(embeddings[None], batch.positions[:, None], attention)[0]
+        return self.label_logprobs(hidden[batch.label_rows], batch.labels, temperature)
+
+    def label_logprobs(
+        self, hidden: torch.Tensor, labels: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden [N, C], labels [N] -> log-probs [N], entropies [N]; logits are never kept for the backward pass."""
+        pieces = [
+            checkpoint(self._project, rows, wanted, temperature, use_reentrant=False)
+            if torch.is_grad_enabled() and len(hidden) > _PROJECTION_ROWS
+            else self._project(rows, wanted, temperature)
+            for rows, wanted in zip(hidden.split(_PROJECTION_ROWS), labels.split(_PROJECTION_ROWS), strict=True)
+        ]
+        logprobs, entropies = zip(*pieces, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _project(
+        self, hidden: torch.Tensor, labels: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        distribution = F.log_softmax(self.model.lm_head(hidden).float() / temperature, dim=-1)
+        with torch.no_grad():
+            entropy = -(distribution.exp() * distribution).sum(-1)
+        return distribution.gather(-1, labels[:, None])[:, 0], entropy
+
+    @torch.no_grad()
+    def extend(
+        self,
+        cache: CachedAttention,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        num_valid: torch.Tensor,
+    ) -> torch.Tensor:
+        """Appends up to L new tokens to each of B cached sequences; logits [B, vocabulary] after the last valid one.
+
+        embeddings [B, L, C] and positions [3, B, L] are padded on the right; num_valid [B] counts what is real; a
+        sequence with none keeps its cache as it was, and its logits mean nothing.
+        """
+        cache.begin(embeddings.shape[1])
+        hidden = self.decode(embeddings, positions, cache)
+        cache.advance(num_valid)
+        last = hidden[torch.arange(len(num_valid), device=hidden.device), (num_valid - 1).clamp(min=0)]
+        return self.model.lm_head(last).float()

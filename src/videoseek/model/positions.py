@@ -1,0 +1,74 @@
+"""M-RoPE position ids: the one function that every part of the toolkit uses.
+
+Legend: T tokens. Rows of a position tensor are time, height, width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from videoseek.types import Clip
+
+#: `max_all`: after a vision block text resumes one past the largest of the three axes, as the code that shipped with
+#: the released weights and vLLM do. `v5`: as transformers 5.x does, past max(height, width) alone.
+RULES = ("max_all", "v5")
+
+
+def clip_positions(clip: Clip, start: int, tokens_per_second: float) -> torch.Tensor:
+    """Positions [3, num_tokens] of a clip whose first token stands at `start`.
+
+    The time axis advances `tokens_per_second` for each second of the clip's true sampling interval, truncated after
+    the product (Qwen2.5-VL, 2502.13923, section 2.1.2).
+    """
+    num_grids, patch_rows, patch_columns = clip.grid_thw
+    height, width = patch_rows // 2, patch_columns // 2
+    times = (torch.arange(num_grids) * (clip.second_per_grid * tokens_per_second)).long()
+    grid = torch.meshgrid(times, torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack(grid).reshape(3, -1) + start
+
+
+def mrope_positions(
+    token_ids: Sequence[int],
+    clips: Sequence[Clip],
+    video_pad_id: int,
+    tokens_per_second: float,
+    *,
+    start: int = 0,
+    rule: str = "max_all",
+) -> tuple[torch.Tensor, int]:
+    """Positions [3, T] of a stretch of tokens whose runs of `video_pad_id` stand for `clips`, in order.
+
+    Returns the positions and the position of the token that follows, so that a sequence can be continued piece by
+    piece. A stretch may not cut a clip in two. Raises ValueError when pad tokens and clips do not match.
+    """
+    if rule not in RULES:
+        raise ValueError(f"position rule {rule!r} is not one of {', '.join(RULES)}")
+    pieces: list[torch.Tensor] = []
+    remaining = iter(clips)
+    index, position, num_tokens = 0, start, len(token_ids)
+    while index < num_tokens:
+        if token_ids[index] == video_pad_id:
+            clip = next(remaining, None)
+            if clip is None:
+                raise ValueError(f"video pad token at index {index} has no clip ({len(clips)} given)")
+            stop = index + clip.num_tokens
+            if stop > num_tokens or any(token != video_pad_id for token in token_ids[index:stop]):
+                raise ValueError(f"clip of {clip.num_tokens} tokens does not fit its pad tokens at index {index}")
+            block = clip_positions(clip, position, tokens_per_second)
+            _, patch_rows, patch_columns = clip.grid_thw
+            spatial = max(patch_rows, patch_columns) // 2
+            position = int(block.max()) + 1 if rule == "max_all" else position + spatial
+        else:
+            stop = index
+            while stop < num_tokens and token_ids[stop] != video_pad_id:
+                stop += 1
+            block = (torch.arange(stop - index) + position).expand(3, -1)
+            position += stop - index
+        pieces.append(block)
+        index = stop
+    if next(remaining, None) is not None:
+        raise ValueError(f"{len(clips)} clips were given for fewer runs of video pad tokens")
+    positions = torch.cat(pieces, dim=1) if pieces else torch.zeros(3, 0, dtype=torch.long)
+    return positions, position

@@ -1,0 +1,1 @@
+"""Episodes: the environment that answers the model's turns, and the engines that sample them."""

@@ -1,0 +1,73 @@
+"""What the model acts in: it opens an episode, answers each turn, and says when the episode is over.
+
+SFT replays recorded turns through it; rollout and evaluation sample turns into it. All see the same observations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from videoseek.tools.crop import VideoCrop
+from videoseek.trajectory.builder import EpisodeBuilder
+from videoseek.trajectory.grammar import CallFormat
+from videoseek.trajectory.vocabulary import Vocabulary
+from videoseek.types import Call, CallRecord, Clip, Episode, Fault, ParsedTurn, Sample, StopReason
+from videoseek.video.decode import probe
+from videoseek.video.quotas import crop_clip, overview_clip
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The rules of an episode. `max_turns` counts assistant turns, `max_context_tokens` all tokens of an episode."""
+
+    vocabulary: Vocabulary
+    fmt: CallFormat
+    tool: VideoCrop
+    max_turns: int
+    max_context_tokens: int
+
+    def open(self, sample: Sample) -> EpisodeBuilder:
+        """An episode with its prompt. Raises VideoError when the video cannot be read."""
+        info = probe(sample.video)
+        if sample.window is None:
+            clip = overview_clip(info, self.tool.limits)
+        else:
+            clip = crop_clip(info, *sample.window, "medium", self.tool.limits)
+        builder = EpisodeBuilder(sample, self.vocabulary, self.fmt)
+        builder.prompt(clip)
+        return builder
+
+    def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
+        """Ends the episode with a reason, or appends the observation that answers the turn.
+
+        An answer ends it even beside a call: it was given before the call's evidence.
+        """
+        if parsed.answer is not None:
+            return StopReason.ANSWERED
+        if builder.num_turns >= self.max_turns:
+            return StopReason.TURN_LIMIT if parsed.calls else StopReason.NO_CALL_NO_ANSWER
+        turn = builder.num_turns - 1
+        records = [CallRecord(turn, call, *self._run(builder.sample, call)) for call in parsed.calls]
+        builder.observe(records or [CallRecord(turn, None)], parsed.faults)
+        if len(builder.token_ids) >= self.max_context_tokens:
+            return StopReason.CONTEXT_FULL
+        return None
+
+    def _run(self, sample: Sample, call: Call) -> tuple[Fault | None, Clip | None]:
+        outcome = self.tool.run(sample.video, call)
+        return (None, outcome) if isinstance(outcome, Clip) else (outcome, None)
+
+    def replay(self, sample: Sample) -> Episode:
+        """The episode of a recorded trajectory: its turns as they stand, observations made anew.
+
+        Raises ValueError when the sample has no trajectory, VideoError when its video cannot be read.
+        """
+        if not sample.turns:
+            raise ValueError(f"sample {sample.id!r} has no turns to train on")
+        builder = self.open(sample)
+        *before, last = sample.turns
+        for text in before:
+            parsed = builder.assistant_text(text)
+            self.respond(builder, ParsedTurn(parsed.think, parsed.calls, None, parsed.faults))
+        builder.assistant_text(last)
+        return builder.finish(StopReason.REFERENCE)

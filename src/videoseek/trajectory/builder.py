@@ -1,0 +1,137 @@
+"""The one builder of token sequences: SFT, rollout and evaluation all append to it, so all see the same ids.
+
+Template (Qwen2.5-VL's ChatML, prefix-preserving; tool results are user turns):
+
+    <|im_start|>system\\n..<|im_end|>\\n<|im_start|>user\\n{clip}{sentence}\\n{question}<|im_end|>\\n<|im_start|>assistant\\n
+    {sampled}<|im_end|>
+    \\n<|im_start|>user\\n{observation}<|im_end|>\\n<|im_start|>assistant\\n
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from videoseek.trajectory.grammar import CallFormat
+from videoseek.trajectory.roles import assistant_roles, token_bytes
+from videoseek.trajectory.vocabulary import Vocabulary
+from videoseek.types import CallRecord, Clip, Episode, Fault, ParsedTurn, Role, Sample, StopReason, Turn, TurnKind
+from videoseek.video.timeline import time_sentence
+
+#: Where a clip stands in the readable text of a user turn.
+CLIP_MARK = "<video>"
+
+
+class EpisodeBuilder:
+    """Grows one episode. Order: prompt, then (assistant turn, observation)*, assistant turn, then `finish`."""
+
+    def __init__(self, sample: Sample, vocabulary: Vocabulary, fmt: CallFormat) -> None:
+        self.sample = sample
+        self.vocabulary = vocabulary
+        self.fmt = fmt
+        self.token_ids: list[int] = []
+        self.roles: list[int] = []
+        self.turn_kinds: list[int] = []
+        self.loss_mask: list[bool] = []
+        self.logprobs: list[float] = []
+        self.clips: list[Clip] = []
+        self.turns: list[Turn] = []
+        self.calls: list[CallRecord] = []
+        self.faults: list[Fault] = []
+        self.answer: str | None = None
+        self.prompt_length = 0
+        self.num_turns = 0
+
+    def prompt(self, clip: Clip) -> None:
+        """System turn, then the user turn that shows `clip` and asks the question."""
+        vocabulary = self.vocabulary
+        system = [vocabulary.im_start, *vocabulary.encode("system\n" + self.fmt.system_prompt()), vocabulary.im_end]
+        self._append(system, Role.SYSTEM)
+        self.turns.append(Turn("system", self.fmt.system_prompt(), 0, len(system)))
+        question = f"{time_sentence(clip)}\n{self.fmt.prompt_text(self.sample)}"
+        self._user_turn([clip, question], Role.QUESTION, Role.GLOBAL_VIDEO)
+        self.prompt_length = len(self.token_ids)
+
+    def assistant_text(self, text: str) -> ParsedTurn:
+        """A recorded turn: the text and its end-of-turn token, all of it trained."""
+        token_ids = [*self.vocabulary.encode(text), self.vocabulary.im_end]
+        return self.assistant_tokens(token_ids, [0.0] * len(token_ids))
+
+    def assistant_tokens(self, token_ids: Sequence[int], logprobs: Sequence[float]) -> ParsedTurn:
+        """A sampled turn, ids as they were sampled (with the end-of-turn token where there is one)."""
+        start = len(self.token_ids)
+        content = list(token_ids[:-1]) if token_ids and token_ids[-1] == self.vocabulary.im_end else list(token_ids)
+        pieces = token_bytes(self.vocabulary.tokenizer, content)
+        roles, kind = assistant_roles(pieces, self.fmt)
+        text = b"".join(pieces).decode("utf-8", errors="replace")
+        roles += [int(Role.TAG)] * (len(token_ids) - len(content))
+        self.token_ids += token_ids
+        self.roles += roles
+        self.turn_kinds += [int(kind)] * len(token_ids)
+        self.loss_mask += [True] * len(token_ids)
+        self.logprobs += logprobs
+        self.turns.append(Turn("assistant", text, start, len(self.token_ids)))
+        self.num_turns += 1
+        parsed = self.fmt.parse(text)
+        self.faults += parsed.faults
+        self.answer = parsed.answer
+        return parsed
+
+    def observe(self, records: Sequence[CallRecord], faults: Sequence[Fault] = ()) -> None:
+        """The user turn that answers a turn's calls, in order: a clip each, or its fault in words.
+
+        A turn without a readable call has one record, and `faults` say what was wrong with it.
+        """
+        pieces: list[str | Clip] = []
+        for record in records:
+            self.calls.append(record)
+            if record.clip is not None:
+                before, after = self.fmt.observation_text(len(self.calls), time_sentence(record.clip))
+                pieces += [before, record.clip, after]
+            else:
+                reasons = [record.fault] if record.fault is not None else list(faults)
+                self.faults += [fault for fault in reasons if fault not in faults]
+                pieces.append(self.fmt.fault_text(reasons))
+        self._user_turn(pieces, Role.OBSERVATION, Role.CROP_VIDEO)
+
+    def finish(self, stop_reason: StopReason, weight_version: int = 0) -> Episode:
+        return Episode(
+            sample=self.sample,
+            token_ids=self.token_ids,
+            roles=self.roles,
+            turn_kinds=self.turn_kinds,
+            loss_mask=self.loss_mask,
+            logprobs=self.logprobs,
+            clips=self.clips,
+            turns=self.turns,
+            calls=self.calls,
+            stop_reason=stop_reason,
+            prompt_length=self.prompt_length,
+            answer=self.answer,
+            faults=self.faults,
+            weight_version=weight_version,
+        )
+
+    def _user_turn(self, pieces: Sequence[str | Clip], role: Role, clip_role: Role) -> None:
+        """A user turn of texts and clips, and the header of the assistant's turn that follows."""
+        vocabulary, start = self.vocabulary, len(self.token_ids)
+        self._append([*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("user\n")], role)
+        for piece in pieces:
+            if isinstance(piece, str):
+                self._append(vocabulary.encode(piece), role)
+                continue
+            self.clips.append(piece)
+            self._append([vocabulary.vision_start], role)
+            self._append([vocabulary.video_pad] * piece.num_tokens, clip_role)
+            self._append([vocabulary.vision_end], role)
+        self._append([vocabulary.im_end], role)
+        text = "".join(piece if isinstance(piece, str) else CLIP_MARK for piece in pieces)
+        self.turns.append(Turn("user", text, start, len(self.token_ids)))
+        self._append([*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("assistant\n")], role)
+
+    def _append(self, token_ids: list[int], role: Role) -> None:
+        count = len(token_ids)
+        self.token_ids += token_ids
+        self.roles += [int(role)] * count
+        self.turn_kinds += [int(TurnKind.NONE)] * count
+        self.loss_mask += [False] * count
+        self.logprobs += [0.0] * count
