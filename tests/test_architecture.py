@@ -1,0 +1,154 @@
+"""The plan of the building: imports go down, never round; files and functions stay small."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {"videoseek": ROOT / "src/videoseek", "videoseek_kernels": ROOT / "kernels/videoseek_kernels"}
+
+#: A room may import from rooms on lower floors, and within itself; the ground floor also along its own floor.
+FLOORS = (
+    {"types", "config", "runtime", "command"},
+    {"algorithms"},
+    {"video"},
+    {"trajectory"},
+    {"tools", "rewards"},
+    {"model"},
+    {"data"},
+    {"rollout", "checkpoint", "engine"},
+    {"evaluate", "report"},
+    {"stages"},
+    {"train", "score", "ask"},
+)
+#: Imported in one place only, so that a new version of theirs, or their absence, is one file's matter.
+SEAMS = {"triton": "videoseek_kernels", "videoseek_kernels": "videoseek.model", "deepspeed": "videoseek.engine"}
+
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = {"videoseek": 100, "videoseek_kernels": 160}
+MAX_PARAMETERS = 8
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its import name."""
+    found = {}
+    for package, folder in SOURCES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = (package, *path.relative_to(folder).with_suffix("").parts)
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imports(module: str) -> Iterator[str]:
+    """Names that a module imports, the ones inside functions too, as far as they are modules."""
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} line {node.lineno} imports relatively"
+            assert node.module is not None
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            submodules = [member for member in members if member in modules()]
+            yield from submodules
+            if len(submodules) < len(members):
+                yield node.module
+
+
+def floor(module: str) -> int:
+    """A program (`__main__`) stands on the top floor, wherever its file lies."""
+    if module.endswith(".__main__"):
+        return len(FLOORS) - 1
+    room = module.split(".")[1]
+    floors = [index for index, rooms in enumerate(FLOORS) if room in rooms]
+    assert floors, f"{module} stands on no floor; give its room a place in FLOORS"
+    return floors[0]
+
+
+def inner_modules() -> list[str]:
+    return [module for module in modules() if module.startswith("videoseek.")]
+
+
+@pytest.mark.parametrize("module", inner_modules())
+def test_imports_go_down(module: str) -> None:
+    for target in imports(module):
+        if target.split(".")[0] != "videoseek":
+            continue
+        assert target != "videoseek", f"{module} imports the package root"
+        same_room = target.split(".")[1] == module.split(".")[1]
+        ground = floor(module) == floor(target) == 0
+        assert same_room or ground or floor(target) < floor(module), f"{module} imports {target}, which is not below it"
+
+
+def test_no_circles() -> None:
+    graph = {module: {target for target in imports(module) if target in modules()} for module in modules()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"import circle: {' <- '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize(("library", "home"), SEAMS.items(), ids=SEAMS)
+def test_one_place_imports(library: str, home: str) -> None:
+    users = {module for module in modules() if library in {name.split(".")[0] for name in imports(module)}}
+    strangers = {user for user in users if not f"{user}.".startswith((f"{home}.", f"{library}."))}
+    assert strangers == set(), f"only {home} may import {library}"
+
+
+def test_kernels_know_nothing_of_the_project() -> None:
+    said = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in SOURCES["videoseek_kernels"].rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"\bvideoseek\b", line)
+    ]
+    assert said == []
+
+
+def test_kernels_folder_does_not_shadow_the_library_of_that_name() -> None:
+    assert not (ROOT / "kernels/__init__.py").exists()
+
+
+def test_no_room_without_a_name() -> None:
+    vague = {"utils", "util", "helpers", "common", "misc"}
+    assert [module for module in modules() if vague & set(module.split("."))] == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_sizes(module: str) -> None:
+    text = modules()[module].read_text(encoding="utf-8")
+    assert text.count("\n") <= MAX_FILE_LINES
+    package = module.split(".")[0]
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        assert num_lines <= MAX_FUNCTION_LINES[package], f"{node.name} has {num_lines} lines"
+        named = [argument for argument in _parameters(node) if argument.arg not in ("self", "cls")]
+        if package == "videoseek":  # a kernel's launch has as many as the hardware asks for
+            assert len(named) <= MAX_PARAMETERS, f"{node.name} has {len(named)} parameters"
+
+
+@pytest.mark.parametrize("module", inner_modules())  # Triton's kernels annotate their constants only
+def test_public_arguments_are_annotated(module: str) -> None:
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            bare = [a.arg for a in _parameters(node) if a.annotation is None and a.arg not in ("self", "cls")]
+            assert bare == [], f"{node.name} leaves {bare} without a type"
+
+
+def test_nothing_is_unpickled_and_no_remote_code_runs() -> None:
+    for module, path in modules().items():
+        assert not {"pickle", "marshal", "shelve", "dill"} & set(imports(module)), module
+        assert not re.search(r"trust_remote_code\s*=\s*True|weights_only\s*=\s*False", path.read_text()), module
+
+
+def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+    return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
