@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
 
 from videoseek.algorithms.advantages import KINDS as ADVANTAGES
 from videoseek.algorithms.losses import LOSSES
-from videoseek.config import config_keys, list_recipes, load_config
+from videoseek.config import VideoConfig, config_keys, list_recipes, load_config
 from videoseek.rewards.trajectory_guided import VARIANTS
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.masks import RULES
 from videoseek.trajectory.wording import STYLES
-from videoseek.video.quotas import FRAME_POLICIES
+from videoseek.video.quotas import FRAME_POLICIES, VideoLimits
 
 NAMES = list(list_recipes())
 
@@ -65,3 +66,9 @@ def test_the_default_run_is_small() -> None:
 )
 def test_choices_are_the_owners_table(key: str, table: object) -> None:
     assert set(config_keys()[key].limits["choices"]) == set(table)  # type: ignore[call-overload]
+
+
+def test_video_keys_are_the_limits_of_the_video_floor() -> None:
+    config = dataclasses.asdict(VideoConfig())
+    del config["cache_megabytes"]
+    assert VideoLimits(**config) == VideoLimits()
