@@ -17,7 +17,7 @@ from typing import Any
 
 from videoseek.command import run_command
 from videoseek.config import UsageError
-from videoseek.rewards.trajectory_guided import SCORED_KINDS, VARIANTS, RewardParts, score
+from videoseek.rewards.trajectory_guided import VARIANTS, RewardParts, score
 from videoseek.types import Interval
 
 USAGE = "usage: python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]"
@@ -46,15 +46,15 @@ def _settings(arguments: Sequence[str]) -> tuple[Path, str, float]:
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _clues(value: object) -> list[Interval]:
     if not isinstance(value, list):
-        raise ValueError(f"clues {value!r} must be a list of [start, end] in seconds")
+        raise ValueError("clues must be a list of [start, end] in seconds")
     for clue in value:
         if not isinstance(clue, list) or len(clue) != 2 or not all(map(_is_seconds, clue)):
-            raise ValueError(f"clue {clue!r} must be [start, end] in seconds")
+            raise ValueError(f"clue {str(clue)[:80]} must be [start, end] in seconds")
         if not 0 <= clue[0] < clue[1]:
             raise ValueError(f"clue {clue} must satisfy 0 <= start < end")
     return [(float(start), float(end)) for start, end in value]
@@ -79,10 +79,8 @@ def score_line(line: str, variant: str, decay: float) -> RewardParts:
     if missing := [name for name in ("kind", "answer", "clues", "turns") if name not in record]:
         raise ValueError(f"field {missing[0]!r} is missing")
     kind, answer = record["kind"], record["answer"]
-    if kind not in SCORED_KINDS:
-        raise ValueError(f"kind {kind!r} is not one of {', '.join(SCORED_KINDS)}")
-    if not isinstance(answer, str):
-        raise ValueError(f"answer {answer!r} must be a text")
+    if not isinstance(kind, str) or not isinstance(answer, str):
+        raise ValueError("kind and answer must be texts")
     turns, clues = _list_of("turns", record["turns"], str), _clues(record["clues"])
     executed = record.get("executed")
     if executed is not None:

@@ -15,7 +15,7 @@ STD_EPSILON = 1e-6
 class _GroupStatistics(NamedTuple):
     """Per group [G], over included episodes only: how many, their mean, and their summed squared deviation."""
 
-    count: torch.Tensor
+    number: torch.Tensor
     mean: torch.Tensor
     squares: torch.Tensor
 
@@ -32,10 +32,10 @@ def _statistics(rewards: torch.Tensor, groups: torch.Tensor, included: torch.Ten
     num_groups = int(groups.max()) + 1 if groups.numel() else 0
     zeros = rewards.new_zeros(num_groups)
     kept, group = rewards[included], groups[included]
-    count = zeros.index_add(0, group, torch.ones_like(kept))
-    mean = zeros.index_add(0, group, kept) / count.clamp(min=1)
+    number = zeros.index_add(0, group, torch.ones_like(kept))
+    mean = zeros.index_add(0, group, kept) / number.clamp(min=1)
     squares = zeros.index_add(0, group, (kept - mean[group]) ** 2)
-    return _GroupStatistics(count, mean, squares)
+    return _GroupStatistics(number, mean, squares)
 
 
 def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, included: torch.Tensor, *, kind: str) -> torch.Tensor:
@@ -48,14 +48,16 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, included: torc
     if kind not in KINDS:
         raise ValueError(f"advantage kind {kind!r} is not one of {', '.join(KINDS)}")
     _check(rewards, groups, included)
-    count, mean, squares = _statistics(rewards, groups, included)
-    deviation = torch.where(included, rewards - mean[groups], 0.0)
-    others = (count - 1).clamp(min=1)
+    # In double: the rounding of a mean must not look like a spread to a division by the deviation.
+    precise = rewards.double()
+    number, mean, squares = _statistics(precise, groups, included)
+    advantages = torch.where(included, precise - mean[groups], 0.0)
+    others = (number - 1).clamp(min=1)
     if kind == "grpo":
-        return deviation / ((squares / others).sqrt() + STD_EPSILON)[groups]
+        advantages = advantages / ((squares / others).sqrt() + STD_EPSILON)[groups]
     if kind == "rloo":
-        return deviation * (count / others)[groups]
-    return deviation
+        advantages = advantages * (number / others)[groups]
+    return advantages.to(rewards.dtype)
 
 
 def has_spread(
