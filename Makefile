@@ -22,6 +22,7 @@ bench: $(READY)  ## kernels against other implementations; needs a GPU
 
 # torch goes first and alone, so that a CPU build that is at hand is not replaced by what another package asks for.
 $(READY): setup.py pyproject.toml constraints.txt
+	@echo "setting up $(VENV); this takes a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
