@@ -14,15 +14,17 @@ from videoseek.video.patches import FRAMES_PER_GRID
 from videoseek.video.sampling import TOKEN_SIDE, count_frames, frame_times, linspace_frames, smart_size
 
 FRAME_POLICIES = ("linspace", "uniform")
+#: Smaller frames are enlarged to this as far as the quota allows: the floor of Video-o3's public evaluation.
+MIN_TOKENS_PER_GRID = 20
 
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
     """Budgets of one run. Tokens are merged ones (28 x 28 px of a frame pair); a grid is a pair of frames.
 
-    *_fps: sampled frames per second of video. *_tokens: most tokens of a whole clip. min_tokens_per_grid: smaller
-    frames are enlarged to it as far as the quota allows. frame_policy: `linspace` takes the frames that qwen-vl-utils
-    takes, both ends of the window included; `uniform` takes a fixed rate over the half-open window.
+    *_fps: sampled frames per second of video. *_tokens: most tokens of a whole clip. frame_policy: `linspace` takes
+    the frames that qwen-vl-utils takes, both ends of the window included; `uniform` takes a fixed rate over the
+    half-open window.
     """
 
     overview_fps: float = 2.0
@@ -33,7 +35,6 @@ class VideoLimits:
     fine_tokens: int = 6144
     min_frames: int = 4
     max_frames: int = 768
-    min_tokens_per_grid: int = 20
     max_tokens_per_grid: int = 768
     min_window_seconds: float = 1.0
     frame_policy: str = "linspace"
@@ -69,7 +70,7 @@ def crop_clip(info: VideoInfo, start_seconds: float, end_seconds: float, strateg
 def frame_size(info: VideoInfo, num_frames: int, max_tokens: int, limits: VideoLimits) -> tuple[int, int]:
     """Height and width at which `num_frames` frames cost at most `max_tokens`. Raises VideoError for a thin strip."""
     tokens_per_grid = min(limits.max_tokens_per_grid, max_tokens * FRAMES_PER_GRID / num_frames)
-    least_tokens = min(limits.min_tokens_per_grid, tokens_per_grid)
+    least_tokens = min(MIN_TOKENS_PER_GRID, tokens_per_grid)
     try:
         return smart_size(info.height, info.width, least_tokens * TOKEN_SIDE**2, tokens_per_grid * TOKEN_SIDE**2)
     except ValueError as error:

@@ -33,14 +33,16 @@ def frame_times(
 ) -> tuple[float, ...]:
     """The `uniform` policy: n equal slots of the half-open window [start, end), each shown by its first instant.
 
-    n = (end - start) * fps as `count_frames` rounds it, so while no limit bites the frames are exactly 1 / fps apart,
-    and a pair never leaves a stretch of 2 / fps seconds that begins at the window's start. No time reaches `end`.
+    n = (end - start) * fps as `count_frames` rounds it. Where that is already an even number within the limits, frames
+    are exactly 1 / fps apart, so a pair never leaves its stretch of 2 / fps seconds. No time reaches `end`.
     """
     duration = end_seconds - start_seconds
     if not (duration > 0 and fps > 0):
         raise ValueError(f"window [{start_seconds}, {end_seconds}) at {fps} fps must have a length and a rate above 0")
     num_frames = count_frames(duration * fps + COUNT_SLACK_FRAMES, min_frames, max_frames)
-    return tuple(start_seconds + duration * i / num_frames for i in range(num_frames))
+    fits = abs(duration * fps - num_frames) <= COUNT_SLACK_FRAMES
+    step_seconds = 1 / fps if fits else duration / num_frames
+    return tuple(start_seconds + i * step_seconds for i in range(num_frames))
 
 
 def linspace_frames(
