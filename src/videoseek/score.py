@@ -46,7 +46,7 @@ def _settings(arguments: Sequence[str]) -> tuple[Path, str, float]:
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _clues(value: object) -> list[Interval]:

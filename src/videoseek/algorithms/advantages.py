@@ -67,6 +67,6 @@ def has_spread(
     _check(rewards, groups, included)
     num_groups = int(groups.max()) + 1 if groups.numel() else 0
     kept, group = rewards[included], groups[included]
-    highest = rewards.new_full((num_groups,), -torch.inf).index_reduce(0, group, kept, "amax")
-    lowest = rewards.new_full((num_groups,), torch.inf).index_reduce(0, group, kept, "amin")
+    highest = rewards.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, kept, "amax")
+    lowest = rewards.new_full((num_groups,), torch.inf).scatter_reduce(0, group, kept, "amin")
     return highest - lowest > tolerance

@@ -114,9 +114,11 @@ def episode_reward(
     """Score an episode by its texts and, in `strict`, by which of its calls gave a clip (`Episode.calls`)."""
     sample, turns = episode.sample, episode.assistant_texts()
     _check(sample.kind, variant, call_format)
-    num_calls = sum(len(FORMATS[call_format]().parse(turn).calls) for turn in turns)
-    executed = [record.clip is not None for record in episode.calls if record.call is not None]
-    executed += [False] * (num_calls - len(executed))  # calls that a limit kept from being run leave no record
+    executed: list[bool] = []
+    for index, turn in enumerate(turns):
+        ran = [record.clip is not None for record in episode.calls if record.turn == index and record.call is not None]
+        num_calls = len(FORMATS[call_format]().parse(turn).calls)
+        executed += ran + [False] * (num_calls - len(ran))  # a call that a limit kept from being run left no record
     return score(
         sample.kind,
         sample.answer,

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from videoseek.command import run_command
+from videoseek.score import main
+
+CALL = '<think>x</think>\n<grounding>{"temporal_segment": [10, 20], "sampling_strategy": "fine"}</grounding>'
+GOOD = {
+    "kind": "clue_single_w_tool",
+    "answer": "A",
+    "clues": [[10, 20], [40, 50]],
+    "turns": [CALL, "<think>y</think>\n<answer>A</answer>"],
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n\n" + json.dumps(GOOD | {"kind": "clue_multi_wo_tool", "id": 7}) + "\n")
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = run_command(main, [str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_one_line_out_for_each_trajectory(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, file, "variant=public_code")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert [row["reward"] for row in rows] == pytest.approx([2.8125, 2.5], abs=1e-4)
+    assert list(rows[0]) == ["reward", "accuracy", "format", "clue_score", "decay", "bonus", "calls"]
+
+
+@pytest.mark.parametrize(("extra", "reward"), [([], 2.75), (["variant=paper"], 2.8125), (["decay=0"], 2.75)])
+def test_settings(file: Path, capsys: pytest.CaptureFixture[str], extra: list[str], reward: float) -> None:
+    _, out, _ = run(capsys, *extra, file)
+    assert json.loads(out.splitlines()[0])["reward"] == pytest.approx(reward)
+
+
+def test_executed_flags_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(GOOD | {"executed": [False]}))
+    assert json.loads(run(capsys, path)[1])["reward"] == pytest.approx(2.0)
+
+
+def line(**changes: object) -> str:
+    return json.dumps(GOOD | changes)
+
+
+BAD = {
+    "not JSON": ("{", "not JSON"),
+    "not an object": ("[1]", "not a JSON object"),
+    "bottomless": ("[" * 100_000, "nested too deeply"),
+    "a field missing": (json.dumps({"kind": "clue_single_w_tool"}), "field 'answer' is missing"),
+    "unknown kind": (line(kind="other"), "kind 'other' is not one of"),
+    "perception": (line(kind="perception"), "cannot be scored"),
+    "kind is a list": (line(kind=["x"]), "kind and answer must be texts"),
+    "answer is a number": (line(answer=1), "kind and answer must be texts"),
+    "turns is a text": (line(turns="<think>"), "turns must be a list of texts"),
+    "a turn is null": (line(turns=[None]), "turns must be a list of texts"),
+    "clues is a number": (line(clues=3), "clues must be a list"),
+    "a clue of three": (line(clues=[[1, 2, 3]]), "must be [start, end]"),
+    "a clue in words": (line(clues=[["1", "2"]]), "must be [start, end]"),
+    "a clue of no length": (line(clues=[[5, 5]]), "must satisfy 0 <= start < end"),
+    "a clue reversed": (line(clues=[[20, 10]]), "must satisfy 0 <= start < end"),
+    "a clue before the video": (line(clues=[[-5, 5]]), "must satisfy 0 <= start < end"),
+    "a clue without end": (line(clues=[[0, float("inf")]]), "must be [start, end]"),
+    "a clue beyond floats": (line(clues=[[0, 10**400]]), "must be [start, end]"),
+    "nothing to ground": (line(kind="temporal_grounding", clues=[]), "at least one clue"),
+    "flags in words": (line(executed=["yes"]), "executed must be a list of true or false"),
+    "flags do not fit": (line(executed=[True, True]), "2 flags for 1 well-formed calls"),
+}
+
+
+@pytest.mark.parametrize(("text", "complaint"), BAD.values(), ids=BAD.keys())
+def test_a_bad_line_is_named_and_nothing_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, complaint: str
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + text + "\n")
+    code, out, err = run(capsys, path)
+    assert (code, out) == (2, "")
+    assert f"{path}, line 2: " in err and complaint in err
+    assert err.count("\n") == 1 and len(err) < 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "one file is wanted, got 0"),
+        (["a", "b"], "one file is wanted, got 2"),
+        (["a", "varian=paper"], "unknown key 'varian', known are variant and decay"),
+        (["a", "variant=lax"], "'lax' is not one of strict, paper, public_code"),
+        (["a", "decay=much"], "decay 'much' must be a number between 0 and 1"),
+        (["a", "decay=nan"], "must be a number between 0 and 1"),
+        (["/nowhere.jsonl"], "/nowhere.jsonl cannot be read: No such file"),
+    ],
+)
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "") and complaint in err
+
+
+def test_a_file_that_is_not_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read: not UTF-8" in run(capsys, path)[2]
+
+
+def test_the_command_runs_as_a_module(file: Path) -> None:
+    command = [sys.executable, "-m", "videoseek.score", str(file), "variant=public_code"]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}, check=True)
+    assert len(done.stdout.splitlines()) == 2
