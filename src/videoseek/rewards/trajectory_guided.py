@@ -93,7 +93,8 @@ def score(
     clip (None: all did); only `strict` looks at it. call_format names the grammar; all but `strict` read grounding.
     """
     _check(kind, variant, call_format)
-    parsed = [FORMATS[call_format]().parse(turn) for turn in turns]
+    fmt = FORMATS[call_format]()
+    parsed = [fmt.parse(turn) for turn in turns]
     calls = [call for turn in parsed for call in turn.calls]
     if executed is not None and len(executed) != len(calls):
         raise ValueError(f"executed has {len(executed)} flags for {len(calls)} well-formed calls")
@@ -114,10 +115,11 @@ def episode_reward(
     """Score an episode by its texts and, in `strict`, by which of its calls gave a clip (`Episode.calls`)."""
     sample, turns = episode.sample, episode.assistant_texts()
     _check(sample.kind, variant, call_format)
+    fmt = FORMATS[call_format]()
     executed: list[bool] = []
     for index, turn in enumerate(turns):
         ran = [record.clip is not None for record in episode.calls if record.turn == index and record.call is not None]
-        num_calls = len(FORMATS[call_format]().parse(turn).calls)
+        num_calls = len(fmt.parse(turn).calls)
         executed += ran + [False] * (num_calls - len(ran))  # a call that a limit kept from being run left no record
     return score(
         sample.kind,
