@@ -9,6 +9,7 @@ from types import TracebackType
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from videoseek.types import Clip
@@ -53,7 +54,9 @@ def decode_clip(clip: Clip) -> torch.Tensor:
 
 def _shown_pixels(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """RGB uint8 [height, width, 3] of a frame as a player shows it: rotated, then resized bicubic with antialias."""
-    shown = np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns(frame))
+    # `VideoFrame.to_ndarray(format=..)` sets up a threaded scaler for each frame: 6 ms where this takes 0.05.
+    rgb = VideoReformatter().reformat(frame, format="rgb24", threads=1).to_ndarray()
+    shown = np.rot90(rgb, quarter_turns(frame))
     return np.asarray(Image.fromarray(np.ascontiguousarray(shown)).resize((width, height), Image.Resampling.BICUBIC))
 
 
