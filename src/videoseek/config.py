@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 logger = logging.getLogger(__name__)
@@ -255,8 +256,10 @@ def load_config(arguments: Sequence[str]) -> TrainConfig:
             _assign(tree, keys, name, value, f"in {path}")
     for name, text in overrides.items():
         _assign(tree, keys, name, _parse_value(name, text), "on the command line")
-    tree.output_dir = tree.output_dir.replace("{recipe}", recipe.stem)
     try:
+        for name in keys:
+            OmegaConf.update(tree, name, _expand_home(OmegaConf.select(tree, name)))
+        tree.output_dir = tree.output_dir.replace("{recipe}", recipe.stem)
         config = cast(TrainConfig, OmegaConf.to_object(tree))
     except OmegaConfBaseException as error:
         raise UsageError(f"the configuration cannot be resolved: {_first_line(error)}") from error
@@ -280,7 +283,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
         if argument.startswith("--") and not equals:
             text = next(rest, "--")
             if text.startswith("--"):
-                raise UsageError(f"{argument} needs a value")
+                raise UsageError(f"{argument} is no flag and, as a key, needs a value; --help lists both")
         elif not equals or not name:
             raise UsageError(f"expected key=value, got {argument!r}; --help lists the keys")
         if name in overrides:
@@ -299,14 +302,9 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"sft.betas must be two numbers, got {config.sft.betas}")
     if not config.stages or len(set(config.stages)) != len(config.stages):
         raise UsageError(f"stages must name at least one stage and none twice, got {config.stages}")
-    for stages, name, files in (
-        (("direct", "sft"), "data.sft", config.data.sft),
-        (("grpo",), "data.rl", config.data.rl),
-    ):
-        if not files and set(stages) & set(config.stages):
-            raise UsageError(
-                f"{name} is empty, but the stages {config.stages} train on it; name at least one JSONL file"
-            )
+    for name, files, stages in (("sft", config.data.sft, {"direct", "sft"}), ("rl", config.data.rl, {"grpo"})):
+        if not files and stages & set(config.stages):
+            raise UsageError(f"data.{name} is empty, but the stages {config.stages} train on it; name a JSONL file")
     video, grpo = config.video, config.grpo
     if video.min_frames > video.max_frames:
         raise UsageError(f"video.min_frames {video.min_frames} exceeds video.max_frames {video.max_frames}")
@@ -319,6 +317,8 @@ def check_config(config: TrainConfig) -> None:
 
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if value == "":
+        raise UsageError(f"{name} must not be empty")
     if "choices" in limits and value not in limits["choices"]:
         raise UsageError(f"{name} must be one of {', '.join(map(str, limits['choices']))}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -388,6 +388,13 @@ def _assign(tree: DictConfig, keys: Mapping[str, Key], name: str, value: Any, wh
         OmegaConf.update(tree, name, value)
     except OmegaConfBaseException as error:
         raise UsageError(f"{name} must be {key.expected()}, got {value!r} {where}") from error
+
+
+def _expand_home(value: Any) -> Any:
+    """A shell leaves the `~` of `key=~/folder` alone, so it is expanded here, in texts and lists of texts."""
+    if isinstance(value, ListConfig):
+        return [_expand_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _closest(name: str, known: list[str]) -> list[str]:

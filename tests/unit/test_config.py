@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from videoseek.config import TrainConfig, UsageError, config_keys, config_yaml, load_config
+from videoseek.config import DataConfig, TrainConfig, UsageError, config_keys, config_yaml, load_config
 
 #: The command line is a promise: a key that comes or goes changes this list in the same commit.
 FROZEN_KEYS = """
@@ -54,8 +54,9 @@ def test_every_key_has_help() -> None:
 def test_defaults_are_within_their_own_limits(tmp_path: Path) -> None:
     empty = tmp_path / "empty.yaml"
     empty.write_text("# nothing\n")
-    expected = dataclasses.replace(TrainConfig(), recipe=str(empty), output_dir="runs/empty")
-    assert load_config([f"recipe={empty}"]) == expected
+    config = load_config([f"recipe={empty}", "data.cache_dir=cache"])
+    data = dataclasses.replace(DataConfig(), cache_dir="cache")
+    assert config == dataclasses.replace(TrainConfig(), recipe=str(empty), output_dir="runs/empty", data=data)
 
 
 def test_order_of_precedence(recipe: Path) -> None:
@@ -119,6 +120,14 @@ def test_the_field_decides_the_type(recipe: Path, argument: str, value: object) 
     assert type(got) is type(value)
 
 
+def test_home_is_expanded_where_the_shell_does_not(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/her")
+    config = load(recipe, "model=~/qwen", "data.sft=[~/a.jsonl, b~.jsonl]")
+    assert config.model == "/home/her/qwen"
+    assert config.data.sft == ["/home/her/a.jsonl", "b~.jsonl"]
+    assert config.data.cache_dir == "/home/her/.cache/videoseek"
+
+
 @pytest.mark.parametrize("text", ["tdam: {rule: off}\nresume: no\n", "tdam.rule: off\nresume: 'no'\n"])
 def test_yaml_words_stay_words(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.yaml").write_text(text)
@@ -135,7 +144,9 @@ def test_yaml_words_stay_words(tmp_path: Path, text: str) -> None:
         ("sft.steps.x=1", ["unknown key 'sft.steps.x'", "sft.steps"]),
         ("=3", ["expected key=value", "'=3'"]),
         ("seed", ["expected key=value", "'seed'"]),
-        ("--seed", ["--seed needs a value"]),
+        ("--seed", ["--seed is no flag", "needs a value", "--help"]),
+        ("model=", ["model must not be empty"]),
+        ("output_dir=${nowhere}", ["cannot be resolved", "nowhere"]),
         ("+seed=1", ["'+seed=1'", "key=value"]),
         ("~seed", ["'~seed'", "key=value"]),
         ("seed=x", ["seed must be a whole number", "got 'x'", "command line"]),
