@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import deepspeed.ops
@@ -21,6 +21,8 @@ import torch.distributed as dist
 
 from videoseek.model.policy import Policy
 from videoseek.runtime import rank, world_size
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,15 @@ def all_max(value: int, device: torch.device) -> int:
     if world_size() > 1:
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return int(most)
+
+
+def gather(items: list[T]) -> list[T]:
+    """The lists of all ranks, joined in the order that `my_share` dealt them out."""
+    if world_size() == 1:
+        return items
+    shares: list[list[T]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(shares, items)
+    return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
 
 
 def barrier() -> None:

@@ -230,6 +230,13 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def track(self, done: int, total: int) -> None:
+        """`done` of `total` units are done, for work that learns its own extent."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=total)
+        self.update(done, {})
+
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """`step` steps are done; `values` are the numbers to show beside it."""
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

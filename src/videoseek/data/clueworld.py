@@ -1,8 +1,9 @@
 """Clue world: generated video in which the overview shows that and where a card is, and only a crop what is on it.
 
 A video is a dull, drifting grey with a few coloured cards, each shown for one slot of four seconds. A card's pattern has
-a period of 6 px: reduced fivefold (overview) it melts into the card's colour, reduced 2.5-fold (crop) it can be read.
-All patterns cover half of the card, so that the colour gives nothing away.
+a period of 6 px: reduced to 28 px (overview) it melts into the card's colour, at 56 px (crop) it can be read. All patterns
+cover half of the card, so that the colour gives nothing away; their phase is that of the frame, not of the card, so that
+every 14-px patch of a crop holds the same stretch of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from videoseek.data.schema import read_samples, write_samples
 from videoseek.trajectory.grammar import FAULTS, FORMATS
@@ -33,15 +35,15 @@ NOTHING = "nothing"
 _YES_NO = ("yes", "no")
 _OPTIONS = (PATTERNS, _YES_NO)
 
-SIZE = 140
-FPS = 4
+SIZE = 144
+FPS = 2
 SLOT_SECONDS = 4
 NUM_SLOTS = 8
 NUM_CARDS = 3
 DURATION_SECONDS = NUM_SLOTS * SLOT_SECONDS
-_CARD_SIZE = 90
+_CARD_SIZE = 92
 _HALF_PERIOD = 3
-_WORLD_VERSION = 1
+_WORLD_VERSION = 2
 _FORMAT = FORMATS["grounding"]("brief")
 
 #: Shares of the question kinds, and of the faults that synthesised trajectories carry.
@@ -144,7 +146,9 @@ def write_video(world: World, seed: int) -> None:
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "18", "preset": "ultrafast", "g": str(2 * FPS), "threads": "1"}
         for pixels in _frames(world, seed):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            # The encoder would convert too, with a threaded scaler set up anew for each frame.
+            container.mux(stream.encode(VideoReformatter().reformat(frame, format="yuv420p", threads=1)))
         container.mux(stream.encode())
     partial.replace(final)
 
@@ -152,25 +156,29 @@ def write_video(world: World, seed: int) -> None:
 def _frames(world: World, seed: int) -> Iterator[np.ndarray]:
     """uint8 [SIZE, SIZE, 3] for each frame."""
     noise = np.random.default_rng(seed)
-    texture = noise.normal(0, 6, (SIZE // 7, SIZE // 7, 1)).repeat(7, 0).repeat(7, 1)
-    level, drift = noise.uniform(90, 140), noise.uniform(-0.4, 0.4)
+    texture = noise.normal(0, 6, (SIZE // 8, SIZE // 8, 1)).repeat(8, 0).repeat(8, 1).astype(np.float32)
+    grain = noise.normal(0, 2, (4, SIZE, SIZE, 1)).astype(np.float32)
+    level, drift = noise.uniform(90, 140), noise.uniform(-0.8, 0.8)
     margin = SIZE - _CARD_SIZE
     places = {card.slot: noise.integers(margin // 4, margin - margin // 4, 2) for card in world.cards}
-    shown = {card.slot: card for card in world.cards}
+    painted = {card.slot: _paint(card) for card in world.cards}
     for index in range(DURATION_SECONDS * FPS):
-        pixels = np.broadcast_to(level + drift * index + texture, (SIZE, SIZE, 3)).copy()
-        card = shown.get(index // (FPS * SLOT_SECONDS))
-        if card is not None:
-            top, left = places[card.slot]
-            pixels[top : top + _CARD_SIZE, left : left + _CARD_SIZE] = _paint(card)
-        yield (pixels + noise.normal(0, 2, pixels.shape)).clip(0, 255).astype(np.uint8)
+        pixels = np.broadcast_to(level + drift * index + texture + grain[index % 4], (SIZE, SIZE, 3))
+        pixels = pixels.clip(0, 255).astype(np.uint8)
+        slot = index // (FPS * SLOT_SECONDS)
+        if slot in painted:
+            top, left = places[slot]
+            area = slice(top, top + _CARD_SIZE), slice(left, left + _CARD_SIZE)
+            pixels[area] = painted[slot][area]
+        yield pixels
 
 
 def _paint(card: Card) -> np.ndarray:
-    y, x = np.mgrid[:_CARD_SIZE, :_CARD_SIZE] // _HALF_PERIOD
-    diagonal = np.add(*np.mgrid[:_CARD_SIZE, :_CARD_SIZE]) // _HALF_PERIOD
-    cells = {"rows": y, "columns": x, "checks": x + y, "slashes": diagonal}[card.pattern]
-    return np.where((cells % 2 == 0)[..., None], np.array(COLOURS[card.colour], float), np.array((20.0, 20.0, 20.0)))
+    """A whole frame, uint8 [SIZE, SIZE, 3], in the card's colour and pattern."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    rows, columns, diagonals = y // _HALF_PERIOD, x // _HALF_PERIOD, (x + y) // _HALF_PERIOD
+    cells = {"rows": rows, "columns": columns, "checks": rows + columns, "slashes": diagonals}[card.pattern]
+    return np.where((cells % 2 == 0)[..., None], COLOURS[card.colour], (20, 20, 20)).astype(np.uint8)
 
 
 def _task_samples(world: World, name: str, chance: random.Random, count: int) -> list[Sample]:

@@ -163,3 +163,8 @@ def pack_groups(groups: Sequence[Sequence[Episode]], settings: PackSettings) -> 
         row.end += [base + shared + len(ends)] * shared + ends
     return row.batch()
 
+
+def tree_length(group: Sequence[Episode]) -> int:
+    """Tokens that `pack_groups` spends on a group."""
+    shared = group[0].prompt_length - 1
+    return shared + sum(len(episode.token_ids) - shared for episode in group)

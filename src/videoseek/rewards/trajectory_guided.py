@@ -133,6 +133,16 @@ def episode_reward(
     )
 
 
+def write_rewards(
+    episodes: Sequence[Episode], variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
+) -> None:
+    """Writes reward, accuracy, format, clue_score and bonus into `rewards` of each episode."""
+    for episode in episodes:
+        parts = episode_reward(episode, variant, decay, call_format)
+        names = ("reward", "accuracy", "format", "clue_score", "bonus")
+        episode.rewards = {name: float(getattr(parts, name)) for name in names}
+
+
 def _check(kind: str, variant: str, call_format: str) -> None:
     if kind == "perception":
         raise ValueError("kind 'perception' is training text without a verdict and cannot be scored")

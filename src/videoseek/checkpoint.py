@@ -1,0 +1,139 @@
+"""Checkpoints: HF weights that any tool loads, this project's state beside them, complete or not there at all.
+
+    checkpoint-N/            N counts optimizer steps over all stages
+        config.json, model*.safetensors, tokenizer files ...
+        trainer_state.json   stage, step within it, seed
+        state/rank-000.safetensors
+        complete             written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+from videoseek.engine import TrainEngine, barrier
+from videoseek.model.load import save_pretrained
+from videoseek.runtime import rank, world_size, write_json_atomic
+
+_COMPLETE = "complete"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be written or continued from; the message names the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """Where a run stands: `step` optimizer steps of `stage` are done, `global_step` over all stages."""
+
+    stage: str
+    step: int
+    global_step: int
+    seed: int
+    world_size: int
+
+
+@contextmanager
+def _complete_or_nothing(final: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `final` when all ranks are done. Raises CheckpointError."""
+    partial = final.with_name(final.name + ".partial")
+    try:
+        if rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        barrier()
+        yield partial
+        barrier()
+        if rank() == 0:
+            (partial / _COMPLETE).write_text("complete\n")
+            if final.exists():
+                shutil.rmtree(final)
+            partial.replace(final)
+        barrier()
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"{final} could not be saved: {error.strerror or error}; earlier ones are intact") from error
+
+
+def save_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
+    """HF weights of the policy as a complete folder; `source` lends its preprocessor files."""
+    with _complete_or_nothing(folder) as partial:
+        _write_weights(partial, engine, tokenizer, source)
+
+
+def _write_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
+    with engine.whole_weights():
+        if rank() == 0:
+            save_pretrained(engine.policy.model, tokenizer, folder, source=source)
+
+
+def save_checkpoint(
+    output_dir: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path, state: TrainerState
+) -> Path:
+    """Everything that `resume` needs. Raises CheckpointError (disk full, say) and leaves no partial folder behind."""
+    final = output_dir / f"checkpoint-{state.global_step}"
+    with _complete_or_nothing(final) as partial:
+        _write_weights(partial, engine, tokenizer, source)
+        (partial / "state").mkdir(exist_ok=True)
+        save_file(engine.state(), partial / "state" / f"rank-{rank():03d}.safetensors")
+        if rank() == 0:
+            write_json_atomic(partial / "trainer_state.json", asdict(state))
+    if rank() == 0:
+        link(output_dir / "last", final)
+    return final
+
+
+def link(name: Path, target: Path) -> None:
+    """Points `name` at `target`, a sibling, replacing what it pointed at before."""
+    fresh = name.with_name(name.name + ".partial")
+    fresh.unlink(missing_ok=True)
+    os.symlink(target.name, fresh)
+    fresh.replace(name)
+
+
+def complete_checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path.parent for path in output_dir.glob(f"checkpoint-*/{_COMPLETE}")]
+    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def is_complete(folder: Path) -> bool:
+    return (folder / _COMPLETE).is_file()
+
+
+def prune(output_dir: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints."""
+    if rank() == 0:
+        for folder in complete_checkpoints(output_dir)[:-keep]:
+            shutil.rmtree(folder)
+
+
+def read_state(folder: Path) -> TrainerState:
+    """Raises CheckpointError for a folder that is not a complete checkpoint of ours."""
+    if not is_complete(folder) or not (folder / "trainer_state.json").is_file():
+        raise CheckpointError(f"{folder} is not a complete checkpoint (no 'complete' marker or trainer_state.json)")
+    state = TrainerState(**json.loads((folder / "trainer_state.json").read_text()))
+    if state.world_size != world_size():
+        raise CheckpointError(
+            f"{folder} was saved by {state.world_size} ranks and cannot be continued by {world_size()}; "
+            f"start with model={folder} instead, which takes its weights only"
+        )
+    return state
+
+
+def load_optimizer_state(folder: Path, engine: TrainEngine) -> None:
+    """Puts this rank's optimizer state back. Raises CheckpointError when it does not fit."""
+    path = folder / "state" / f"rank-{rank():03d}.safetensors"
+    try:
+        engine.load_state(load_file(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be continued from: {error}") from error

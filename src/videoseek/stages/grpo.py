@@ -1,0 +1,159 @@
+"""GRPO on sampled episodes with a verifiable, trajectory-guided reward.
+
+Differs from the textbook (2402.03300) and from the public Video-o3 code in that: there is no reference model unless
+`kl_coef` asks for one; with one update a batch the ratio is 1, so no pass for old log-probs is made; episodes that ran
+into a limit leave the baseline as well as the loss; groups whose rewards are all equal are sampled anew, within
+bounds; a group trains as one tree, its prompt once; and the loss is normalised by counts of the whole batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from videoseek.algorithms.losses import LOSSES, PolicyLossSettings, combine_metrics
+from videoseek.config import TrainConfig
+from videoseek.data.order import micro_batches
+from videoseek.data.packing import PackSettings, pack_groups, tree_length
+from videoseek.engine import OptimizerSettings, TrainEngine, all_max, all_sum, learning_rate
+from videoseek.model.policy import Policy
+from videoseek.rewards.functions import load_reward_function
+from videoseek.rollout.native import NativeEngine
+from videoseek.runtime import Progress
+from videoseek.stages.harvest import Group, harvest, harvest_metrics, judge
+from videoseek.stages.run import StageRun
+from videoseek.types import Sample, TokenBatch
+
+
+def train_grpo(run: StageRun, samples: Sequence[Sample]) -> TrainEngine:
+    """Trains `run.policy` on episodes about `samples`; returns the engine that holds the final weights.
+
+    Raises VideoError when a video cannot be read and RewardFunctionError when a user's reward function misbehaves.
+    """
+    settings = run.config.grpo
+    functions = [load_reward_function(spec) for spec in run.config.reward.functions]
+    reference = copy.deepcopy(run.policy).requires_grad_(False).eval() if settings.kl_coef > 0 else None
+    engine = run.engine(OptimizerSettings((0.9, 0.999), settings.weight_decay, settings.grad_clip))
+    sampler = run.native_engine()
+    learner = _Learner(run.config, engine, sampler, reference)
+    packing = run.pack_settings(masked=False)
+    run.policy.train()
+    with Progress(run.name, settings.steps, run.first_step) as progress:
+        for step in range(run.first_step, settings.steps):
+            started = time.perf_counter()
+            crop = harvest(run, engine, sampler, functions, samples, step)
+            values = harvest_metrics(crop, run.device) | {"time/rollout_s": crop.seconds}
+            groups, advantages = judge(crop.groups, settings.advantage, settings.over_limit)
+            rows = micro_batches([tree_length(group) for group in groups], settings.max_tokens_per_micro_batch)
+            parts = [_Part.of([(groups[i], advantages[i]) for i in row], packing, run.device) for row in rows]
+            spare = _Part.of([(crop.every[0], [0.0] * settings.group_size)], packing, run.device)
+            rate = learning_rate(step, settings.steps, settings.learning_rate, settings.warmup_steps, "constant")
+            values |= learner.update(parts, spare, rate)
+            values["step_time"] = time.perf_counter() - started
+            run.metrics.write(run.name, step + 1, values)
+            run.record(f"{run.name}_step_{step + 1:06d}", crop.every)
+            progress.update(step + 1, {"reward": values["reward/mean"], "accuracy": values["rewards/accuracy/mean"]})
+            run.save(engine, step + 1)
+    return engine
+
+
+@dataclass(slots=True)
+class _Part:
+    """A packed row of groups, and for each of its labels [N] the advantage and the log-prob before any update."""
+
+    batch: TokenBatch
+    advantages: torch.Tensor
+    old_logprobs: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, groups: Sequence[tuple[Group, list[float]]], packing: PackSettings, device: torch.device) -> _Part:
+        batch = pack_groups([group for group, _ in groups], packing).to(device)
+        by_document = torch.tensor([value for _, values in groups for value in values], device=device)
+        return cls(batch, by_document[batch.label_documents])
+
+
+@dataclass(slots=True)
+class _Learner:
+    """The training half of a step."""
+
+    config: TrainConfig
+    engine: TrainEngine
+    sampler: NativeEngine
+    reference: Policy | None
+
+    def update(self, parts: Sequence[_Part], spare: _Part, rate: float) -> dict[str, float]:
+        """`updates_per_batch` optimizer steps, each on its share of the parts.
+
+        `spare` takes part at weight zero where another rank has more rows: ranks must run in step.
+        """
+        num_updates = self.config.grpo.updates_per_batch
+        if num_updates > 1:
+            with torch.no_grad():
+                for part in parts:
+                    part.old_logprobs, _ = self._logprobs(part)
+        values: dict[str, float] = {}
+        for update in range(num_updates):
+            values = self._step(parts[update::num_updates], spare, rate)
+        return values
+
+    def _step(self, parts: Sequence[_Part], spare: _Part, rate: float) -> dict[str, float]:
+        """One optimizer step; without anything to learn from on any rank, the weights stay as they are."""
+        device = spare.batch.token_ids.device
+        num_tokens, num_documents = all_sum(
+            [sum(len(part.batch.labels) for part in parts), sum(part.batch.num_documents for part in parts)], device
+        )
+        if not num_documents:
+            return {"loss": 0.0, "grad_norm": 0.0}
+        settings = self._loss_settings(int(num_tokens), int(num_documents))
+        num_rows = all_max(len(parts), device)
+        sums, metrics = [0.0, 0.0], []
+        for index in range(num_rows):
+            part = parts[index] if index < len(parts) else spare
+            logprobs, entropy = self._logprobs(part)
+            loss, part_metrics = LOSSES[self.config.grpo.loss](
+                logprobs,
+                logprobs.detach() if part.old_logprobs is None else part.old_logprobs,
+                part.advantages,
+                part.batch.label_documents,
+                settings,
+                rollout_logprobs=part.batch.behaviour_logprobs,
+                reference_logprobs=self._reference_logprobs(part),
+            )
+            self.engine.backward(loss * float(part is not spare), last=index == num_rows - 1)
+            if part is not spare:
+                sums = [sums[0] + loss.item(), sums[1] + entropy.sum().item()]
+                metrics.append(part_metrics)
+        grad_norm = self.engine.step(rate)
+        loss_total, entropy_total = all_sum(sums, device)
+        values = {"loss": loss_total, "grad_norm": grad_norm, "learning_rate": rate}
+        return combine_metrics(metrics) | values | {"entropy": entropy_total / num_tokens}
+
+    def _loss_settings(self, num_tokens: int, num_documents: int) -> PolicyLossSettings:
+        grpo, rollout = self.config.grpo, self.config.rollout
+        return PolicyLossSettings(
+            num_tokens_global=num_tokens,
+            num_documents_global=num_documents,
+            clip_low=grpo.clip_low,
+            clip_high=grpo.clip_high,
+            kl=grpo.kl_kind,
+            kl_weight=grpo.kl_coef,
+            importance_cap=grpo.importance_cap,
+            max_document_tokens=rollout.max_turns * rollout.max_new_tokens_per_turn,
+        )
+
+    def _logprobs(self, part: _Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """Through the engine; a frozen vision tower's features are those that the rollout already made."""
+        features = None
+        if self.engine.policy.freeze_vision:
+            features = torch.cat([self.sampler.features[clip] for clip in part.batch.clips])
+        return self.engine(part.batch, features, self.config.rollout.temperature)
+
+    def _reference_logprobs(self, part: _Part) -> torch.Tensor | None:
+        if self.reference is None:
+            return None
+        with torch.no_grad():
+            return self.reference(part.batch, None, self.config.rollout.temperature)[0]

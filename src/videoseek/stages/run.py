@@ -1,0 +1,183 @@
+"""What every stage needs besides its own loop: the model in its environment, data, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from videoseek.checkpoint import (
+    TrainerState,
+    complete_checkpoints,
+    load_optimizer_state,
+    prune,
+    read_state,
+    save_checkpoint,
+)
+from videoseek.config import TrainConfig
+from videoseek.data.packing import PackSettings
+from videoseek.data.schema import DataError
+from videoseek.engine import OptimizerSettings, TrainEngine
+from videoseek.model.load import load_model, load_tokenizer, tokens_per_second
+from videoseek.model.policy import Policy
+from videoseek.rollout.environment import Environment
+from videoseek.rollout.native import NativeEngine, SamplingSettings
+from videoseek.runtime import MetricsLog, rank, world_size, write_text_atomic
+from videoseek.tools.crop import VideoCrop
+from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.masks import ReferenceTags
+from videoseek.trajectory.vocabulary import Vocabulary
+from videoseek.types import Episode, Sample
+from videoseek.video.errors import VideoError
+from videoseek.video.quotas import VideoLimits
+
+
+def video_limits(config: TrainConfig) -> VideoLimits:
+    video = config.video
+    return VideoLimits(**{name: getattr(video, name) for name in VideoLimits.__slots__})
+
+
+@dataclass(slots=True)
+class StageRun:
+    """One stage of one run. `source` is the folder its weights came from; steps before `first_step` are done."""
+
+    name: str
+    config: TrainConfig
+    output_dir: Path
+    source: Path
+    policy: Policy
+    environment: Environment
+    metrics: MetricsLog
+    first_step: int
+    first_global_step: int
+    resumed_from: Path | None
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        config: TrainConfig,
+        output_dir: Path,
+        source: Path,
+        metrics: MetricsLog,
+        device: torch.device,
+        dtype: torch.dtype,
+        first_global_step: int,
+        resumed_from: Path | None,
+    ) -> StageRun:
+        """Loads the stage's weights: those of `source`, or of the checkpoint that the stage goes on from."""
+        frozen = config.grpo.freeze_vision if name == "grpo" else config.sft.freeze_vision
+        policy, environment = load_policy(resumed_from or source, config, device, dtype, freeze_vision=frozen)
+        step = read_state(resumed_from).step if resumed_from is not None else 0
+        base = (name, config, output_dir, source, policy, environment, metrics)
+        return cls(*base, first_step=step, first_global_step=first_global_step, resumed_from=resumed_from)
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    def engine(self, settings: OptimizerSettings) -> TrainEngine:
+        """DeepSpeed around the policy, at the state of the checkpoint that the stage goes on from."""
+        zero = self.config.deepspeed
+        engine = TrainEngine(self.policy, settings, stage=zero.stage, offload=zero.offload)
+        if self.resumed_from is not None:
+            load_optimizer_state(self.resumed_from, engine)
+        return engine
+
+    def native_engine(self) -> NativeEngine:
+        return NativeEngine(self.policy, self.environment, tokens_per_second(self.policy.model.config))
+
+    def pack_settings(self, *, masked: bool) -> PackSettings:
+        """`masked`: whether TDAM is applied, as SFT does."""
+        tdam, vocabulary = self.config.tdam, self.environment.vocabulary
+        rule = tdam.rule if masked else "off"
+        return PackSettings(
+            video_pad_id=vocabulary.video_pad,
+            tokens_per_second=tokens_per_second(self.policy.model.config),
+            tdam_rule=rule,
+            tdam_share=tdam.share,
+            seed=self.config.seed,
+            reference_tags=ReferenceTags.from_vocabulary(vocabulary.tokenizer.get_vocab())
+            if rule == "reference"
+            else None,
+        )
+
+    def save(self, engine: TrainEngine, step: int) -> None:
+        """A checkpoint after `step` steps of this stage, if the recipe wants one there."""
+        every = self.config.save_every_steps
+        if every and step % every == 0:
+            state = TrainerState(self.name, step, self.first_global_step + step, self.config.seed, world_size())
+            save_checkpoint(self.output_dir, engine, self.environment.vocabulary.tokenizer, self.source, state)
+            prune(self.output_dir, self.config.keep_checkpoints)
+
+    def record(self, name: str, groups: Sequence[Sequence[Episode]]) -> None:
+        """Writes sampled episodes to `trajectories/NAME.jsonl`, rank 0 those of its own share."""
+        if rank() == 0:
+            write_trajectories(self.output_dir, name, groups)
+
+
+def write_trajectories(output_dir: Path, name: str, groups: Sequence[Sequence[Episode]]) -> None:
+    """One episode a line: text, windows, rewards and ids; never pixels."""
+    (output_dir / "trajectories").mkdir(exist_ok=True)
+    lines = [json.dumps(e.to_json(), ensure_ascii=False) + "\n" for group in groups for e in group]
+    write_text_atomic(output_dir / "trajectories" / f"{name}.jsonl", "".join(lines))
+
+
+def load_policy(
+    folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype, *, freeze_vision: bool = False
+) -> tuple[Policy, Environment]:
+    """The policy of a model folder, and the environment that speaks its tokens."""
+    policy = Policy(load_model(folder, dtype, device), freeze_vision=freeze_vision)
+    vocabulary = Vocabulary(load_tokenizer(folder), policy.model.lm_head.weight.shape[0])
+    environment = Environment(
+        vocabulary=vocabulary,
+        fmt=FORMATS[config.prompt.format](config.prompt.style),
+        tool=VideoCrop(video_limits(config)),
+        max_turns=config.rollout.max_turns,
+        max_context_tokens=config.rollout.max_context_tokens,
+    )
+    return policy, environment
+
+
+def sampling_settings(config: TrainConfig, temperature: float) -> SamplingSettings:
+    rollout = config.rollout
+    return SamplingSettings(
+        temperature=temperature,
+        top_p=rollout.top_p,
+        max_new_tokens_per_turn=rollout.max_new_tokens_per_turn,
+        deadline_seconds=rollout.deadline_seconds,
+        episodes_per_batch=rollout.episodes_per_batch,
+    )
+
+
+def find_resume_point(output_dir: Path, resume: str, stage: str) -> Path | None:
+    """The checkpoint that `stage` goes on from: none, the newest complete one of that stage, or the folder given."""
+    if resume == "no":
+        return None
+    candidates = complete_checkpoints(output_dir) if resume == "auto" else [Path(resume)]
+    fitting = [folder for folder in candidates if read_state(folder).stage == stage]
+    return fitting[-1] if fitting else None
+
+
+class ReplayedEpisodes(Sequence[Episode]):
+    """Recorded trajectories as episodes, replayed at first use and kept: token ids and references, no pixels."""
+
+    def __init__(self, samples: Sequence[Sample], environment: Environment) -> None:
+        self._samples = samples
+        self._environment = environment
+        self._episodes: dict[int, Episode] = {}
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Episode:  # type: ignore[override]
+        if index not in self._episodes:
+            sample = self._samples[index]
+            try:
+                self._episodes[index] = self._environment.replay(sample)
+            except (ValueError, VideoError) as error:
+                raise DataError(f"sample {sample.id!r}: {error}") from error
+        return self._episodes[index]
