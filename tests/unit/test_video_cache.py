@@ -81,6 +81,17 @@ def test_clear_empties_it() -> None:
     assert len(cache) == 0 and cache.num_bytes == 0 and clip("a") not in cache
 
 
-def test_negative_bound_is_refused() -> None:
+def test_smaller_bound_drops_the_oldest_at_once() -> None:
+    cache = FrameCache(6 * FRAME_BYTES)
+    for name in "abc":
+        cache.get(clip(name), load)
+    cache.resize(3 * FRAME_BYTES)
+    assert clip("c") in cache and len(cache) == 1 and cache.num_bytes == 2 * FRAME_BYTES
+    cache.resize(0)
+    assert len(cache) == cache.num_bytes == 0
+
+
+@pytest.mark.parametrize("make", [FrameCache, FrameCache(1).resize], ids=["new", "resize"])
+def test_negative_bound_is_refused(make) -> None:
     with pytest.raises(ValueError, match="max_bytes is -1"):
-        FrameCache(-1)
+        make(-1)

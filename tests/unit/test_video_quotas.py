@@ -67,8 +67,8 @@ def test_tiny_crops(window, strategy, times, side, tokens) -> None:
 def test_examples_of_the_papers_figure(source, seconds, tokens, frames, size) -> None:
     """Figure 3 of Video-o3 prints these frames and sizes; the source sizes are our inference."""
     height, width = source
-    info = VideoInfo("v.mp4", 2000.0, width, height, 30.0, 60000)
-    clip = overview_clip(info, replace(UNIFORM, overview_tokens=tokens), (0.0, seconds))
+    info = VideoInfo("v.mp4", seconds, width, height, 30.0, round(30 * seconds))
+    clip = overview_clip(info, replace(UNIFORM, overview_tokens=tokens))
     assert (len(clip.frame_seconds), (clip.height, clip.width)) == (frames, size)
 
 

@@ -15,8 +15,7 @@ class FrameCache:
     """Clip -> uint8 frames; holds at most `max_bytes` bytes of pixels. Safe to use from several threads."""
 
     def __init__(self, max_bytes: int) -> None:
-        if max_bytes < 0:
-            raise ValueError(f"max_bytes is {max_bytes}; it must be 0 (store nothing) or more")
+        _check_bound(max_bytes)
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._frames: OrderedDict[Clip, torch.Tensor] = OrderedDict()
@@ -43,6 +42,13 @@ class FrameCache:
             self._store(clip, frames)
         return frames
 
+    def resize(self, max_bytes: int) -> None:
+        """Set another bound; drops the least recently used clips that no longer fit."""
+        _check_bound(max_bytes)
+        with self._lock:
+            self.max_bytes = max_bytes
+            self._evict()
+
     def clear(self) -> None:
         with self._lock:
             self._frames.clear()
@@ -53,6 +59,14 @@ class FrameCache:
             return
         self._frames[clip] = frames
         self.num_bytes += frames.nbytes
+        self._evict()
+
+    def _evict(self) -> None:
         while self.num_bytes > self.max_bytes:
             _, dropped = self._frames.popitem(last=False)
             self.num_bytes -= dropped.nbytes
+
+
+def _check_bound(max_bytes: int) -> None:
+    if max_bytes < 0:
+        raise ValueError(f"max_bytes is {max_bytes}; it must be 0 (store nothing) or more")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videoseek.types import STRATEGIES, Clip, Interval
+from videoseek.types import STRATEGIES, Clip
 from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoInfo, load_index
 from videoseek.video.patches import FRAMES_PER_GRID
@@ -56,10 +56,9 @@ class VideoLimits:
         return quotas[strategy]
 
 
-def overview_clip(info: VideoInfo, limits: VideoLimits, window: Interval | None = None) -> Clip:
-    """The cheap look at a whole video, or at `window` of it. Raises VideoError."""
-    start_seconds, end_seconds = window or (0.0, info.duration_seconds)
-    return _clip(info, start_seconds, end_seconds, limits.overview_fps, limits.overview_tokens, limits)
+def overview_clip(info: VideoInfo, limits: VideoLimits) -> Clip:
+    """The cheap look at a whole video. Raises VideoError."""
+    return _clip(info, 0.0, info.duration_seconds, limits.overview_fps, limits.overview_tokens, limits)
 
 
 def crop_clip(info: VideoInfo, start_seconds: float, end_seconds: float, strategy: str, limits: VideoLimits) -> Clip:
