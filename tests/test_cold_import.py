@@ -9,23 +9,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-BLOCK = """
+WITHOUT = """
+import importlib.machinery
 import importlib.util
 import sys
 
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
+class Without(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {absent!r} else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Refuse())
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Without
 """
 
 
-def run_blocked(blocked: set[str], code: str) -> str:
+def run_without(absent: set[str], code: str) -> str:
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "kernels")])
     done = subprocess.run(
-        [sys.executable, "-c", BLOCK.format(blocked=sorted(blocked)) + code],
+        [sys.executable, "-c", WITHOUT.format(absent=sorted(absent)) + code],
         env={**os.environ, "PYTHONPATH": path},
         cwd=ROOT,
         capture_output=True,
@@ -50,7 +51,7 @@ for name in {[*names, "videoseek_kernels"]!r}:
     importlib.import_module(name)
 print(importlib.util.find_spec("videoseek_kernels").origin)
 """
-    assert str(ROOT) in run_blocked({"triton", "flash_attn", "liger_kernel", "vllm", "peft"}, code)
+    assert str(ROOT) in run_without({"triton", "flash_attn", "liger_kernel", "vllm", "peft"}, code)
 
 
 def test_masked_attention_runs_without_triton() -> None:
@@ -64,7 +65,7 @@ mask = TokenMask(end=end, key_class=torch.ones_like(end), visible=-torch.ones_li
 zeros, values = torch.zeros(5, 1, 16), torch.arange(1.0, 6.0)[:, None, None].expand(5, 1, 16)
 print(tdam_attention(zeros, zeros, values, mask)[:, 0, 0].tolist())
 """
-    assert run_blocked({"triton"}, code) == "[1.0, 1.5, 3.0, 3.5, 4.0]\n"
+    assert run_without({"triton"}, code) == "[1.0, 1.5, 3.0, 3.5, 4.0]\n"
 
 
 def test_help_needs_no_heavy_library() -> None:
@@ -73,4 +74,4 @@ from videoseek.command import help_text
 print(help_text("x").splitlines()[0])
 """
     heavy = {"torch", "transformers", "deepspeed", "av", "numpy", "triton"}
-    assert run_blocked(heavy, code) == "usage: x\n"
+    assert run_without(heavy, code) == "usage: x\n"

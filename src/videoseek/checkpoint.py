@@ -1,10 +1,10 @@
 """Checkpoints: HF weights that any tool loads, this project's state beside them, complete or not there at all.
 
-    checkpoint-N/            N counts optimizer steps over all stages
-        config.json, model*.safetensors, tokenizer files ...
-        trainer_state.json   stage, step within it, seed
-        state/rank-000.safetensors
-        complete             written last
+checkpoint-N/            N counts optimizer steps over all stages
+    config.json, model*.safetensors, tokenizer files ...
+    trainer_state.json   stage, step within it, seed
+    state/rank-000.safetensors
+    complete             written last
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def _complete_or_nothing(final: Path) -> Iterator[Path]:
         barrier()
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"{final} could not be saved: {error.strerror or error}; earlier ones are intact") from error
+        raise CheckpointError(
+            f"{final} could not be saved: {error.strerror or error}; earlier ones are intact"
+        ) from error
 
 
 def save_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path) -> None:

@@ -24,10 +24,12 @@ from videoseek.checkpoint import is_complete, link, read_state, save_weights
 from videoseek.command import parse, run_command
 from videoseek.config import TrainConfig, config_yaml
 from videoseek.data.check import check_samples
+from videoseek.data.clueworld import phrases
 from videoseek.data.sources import load_samples
 from videoseek.engine import TrainEngine, barrier, gather, my_share, start_distributed
 from videoseek.evaluate.held_out import answer_questions, scores
-from videoseek.model.load import model_folder, tokens_per_second
+from videoseek.model.load import model_folder, save_pretrained, tokens_per_second
+from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
 from videoseek.report.html import write_report
 from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import (
@@ -47,6 +49,7 @@ from videoseek.stages.plan import describe, dry_run, stage_steps
 from videoseek.stages.run import StageRun, find_resume_point, load_policy, sampling_settings, write_trajectories
 from videoseek.stages.sft import train_sft
 from videoseek.types import Sample
+from videoseek.video.decode import FRAME_CACHE
 
 #: What a stage's model is called in summary and report.
 MODEL_NAMES = {"direct": "direct", "sft": "sft", "grpo": "sft_rl"}
@@ -64,7 +67,6 @@ class Data:
 def main(arguments: list[str]) -> None:
     options, config = parse(arguments)
     started = time.monotonic()
-    source = model_folder(config.model)
     output_dir = prepare_output_dir(config.output_dir)
     say(describe(config, output_dir))
     device, dtype = choose_device(config.device), choose_dtype(config.dtype)
@@ -73,6 +75,8 @@ def main(arguments: list[str]) -> None:
     if rank() == 0 and not options.dry_run:
         start_folder(config, output_dir)
     barrier()
+    FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
+    source = start_weights(config, output_dir)
     data = load_data(config)
     if options.dry_run:
         say(dry_run(config, source, data.sft, device, dtype))
@@ -102,25 +106,37 @@ def start_folder(config: TrainConfig, output_dir: Path) -> None:
     write_json_atomic(output_dir / "env.json", environment_report())
 
 
+def start_weights(config: TrainConfig, output_dir: Path) -> Path:
+    """The model folder that the run starts from; `scratch` is written first, random from the seed."""
+    if config.model != "scratch":
+        return model_folder(config.model)
+    folder = output_dir / "scratch"
+    if rank() == 0:
+        tokenizer = build_tokenizer(phrases())
+        save_pretrained(build_model(tiny_config(tokenizer), config.seed), tokenizer, folder)
+    barrier()
+    return folder
+
+
 def load_data(config: TrainConfig) -> Data:
     """Reads, or generates, the samples of all stages and checks each before any training."""
     needed = {"sft": "sft" in config.stages or "direct" in config.stages, "rl": "grpo" in config.stages}
     data = Data(
-        sft=_split(config, "sft", config.data.sft, "train", config.data.num_sft) if needed["sft"] else [],
-        rl=_split(config, "rl", config.data.rl, "train", config.data.num_rl) if needed["rl"] else [],
-        held_out=_split(config, "eval", config.data.eval, "heldout", config.data.num_eval),
+        sft=_split(config, "sft", config.data.sft, config.data.num_sft) if needed["sft"] else [],
+        rl=_split(config, "rl", config.data.rl, config.data.num_rl) if needed["rl"] else [],
+        held_out=_split(config, "eval", config.data.eval, config.data.num_eval),
     )
     data.held_out = data.held_out[: config.evaluate.num_questions]
     return data
 
 
-def _split(config: TrainConfig, name: str, sources: list[str], split: str, count: int) -> list[Sample]:
+def _split(config: TrainConfig, name: str, sources: list[str], count: int) -> list[Sample]:
     """Rank 0 generates what has to be generated; the others find it made."""
 
     def load(on_video: Callable[[int, int], None] | None) -> list[Sample]:
         return load_samples(
             sources,
-            split=split,
+            held_out=name == "eval",
             num_generated=count,
             seed=config.seed,
             video_root=config.data.video_root,
@@ -153,9 +169,7 @@ def run_stages(
         folder = output_dir / stage
         stage_source = output_dir / "sft" if stage == "grpo" and "sft" in config.stages else source
         if not (config.resume == "auto" and is_complete(folder)):
-            run = StageRun.open(
-                stage, config, output_dir, stage_source, metrics, device, dtype, done, points[stage]
-            )
+            run = StageRun.open(stage, config, output_dir, stage_source, metrics, device, dtype, done, points[stage])
             engine = train_stage(run, data)
             save_weights(folder, engine, run.environment.vocabulary.tokenizer, stage_source)
             del engine, run
@@ -174,9 +188,7 @@ def train_stage(run: StageRun, data: Data) -> TrainEngine:
     return train_sft(run, samples, steps=stage_steps(run.config, run.name))
 
 
-def _logged_so_far(
-    config: TrainConfig, output_dir: Path, points: dict[str, Path | None]
-) -> tuple[str, int] | None:
+def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path | None]) -> tuple[str, int] | None:
     """The last stage and step whose metrics stay: those of finished stages, and up to the checkpoint of the next."""
     if config.resume == "no":
         return None

@@ -5,7 +5,7 @@ Units live in names (`start_seconds`, `num_tokens`); intervals are half-open, `[
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -298,4 +298,4 @@ class TokenBatch:
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch with its tensors on `device`; clips stay references."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return TokenBatch(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+        return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)})

@@ -28,7 +28,7 @@ class PolicyLossSettings:
     num_documents_global: int
     clip_low: float = 0.2
     clip_high: float = 0.2
-    kl: Literal["k1", "k2", "k3"] = "k3"
+    kl: str = "k3"
     kl_weight: float = 0.0
     importance_cap: float | None = None
     max_document_tokens: int | None = None

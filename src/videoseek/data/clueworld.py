@@ -1,9 +1,9 @@
 """Clue world: generated video in which the overview shows that and where a card is, and only a crop what is on it.
 
-A video is a dull, drifting grey with a few coloured cards, each shown for one slot of four seconds. A card's pattern has
-a period of 6 px: reduced to 28 px (overview) it melts into the card's colour, at 56 px (crop) it can be read. All patterns
-cover half of the card, so that the colour gives nothing away; their phase is that of the frame, not of the card, so that
-every 14-px patch of a crop holds the same stretch of it.
+A video is a dull, drifting grey with a few coloured cards, each shown for one slot of four seconds. A card's pattern
+has a period of 6 px: reduced to 28 px (overview) it melts into the card's colour, at 56 px (crop) it can be read. All
+patterns cover half of the card, so that the colour gives nothing away; their phase is that of the frame, not of the
+card, so that every 14-px patch of a crop holds the same stretch of it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ DURATION_SECONDS = NUM_SLOTS * SLOT_SECONDS
 _CARD_SIZE = 92
 _HALF_PERIOD = 3
 _WORLD_VERSION = 2
+
+#: Splits, and how many questions each asks of one video.
+_QUESTIONS = {"base": 6, "base_heldout": 6, "train": 6, "heldout": 4}
+
 _FORMAT = FORMATS["grounding"]("brief")
 
 #: Shares of the question kinds, and of the faults that synthesised trajectories carry.
@@ -95,11 +99,11 @@ def phrases() -> list[str]:
 def prepare(
     cache_dir: Path, split: str, num_samples: int, seed: int, on_video: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Writes (or finds) the videos and the JSONL of a split: `base`, `train` or `heldout`; returns the JSONL's path.
+    """Writes (or finds) the videos and the JSONL of a split (see `_QUESTIONS`); returns the JSONL's path.
 
     Splits share no video: the random state of each is drawn from its name. `on_video(done, total)` reports progress.
     """
-    questions_per_video = {"base": 6, "train": 6, "heldout": 4}[split]
+    questions_per_video = _QUESTIONS[split]
     num_videos = -(-num_samples // questions_per_video)
     key = hashlib.sha256(f"{_WORLD_VERSION}/{split}/{num_samples}/{seed}".encode()).hexdigest()[:12]
     folder = cache_dir / f"clueworld-{split}-{key}"
@@ -109,7 +113,7 @@ def prepare(
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     chance = random.Random(f"{split}/{seed}")
     samples: list[Sample] = []
-    make = _perception_samples if split == "base" else _task_samples
+    make = _perception_samples if split.startswith("base") else _task_samples
     for index in range(num_videos):
         video = folder / "videos" / f"{split}-{index:05d}.mp4"
         world = World(str(video), _draw_cards(chance))
@@ -189,7 +193,7 @@ def _task_samples(world: World, name: str, chance: random.Random, count: int) ->
 
 
 def _look(think: str, window: tuple[int, int]) -> str:
-    return _FORMAT.render_turn(think, Call(*map(float, window), "medium"), None)
+    return _FORMAT.render_turn(think, Call(float(window[0]), float(window[1]), "medium"), None)
 
 
 def _conclude(think: str, answer: str) -> str:
@@ -232,9 +236,8 @@ def _multi(world: World, name: str, chance: random.Random) -> Sample:
     first, second = chance.sample(world.cards, 2)
     same = first.pattern == second.pattern
     answer = "A" if same else "B"
-    if chance.random() < _NO_CALL_SHARE:
-        turns = (_conclude(first.place, answer),)
-    else:
+    turns: tuple[str, ...] = (_conclude(first.place, answer),)
+    if chance.random() >= _NO_CALL_SHARE:
         looks = [_look(first.place, first.window), *_looks(world, second, chance)]
         turns = (*looks, _conclude(f"{first.pattern} and {second.pattern}", answer))
     return Sample(
@@ -270,19 +273,26 @@ def _direct(world: World, name: str, chance: random.Random) -> Sample:
 
 
 def _perception_samples(world: World, name: str, chance: random.Random, count: int) -> list[Sample]:
-    """What a base model should perceive, without any protocol: time lines, when-questions, crops."""
-    samples = [_perception(world, f"{name}-list", "List the cards.", ", ".join(card.place for card in world.cards))]
-    for index in range((count - 1) // 2):
-        asked = chance.choice((_single, _multi, _direct))(world, f"{name}-when-{index}", chance)
-        colour = next(word for word in asked.question.split() if word in COLOURS)
-        card = world.card(colour)
-        place = card.place if card else f"no {colour}"
-        samples.append(_perception(world, asked.id, asked.question, place, options=asked.options))
-    for index in range(count - len(samples)):
-        slot = chance.choice(range(NUM_SLOTS)) if chance.random() < 0.25 else chance.choice(world.cards).slot
-        seen = next((card.pattern for card in world.cards if card.slot == slot), NOTHING)
-        window = (float(slot * SLOT_SECONDS), float((slot + 1) * SLOT_SECONDS))
-        samples.append(_perception(world, f"{name}-crop-{index}", "What is shown?", seen, window=window))
+    """What a base model should perceive, without any protocol: time lines, when-questions, crops, a third each.
+
+    A time line names the cards in any order: in order of time, the count of cards so far would give the seconds away.
+    """
+    samples = []
+    for index in range(count):
+        if index % 3 == 0:
+            places = [card.place for card in chance.sample(world.cards, NUM_CARDS)]
+            samples.append(_perception(world, f"{name}-list-{index}", "List the cards.", ", ".join(places)))
+        elif index % 3 == 1:
+            asked = chance.choice((_single, _multi, _direct))(world, f"{name}-when-{index}", chance)
+            colour = next(word for word in asked.question.split() if word in COLOURS)
+            card = world.card(colour)
+            place = card.place if card else f"no {colour}"
+            samples.append(_perception(world, asked.id, asked.question, place, options=asked.options))
+        else:
+            slot = chance.choice(range(NUM_SLOTS)) if chance.random() < 0.25 else chance.choice(world.cards).slot
+            seen = next((card.pattern for card in world.cards if card.slot == slot), NOTHING)
+            window = (float(slot * SLOT_SECONDS), float((slot + 1) * SLOT_SECONDS))
+            samples.append(_perception(world, f"{name}-crop-{index}", "What is shown?", seen, window=window))
     return samples
 
 

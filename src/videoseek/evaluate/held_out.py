@@ -36,7 +36,12 @@ def answer_questions(
 
 def scores(sampled: Groups, greedy: Groups, variant: str, decay: float, call_format: str) -> dict[str, float]:
     """Rewards every episode, and sums them up: all of `summarize` for the sampled ones, accuracies for the greedy."""
-    write_rewards([episode for group in [*sampled, *greedy] for episode in group], variant, decay, call_format)
+    episodes = [episode for group in [*sampled, *greedy] for episode in group]
+    write_rewards([e for e in episodes if e.sample.kind != "perception"], variant, decay, call_format)
+    for episode in episodes:
+        if episode.sample.kind == "perception":
+            right = _parts(episode.assistant_texts()[0]) == _parts(episode.sample.answer)
+            episode.rewards = {"accuracy": float(right), "format": 1.0, "reward": float(right)}
     accuracies = {name: value for name, value in summarize(greedy).items() if name.startswith("accuracy")}
     return summarize(sampled) | {f"{name.replace('accuracy', 'accuracy_greedy')}": v for name, v in accuracies.items()}
 
@@ -62,6 +67,11 @@ def summarize(groups: Groups) -> dict[str, float]:
     for kind in sorted({episode.sample.kind for episode in episodes}):
         values[f"accuracy_{kind}"] = _mean([e.rewards["accuracy"] for e in episodes if e.sample.kind == kind])
     return values
+
+
+def _parts(text: str) -> list[str]:
+    """A perception answer as the things it lists, in any order."""
+    return sorted(part.strip() for part in text.split(","))
 
 
 def needs_tool(sample: Sample) -> bool:

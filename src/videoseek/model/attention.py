@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 
 IMPLEMENTATION = "videoseek_flash"
 
@@ -46,7 +47,7 @@ def _refuse_mask(*args: object, **kwargs: object) -> None:
 
 
 def _attention(
-    module: torch.nn.Module,
+    module: Qwen2_5_VLAttention,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -56,19 +57,19 @@ def _attention(
     windows = kwargs.get("cu_seq_lens_q")
     if isinstance(windows, torch.Tensor):
         return _vision_windows(query, key, value, windows), None
-    if attention_mask is None:
+    if attention_mask is None or module.layer_idx is None:
         raise RuntimeError("the decoder was called without an attention plan")
     return attention_mask.attend(module.layer_idx, query, key, value), None
 
 
 def _vision_windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-    """Full attention inside each window [bounds[i], bounds[i+1]) of [1, H, T, D]; windows of one length share a call."""
+    """Full attention inside the windows [bounds[i], bounds[i+1]) of [1, H, T, D]; those of one length share a call."""
     lengths = bounds.diff()
     out = torch.empty_like(query)
     for length in lengths.unique().tolist():
         rows = bounds[:-1][lengths == length, None] + torch.arange(length, device=bounds.device)
-        window = [tensor[0][:, rows].transpose(0, 1) for tensor in (query, key, value)]  # [windows, H, length, D]
-        attended = F.scaled_dot_product_attention(*window)
+        q, k, v = (tensor[0][:, rows].transpose(0, 1) for tensor in (query, key, value))  # [windows, H, length, D]
+        attended = F.scaled_dot_product_attention(q, k, v)
         out = out.index_copy(2, rows.flatten(), attended.transpose(0, 1).flatten(1, 2)[None])
     return out.transpose(1, 2)
 
@@ -126,9 +127,7 @@ def document_bounds(end: torch.Tensor) -> list[int]:
     return [0, *starts[reach <= starts].tolist()]
 
 
-def _bucket_mask(
-    rows: torch.Tensor, end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor
-) -> torch.Tensor:
+def _bucket_mask(rows: torch.Tensor, end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     end, key_class, visible = end.cpu(), key_class.cpu(), visible.cpu()
     query, key = rows[:, :, None], rows[:, None, :]  # -1 where padded
     mask = (key >= 0) & (key <= query) & (query < end[rows][:, None, :])

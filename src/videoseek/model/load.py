@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+from videoseek.config import shipped_folder
 from videoseek.model.attention import adopt
 
 #: What a released checkpoint carries beside weights and tokenizer; copied along so that other tools can load ours.
@@ -26,7 +26,7 @@ class ModelError(Exception):
 
 def model_folder(name: str) -> Path:
     """The folder that `model=NAME` means: `tiny` is the one that ships with the package. Raises ModelError."""
-    folder = Path(str(resources.files("videoseek.tiny_base"))) if name == "tiny" else Path(name)
+    folder = shipped_folder("tiny_base", "data/tiny_base") if name == "tiny" else Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: no config.json in {folder}; give 'tiny' or a folder of a Qwen2.5-VL model")
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")

@@ -40,9 +40,9 @@ class Environment:
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
         """Ends the episode with a reason, or appends the observation that answers the turn.
 
-        An answer ends it even beside a call: it was given before the call's evidence.
+        An answer ends it even beside a call: it was given before the call's evidence. Perception has one turn only.
         """
-        if parsed.answer is not None:
+        if parsed.answer is not None or builder.sample.kind == "perception":
             return StopReason.ANSWERED
         if builder.num_turns >= self.max_turns:
             return StopReason.TURN_LIMIT if parsed.calls else StopReason.NO_CALL_NO_ANSWER

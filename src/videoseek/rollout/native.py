@@ -224,9 +224,7 @@ class NativeEngine:
         vision_rows = (flat == vocabulary.video_pad).nonzero()[:, 0]
         embeddings = self.policy.embed(flat, vision_rows, torch.cat(features) if features else self.policy.encode([]))
         num_valid = torch.tensor([len(ids) for ids, _ in pending], device=device)
-        return self.policy.extend(
-            cache, embeddings.view(len(runners), longest, -1), positions.to(device), num_valid
-        )
+        return self.policy.extend(cache, embeddings.view(len(runners), longest, -1), positions.to(device), num_valid)
 
     def _encode(self, clips: list[Clip]) -> None:
         """Features of clips not seen in this rollout; every distinct clip is encoded once."""

@@ -61,9 +61,7 @@ def harvest(
     return crop
 
 
-def reward_episodes(
-    config: TrainConfig, functions: Sequence[RewardFunction], episodes: Sequence[Episode]
-) -> None:
+def reward_episodes(config: TrainConfig, functions: Sequence[RewardFunction], episodes: Sequence[Episode]) -> None:
     """Writes the reward and its parts into each episode: the rule's value, plus what the user's functions add."""
     write_rewards(episodes, config.reward.variant, config.reward.decay, config.prompt.format)
     for function in functions:

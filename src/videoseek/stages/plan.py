@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from videoseek.config import TrainConfig
+from videoseek.data.order import micro_batches
 from videoseek.data.packing import PackSettings, pack_documents
 from videoseek.model.load import tokens_per_second
 from videoseek.stages.run import load_policy
@@ -47,36 +48,35 @@ def _duration(config: TrainConfig) -> str:
     return f"about {max(1, round(seconds / 60))} minutes on two CPU cores"
 
 
-def dry_run(config: TrainConfig, source: Path, samples: Sequence[Sample], device: torch.device, dtype: torch.dtype) -> str:
+def dry_run(
+    config: TrainConfig, source: Path, samples: Sequence[Sample], device: torch.device, dtype: torch.dtype
+) -> str:
     """Loads one batch and runs it forwards and backwards; tokens, memory and time that the real run would take."""
     policy, environment = load_policy(source, config, device, dtype, freeze_vision=config.sft.freeze_vision)
     settings = PackSettings(environment.vocabulary.video_pad, tokens_per_second(policy.model.config))
     episodes = [environment.replay(sample) for sample in samples[: config.sft.samples_per_step]]
-    limit, row, used = config.sft.max_tokens_per_micro_batch, [], 0
-    for episode in episodes:
-        if row and used + len(episode.token_ids) > limit:
-            break
-        row.append(episode)
-        used += len(episode.token_ids)
-    batch = pack_documents(row, settings).to(device)
+    lengths = [len(episode.token_ids) for episode in episodes]
+    row = micro_batches(lengths, config.sft.max_tokens_per_micro_batch)[0]
+    batch = pack_documents([episodes[i] for i in row], settings).to(device)
     started = time.perf_counter()
     logprobs, _ = policy(batch)
     (-logprobs.mean()).backward()
     seconds = time.perf_counter() - started
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
-    lengths = sorted(len(episode.token_ids) for episode in episodes)
     per_step = sum(lengths) / len(lengths) * config.sft.samples_per_step
     # Weights, gradients and two fp32 moments, plus an fp32 master copy when the weights are in bf16.
     bytes_each = 16 if dtype == torch.bfloat16 else 12
     state_gib = (parameters * logprobs.new_empty(0, dtype=dtype).element_size() + trained * bytes_each) / 2**30
+    minutes = seconds * per_step / len(batch) * config.sft.steps / 60
     return "\n".join(
         [
             f"dry run: {len(samples)} SFT samples, {parameters / 1e6:.2f}M parameters, {trained / 1e6:.2f}M trained",
-            f"  tokens: {lengths[0]} to {lengths[-1]} a sample, about {per_step:.0f} a step",
-            f"  one row: {len(row)} samples, {len(batch)} tokens, {len(batch.labels)} labels, loss {-logprobs.mean():.3f}",
+            f"  tokens: {min(lengths)} to {max(lengths)} a sample, about {per_step:.0f} a step",
+            f"  one row: {len(row)} samples, {len(batch)} tokens, {len(batch.labels)} labels, "
+            f"loss {-logprobs.mean():.3f}",
             f"  memory: {state_gib:.2f} GiB for weights, gradients and optimizer, before ZeRO and activations",
-            f"  time: {seconds:.2f} s for this row, about {seconds * per_step / len(batch) * config.sft.steps / 60:.1f} "
-            "minutes for the SFT stage on one device like this",
+            f"  time: {seconds:.2f} s for this row, about {minutes:.1f} minutes for the SFT stage on one device "
+            "like this",
         ]
     )
