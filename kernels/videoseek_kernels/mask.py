@@ -1,0 +1,76 @@
+"""The one mask form: causality, packing, trees, padding and TDAM in three integers a token.
+
+Row m sees key n iff  n <= m  and  m < end[n]  and  (visible[m] & key_class[n]) != 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+#: Keys carry their class as a 5-bit index beside `end` in one int32 word, which bounds both.
+MAX_CLASSES = 31
+MAX_TOKENS = 2**26 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMask:
+    """Who may see whom among T packed tokens; three int32 tensors [T] on one device.
+
+    end: one past the last row that may see this key (end of its document, or of its subtree in a packed tree).
+    key_class: one bit among bits 0..30, or 0 for a key that nobody sees (padding).
+    visible: the set of class bits that this row sees; -1 for all, 0 for a padding row.
+    Shapes and types are checked always, values on the CPU only, since a check on the GPU would stall it.
+    """
+
+    end: torch.Tensor
+    key_class: torch.Tensor
+    visible: torch.Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("end", "key_class", "visible"):
+            tensor = getattr(self, name)
+            if tensor.dtype != torch.int32 or tensor.dim() != 1:
+                raise ValueError(f"{name} must be int32 [T], got {tensor.dtype} {list(tensor.shape)}")
+            if tensor.shape != self.end.shape or tensor.device != self.end.device:
+                raise ValueError(
+                    f"{name} has {len(tensor)} tokens on {tensor.device}, end has {len(self.end)} on {self.end.device}"
+                )
+        if not 1 <= len(self) <= MAX_TOKENS:
+            raise ValueError(f"a mask covers 1 to {MAX_TOKENS} tokens, got {len(self)}")
+        if self.device.type == "cpu":
+            self._check_values()
+
+    def _check_values(self) -> None:
+        low, high = int(self.end.min()), int(self.end.max())
+        if low < 0 or high > len(self):
+            raise ValueError(f"end must lie in [0, {len(self)}], got values from {low} to {high}")
+        one_bit = (self.key_class >= 0) & (self.key_class & (self.key_class - 1) == 0)
+        if not bool(one_bit.all()):
+            wrong = int(self.key_class[~one_bit][0])
+            raise ValueError(f"key_class must be 0 or one of the bits 0 to {MAX_CLASSES - 1}, got {wrong:#x}")
+
+    @classmethod
+    def documents(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> TokenMask:
+        """Plain causal attention inside each of several packed documents."""
+        sizes = torch.tensor(lengths, dtype=torch.int32)
+        end = torch.repeat_interleave(sizes.cumsum(0).int(), sizes)
+        return cls(end, torch.ones_like(end), torch.full_like(end, -1)).to(device)
+
+    def __len__(self) -> int:
+        return self.end.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.end.device
+
+    def to(self, device: torch.device | str) -> TokenMask:
+        return TokenMask(*(x.to(device, non_blocking=True) for x in (self.end, self.key_class, self.visible)))
+
+    def dense(self) -> torch.Tensor:
+        """The mask as bool [T, T]: quadratic in T, for the reference path and for tests."""
+        row = torch.arange(len(self), device=self.device)
+        structure = (row[None, :] <= row[:, None]) & (row[:, None] < self.end[None, :])
+        return structure & ((self.visible[:, None] & self.key_class[None, :]) != 0)

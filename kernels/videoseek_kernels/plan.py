@@ -1,0 +1,197 @@
+"""Block lists: which tiles of the T x T square hold anything, and which need no mask. Built once per batch.
+
+T tokens, BM rows and BN keys a block. A tile is EMPTY (not listed), FULL (every pair visible) or PARTIAL; the test uses
+minima, maxima, OR and AND per block, so that a PARTIAL tile may in truth be empty or full, never the reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from videoseek_kernels.mask import TokenMask
+from videoseek_kernels.pieces import Piece, find_pieces
+
+
+@dataclass(frozen=True, slots=True)
+class TileLists:
+    """For each block of one axis, the blocks of the other that it meets (CSR), FULL ones first, each part ascending.
+
+    tiles int32 [capacity]: what a causal mask could fill, so that its size needs no look at the data; zeros at the end.
+    offsets int32 [n + 1]; num_full int32 [n]; order int32 [n]: blocks by falling list length, ties by index.
+    """
+
+    tiles: torch.Tensor
+    offsets: torch.Tensor
+    num_full: torch.Tensor
+    order: torch.Tensor
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.tiles, self.offsets, self.num_full, self.order
+
+    def to(self, device: torch.device | str) -> TileLists:
+        return TileLists(*(x.to(device, non_blocking=True) for x in self.tensors))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A mask made ready for the kernels: reusable by every layer, head, pass and recomputation of a batch.
+
+    key_word int32 [T] packs `end << 5 | class index`, 0 for a key that nobody sees. by_query lists key blocks per query
+    block (forward, dq), by_key the reverse (dk, dv). host_mask is the mask on the CPU where it was built there.
+    """
+
+    mask: TokenMask
+    block_m: int
+    block_n: int
+    key_word: torch.Tensor
+    by_query: TileLists
+    by_key: TileLists
+    host_mask: TokenMask | None = None
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mask.device
+
+    @property
+    def num_bytes(self) -> int:
+        """What the kernels read beside q, k and v."""
+        tensors = (self.key_word, self.mask.visible, *self.by_query.tensors, *self.by_key.tensors)
+        return sum(x.numel() * x.element_size() for x in tensors)
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The composition path's calls. Needs the mask on the host: a plan built on the GPU waits for it once."""
+        return [piece.to(self.device) for piece in find_pieces(self.host_mask or self.mask.to("cpu"))]
+
+    def to(self, device: torch.device | str) -> Plan:
+        return Plan(
+            self.mask.to(device),
+            self.block_m,
+            self.block_n,
+            self.key_word.to(device, non_blocking=True),
+            self.by_query.to(device),
+            self.by_key.to(device),
+            self.host_mask,
+        )
+
+
+def plan(mask: TokenMask, block_m: int = 128, block_n: int = 128) -> Plan:
+    """Build the block lists where the mask lives: numpy on the CPU, torch on the GPU (no host sync), equal bytes."""
+    for name, block in (("block_m", block_m), ("block_n", block_n)):
+        if block < 16 or block & (block - 1):
+            raise ValueError(f"{name} must be a power of two of at least 16, got {block}")
+    if mask.device.type == "cpu":
+        return plan_with_numpy(mask, block_m, block_n)
+    return plan_with_torch(mask, block_m, block_n)
+
+
+def _capacity(num_tokens: int, block_m: int, block_n: int) -> int:
+    """Tiles that hold a pair with n <= m: the most that any mask can list."""
+    last_row = np.minimum(np.arange(block_m, num_tokens + block_m, block_m), num_tokens)
+    return int((-(-last_row // block_n)).sum())
+
+
+def plan_with_numpy(mask: TokenMask, block_m: int, block_n: int) -> Plan:
+    num_tokens = len(mask)
+    capacity = _capacity(num_tokens, block_m, block_n)
+    key_class, visible = mask.key_class.numpy(), mask.visible.numpy()
+    end = np.where(key_class != 0, mask.end.numpy(), 0)
+    class_index = np.maximum(np.frexp(key_class.astype(np.float32))[1] - 1, 0)
+
+    def blocks(values: np.ndarray, block: int, fill: int) -> np.ndarray:
+        return np.pad(values, (0, -num_tokens % block), constant_values=fill).reshape(-1, block)
+
+    row_or = np.bitwise_or.reduce(blocks(visible, block_m, 0), 1)[:, None]
+    row_and = np.bitwise_and.reduce(blocks(visible, block_m, -1), 1)[:, None]
+    key_or = np.bitwise_or.reduce(blocks(key_class, block_n, 0), 1)[None, :]
+    end_blocks = blocks(end, block_n, 0)
+    min_end, max_end = end_blocks.min(1)[None, :], end_blocks.max(1)[None, :]
+    first_row = np.arange(0, num_tokens, block_m)[:, None]
+    last_row = np.minimum(first_row + block_m, num_tokens) - 1
+    first_key = np.arange(0, num_tokens, block_n)[None, :]
+
+    kept = (first_key <= last_row) & (max_end > first_row) & (row_or & key_or != 0)
+    covered = (first_key + block_n - 1 <= first_row) & (min_end > last_row) & (row_and & key_or == key_or)
+    state = np.where(kept, np.where(covered, 0, 1), 2).astype(np.int8)
+    return Plan(
+        mask,
+        block_m,
+        block_n,
+        torch.from_numpy((end << 5 | class_index).astype(np.int32)),
+        _lists_with_numpy(state, capacity),
+        _lists_with_numpy(state.T, capacity),
+        host_mask=mask,
+    )
+
+
+def _lists_with_numpy(state: np.ndarray, capacity: int) -> TileLists:
+    """state [n, n'] holds 0 for FULL, 1 for PARTIAL, 2 for EMPTY."""
+    count = (state < 2).sum(1)
+    ranked = state.argsort(1, kind="stable")
+    tiles = np.zeros(capacity, np.int32)
+    tiles[: count.sum()] = ranked[np.arange(state.shape[1]) < count[:, None]]
+    offsets = np.concatenate([[0], count.cumsum()])
+    order = (-count).argsort(kind="stable")
+    parts = (tiles, offsets, (state == 0).sum(1), order)
+    return TileLists(*(torch.from_numpy(x.astype(np.int32)) for x in parts))
+
+
+def plan_with_torch(mask: TokenMask, block_m: int, block_n: int) -> Plan:
+    num_tokens, device = len(mask), mask.device
+    capacity = _capacity(num_tokens, block_m, block_n)
+    end = torch.where(mask.key_class != 0, mask.end, 0)
+    class_index = (torch.frexp(mask.key_class.float()).exponent - 1).clamp(min=0)
+
+    def blocks(values: torch.Tensor, block: int, fill: int) -> torch.Tensor:
+        return torch.nn.functional.pad(values, (0, -num_tokens % block), value=fill).view(-1, block)
+
+    row_blocks, key_blocks = blocks(mask.visible, block_m, 0), blocks(mask.key_class, block_n, 0)
+    row_or = _fold(row_blocks, torch.bitwise_or)[:, None]
+    row_and = _fold(blocks(mask.visible, block_m, -1), torch.bitwise_and)[:, None]
+    key_or = _fold(key_blocks, torch.bitwise_or)[None, :]
+    min_end, max_end = (x[None, :] for x in blocks(end, block_n, 0).aminmax(dim=1))
+    first_row = torch.arange(0, num_tokens, block_m, device=device)[:, None]
+    last_row = (first_row + block_m).clamp(max=num_tokens) - 1
+    first_key = torch.arange(0, num_tokens, block_n, device=device)[None, :]
+
+    kept = (first_key <= last_row) & (max_end > first_row) & (row_or & key_or != 0)
+    covered = (first_key + block_n - 1 <= first_row) & (min_end > last_row) & (row_and & key_or == key_or)
+    full, partial = kept & covered, kept & ~covered
+    return Plan(
+        mask,
+        block_m,
+        block_n,
+        (end << 5 | class_index).int(),
+        _lists_with_torch(full, partial, capacity),
+        _lists_with_torch(full.T, partial.T, capacity),
+    )
+
+
+def _fold(blocks: torch.Tensor, combine: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Reduce [n, 2**p] to [n] by halving: torch has no bitwise reduction."""
+    while blocks.shape[1] > 1:
+        half = blocks.shape[1] // 2
+        blocks = combine(blocks[:, :half], blocks[:, half:])
+    return blocks[:, 0]
+
+
+def _lists_with_torch(full: torch.Tensor, partial: torch.Tensor, capacity: int) -> TileLists:
+    num_full, count = full.sum(1), (full | partial).sum(1)
+    offsets = torch.nn.functional.pad(count.cumsum(0), (1, 0))
+    rank = torch.where(full, full.cumsum(1) - 1, num_full[:, None] + partial.cumsum(1) - 1)
+    # EMPTY tiles all land in one spare slot behind the list, which keeps every shape independent of the data.
+    slot = torch.where(full | partial, offsets[:-1, None] + rank, capacity)
+    tiles = torch.zeros(capacity + 1, dtype=torch.int32, device=full.device)
+    column = torch.arange(full.shape[1], dtype=torch.int32, device=full.device).expand_as(slot)
+    tiles.scatter_(0, slot.flatten(), column.flatten())
+    order = count.argsort(stable=True, descending=True)
+    return TileLists(tiles[:capacity], *(x.int() for x in (offsets, num_full, order)))

@@ -1,0 +1,69 @@
+"""The three kernels as one differentiable operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from videoseek_kernels.plan import Plan
+from videoseek_kernels.tier1.backward import dkdv_launch, dq_launch
+from videoseek_kernels.tier1.forward import forward_launch
+from videoseek_kernels.tier1.launch import capability_of, num_processors, tile_config
+
+#: Programs per multiprocessor below which dk/dv work is cut into parts, and the most parts.
+_WAVES, _MAX_SPLITS = 4, 8
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q [T, Hq, D], k and v [T, Hkv, D] -> O [T, Hq, D] and L float32 [T, Hq]; differentiable in both."""
+    out, lse = _Attention.apply(q, k, v, plan, scale)
+    return out, lse.transpose(0, 1)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out = torch.empty_like(q)
+        lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
+        config = tile_config("forward", capability_of(q.device), q.dtype)
+        forward_launch(q, k, v, (out, lse), plan, scale, config).run()
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.plan, ctx.scale = plan, scale
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_out: torch.Tensor | None, d_lse: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+        q, k, v, out, lse = ctx.saved_tensors
+        d_out = torch.zeros_like(out) if d_out is None else d_out.contiguous()
+        d_lse = None if d_lse is None else d_lse.contiguous()
+        capability = capability_of(q.device)
+        # dq first: it also writes delta, which dk and dv read.
+        dq, delta = torch.empty_like(q), torch.empty_like(lse)
+        config = tile_config("dq", capability, q.dtype)
+        dq_launch((q, k, v), (out, lse), (d_out, d_lse), (dq, delta), ctx.plan, ctx.scale, config).run()
+
+        num_splits = _num_splits(k, ctx.plan)
+        part_type = torch.float32 if num_splits > 1 else k.dtype
+        dk, dv = (torch.empty(num_splits, *k.shape, dtype=part_type, device=k.device) for _ in range(2))
+        config = tile_config("dkdv", capability, q.dtype)
+        dkdv_launch((q, k, v), (d_out, lse, delta), (dk, dv), ctx.plan, ctx.scale, config).run()
+        if num_splits > 1:
+            return dq, dk.sum(0).to(k.dtype), dv.sum(0).to(v.dtype), None, None
+        return dq, dk[0], dv[0], None, None
+
+
+def _num_splits(k: torch.Tensor, plan: Plan) -> int:
+    """Short batches have too few key tiles to fill a GPU: cut their work until every multiprocessor has several."""
+    programs = plan.by_key.order.shape[0] * k.shape[1]
+    return max(1, min(_MAX_SPLITS, -(-_WAVES * num_processors(k.device) // programs)))

@@ -1,0 +1,44 @@
+"""What all attention kernels share: moving tiles of rows, and the mask of a PARTIAL tile."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_rows(x, i_row, i_head, num_tokens, H: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr):
+    """Rows [i_row, i_row + BLOCK) of one head of x [T, H, D]; rows past the end read as zero."""
+    if TMA:
+        b_x = x.load([i_row, i_head * D])
+    else:
+        o_row = i_row + tl.arange(0, BLOCK)
+        p_x = x + o_row.to(tl.int64)[:, None] * (H * D) + i_head * D + tl.arange(0, D)[None, :]
+        b_x = tl.load(p_x, mask=(o_row < num_tokens)[:, None], other=0.0)
+    return b_x
+
+
+@triton.jit
+def store_rows(
+    x, b_x, i_row, i_head, num_tokens, H: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr
+):
+    """The reverse of `load_rows`; rows past the end are dropped."""
+    if TMA:
+        x.store([i_row, i_head * D], b_x.to(x.dtype))
+    else:
+        o_row = i_row + tl.arange(0, BLOCK)
+        p_x = x + o_row.to(tl.int64)[:, None] * (H * D) + i_head * D + tl.arange(0, D)[None, :]
+        tl.store(p_x, b_x.to(x.dtype.element_ty), mask=(o_row < num_tokens)[:, None])
+
+
+@triton.jit
+def load_per_token(x, i_row, num_tokens, BLOCK: tl.constexpr):
+    """x[i_row : i_row + BLOCK] of a vector [T]; zero past the end, which for mask words means hidden."""
+    o_row = i_row + tl.arange(0, BLOCK)
+    return tl.load(x + o_row, mask=o_row < num_tokens, other=0)
+
+
+@triton.jit
+def sees(o_m, b_visible, o_n, b_word):
+    """visible(m, n), broadcast: row index and class set on one axis, key index and `end << 5 | class` on the other."""
+    return (o_n <= o_m) & (o_m < (b_word >> 5)) & (((b_visible >> (b_word & 31)) & 1) != 0)
