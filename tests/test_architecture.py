@@ -16,7 +16,7 @@ SOURCES = {"videoseek": ROOT / "src/videoseek", "videoseek_kernels": ROOT / "ker
 
 #: A room may import from rooms on lower floors, and within itself; the ground floor also along its own floor.
 FLOORS = (
-    {"types", "config", "runtime", "command"},
+    {"types", "config", "runtime", "command", "plan"},
     {"algorithms"},
     {"video"},
     {"trajectory"},

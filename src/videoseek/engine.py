@@ -106,8 +106,13 @@ class TrainEngine:
         """One optimizer step; returns the gradient norm before clipping."""
         for group in self._base_optimizer().param_groups:
             group["lr"] = rate
+        norm = 0.0
+        if not self.stage:
+            # Without ZeRO, DeepSpeed clips in `step` but keeps the norm to itself.
+            gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        return float(self.engine.get_global_grad_norm()) if self.stage else norm
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:

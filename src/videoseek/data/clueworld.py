@@ -43,7 +43,7 @@ NUM_CARDS = 3
 DURATION_SECONDS = NUM_SLOTS * SLOT_SECONDS
 _CARD_SIZE = 92
 _HALF_PERIOD = 3
-_WORLD_VERSION = 2
+_WORLD_VERSION = 3
 
 #: Splits, and how many questions each asks of one video.
 _QUESTIONS = {"base": 6, "base_heldout": 6, "train": 6, "heldout": 4}
@@ -200,26 +200,27 @@ def _conclude(think: str, answer: str) -> str:
     return _FORMAT.render_turn(think, None, answer)
 
 
-def _wrong_look(world: World, card: Card, chance: random.Random) -> list[str]:
+def _wrong_look(card: Card, chance: random.Random, seen: str) -> list[str]:
     """A window too wide to read, or another slot first."""
     if chance.random() < 0.5:
         start = card.window[0] if card.slot + 1 < NUM_SLOTS else card.window[0] - SLOT_SECONDS
-        return [_look(card.place, (start, start + 2 * SLOT_SECONDS))]
+        return [_look(seen + card.place, (start, start + 2 * SLOT_SECONDS))]
     other = chance.choice([slot for slot in range(NUM_SLOTS) if slot != card.slot]) * SLOT_SECONDS
-    wrong = _look(f"{card.colour} at {other}", (other, other + SLOT_SECONDS))
-    return [wrong, _look(card.place, card.window)]
+    wrong = _look(f"{seen}{card.colour} at {other}", (other, other + SLOT_SECONDS))
+    return [wrong, _look(seen + card.place, card.window)]
 
 
-def _looks(world: World, card: Card, chance: random.Random) -> list[str]:
+def _looks(card: Card, chance: random.Random, seen: str = "") -> list[str]:
+    """The calls that lead to a card, each recalling what was `seen` before: clean, or faulty once in a while."""
     if chance.random() < _WRONG_WINDOW_SHARE:
-        return _wrong_look(world, card, chance)
-    return [_look(card.place, card.window)]
+        return _wrong_look(card, chance, seen)
+    return [_look(seen + card.place, card.window)]
 
 
 def _single(world: World, name: str, chance: random.Random) -> Sample:
     card = chance.choice(world.cards)
     answer = "ABCD"[PATTERNS.index(card.pattern)]
-    looks = [] if chance.random() < _NO_CALL_SHARE else _looks(world, card, chance)
+    looks = [] if chance.random() < _NO_CALL_SHARE else _looks(card, chance)
     return Sample(
         id=name,
         video=world.video,
@@ -238,7 +239,7 @@ def _multi(world: World, name: str, chance: random.Random) -> Sample:
     answer = "A" if same else "B"
     turns: tuple[str, ...] = (_conclude(first.place, answer),)
     if chance.random() >= _NO_CALL_SHARE:
-        looks = [_look(first.place, first.window), *_looks(world, second, chance)]
+        looks = [_look(first.place, first.window), *_looks(second, chance, seen=f"{first.pattern}; ")]
         turns = (*looks, _conclude(f"{first.pattern} and {second.pattern}", answer))
     return Sample(
         id=name,
@@ -284,10 +285,10 @@ def _perception_samples(world: World, name: str, chance: random.Random, count: i
             samples.append(_perception(world, f"{name}-list-{index}", "List the cards.", ", ".join(places)))
         elif index % 3 == 1:
             asked = chance.choice((_single, _multi, _direct))(world, f"{name}-when-{index}", chance)
-            colour = next(word for word in asked.question.split() if word in COLOURS)
-            card = world.card(colour)
-            place = card.place if card else f"no {colour}"
-            samples.append(_perception(world, asked.id, asked.question, place, options=asked.options))
+            colours = [word for word in asked.question.split() if word in COLOURS]
+            cards = [world.card(colour) for colour in colours]
+            places = [card.place if card else f"no {colour}" for card, colour in zip(cards, colours, strict=True)]
+            samples.append(_perception(world, asked.id, asked.question, ", ".join(places), options=asked.options))
         else:
             slot = chance.choice(range(NUM_SLOTS)) if chance.random() < 0.25 else chance.choice(world.cards).slot
             seen = next((card.pattern for card in world.cards if card.slot == slot), NOTHING)

@@ -53,7 +53,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         text_config={
             "vocab_size": -(-len(tokenizer) // 64) * 64,
             "hidden_size": 128,
-            "intermediate_size": 384,
+            "intermediate_size": 320,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,

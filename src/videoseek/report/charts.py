@@ -52,7 +52,7 @@ class Axis:
 
     @classmethod
     def fit(cls, values: Sequence[float], *, log: bool = False) -> Axis:
-        """An axis with round ticks around finite values; `log` holds only if all of them are positive."""
+        """An axis with round ticks around values of single precision; `log` holds only if all are positive."""
         low, high = min(values), max(values)
         if log and low > 0:
             first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))

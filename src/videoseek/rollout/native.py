@@ -57,10 +57,14 @@ class _Runner:
 class NativeEngine:
     """Samples episodes from a policy; the policy's weights may change between calls of `rollout`."""
 
-    def __init__(self, policy: Policy, environment: Environment, tokens_per_second: float) -> None:
+    def __init__(
+        self, policy: Policy, environment: Environment, tokens_per_second: float, *, keep_features: bool = False
+    ) -> None:
+        """`keep_features` keeps every clip's features until `forget`, for a trainer whose vision tower is frozen."""
         self.policy = policy
         self.environment = environment
         self.tokens_per_second = tokens_per_second
+        self.keep_features = keep_features
         self.features: dict[Clip, torch.Tensor] = {}
         self.num_encoded_clips = 0
 
@@ -78,15 +82,20 @@ class NativeEngine:
         """`copies` episodes for each sample, grouped by sample. Raises VideoError when a video cannot be read."""
         training = self.policy.training
         self.policy.eval()
-        self.features.clear()
         per_wave = max(1, settings.episodes_per_batch // copies)
         groups: list[list[Episode]] = []
         for first in range(0, len(samples), per_wave):
             groups += self._wave(samples[first : first + per_wave], copies, seed, settings, weight_version)
+            if not self.keep_features:
+                self.forget()
             if on_progress is not None:
                 on_progress(len(groups) * copies, len(samples) * copies)
         self.policy.train(training)
         return groups
+
+    def forget(self) -> None:
+        """Drops all features, which belong to the weights that made them."""
+        self.features.clear()
 
     def _wave(
         self, samples: Sequence[Sample], copies: int, seed: int, settings: SamplingSettings, weight_version: int

@@ -45,6 +45,7 @@ def harvest(
     rounds = 1 + (settings.max_resample_rounds if settings.filter_zero_spread else 0)
     wanted = len(my_share(settings.prompts_per_step))
     crop = Harvest()
+    sampler.forget()
     for attempt in range(rounds):
         draw = step * rounds + attempt
         indices = batch_indices(draw, settings.prompts_per_step, len(samples), run.config.seed)

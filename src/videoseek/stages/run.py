@@ -88,7 +88,9 @@ class StageRun:
         return engine
 
     def native_engine(self) -> NativeEngine:
-        return NativeEngine(self.policy, self.environment, tokens_per_second(self.policy.model.config))
+        """The rollout engine on the policy under training; a frozen vision tower's features serve the update too."""
+        per_second = tokens_per_second(self.policy.model.config)
+        return NativeEngine(self.policy, self.environment, per_second, keep_features=self.policy.freeze_vision)
 
     def pack_settings(self, *, masked: bool) -> PackSettings:
         """`masked`: whether TDAM is applied, as SFT does."""

@@ -1,4 +1,4 @@
-"""What a run is about to do, in words: the banner at its start, and the plan of `--dry-run`."""
+"""The plan of `--dry-run`: one batch, loaded and run, and what the whole would take."""
 
 from __future__ import annotations
 
@@ -14,38 +14,6 @@ from videoseek.data.packing import PackSettings, pack_documents
 from videoseek.model.load import tokens_per_second
 from videoseek.stages.run import load_policy
 from videoseek.types import Sample
-
-#: Seconds a step of the tiny recipe takes on two CPU cores, by stage, measured; other models differ by far too much.
-_TINY_STEP_SECONDS = {"direct": 0.15, "sft": 0.25, "grpo": 3.5}
-_TINY_FIXED_SECONDS = 75.0
-
-
-def stage_steps(config: TrainConfig, stage: str) -> int:
-    """Optimizer steps of a stage; `direct` takes as many as SFT and GRPO together, to be a fair comparison."""
-    steps = {"sft": config.sft.steps, "grpo": config.grpo.steps}
-    return steps.get(stage, sum(steps.values()))
-
-
-def describe(config: TrainConfig, output_dir: Path) -> str:
-    """What will run, for how long about, and where its output goes."""
-    work = {
-        "direct": f"{stage_steps(config, 'direct')} steps of answering without the tool",
-        "sft": f"{config.sft.steps} steps of {config.sft.samples_per_step} trajectories",
-        "grpo": f"{config.grpo.steps} steps of {config.grpo.prompts_per_step} x {config.grpo.group_size} episodes",
-    }
-    lines = [f"videoseek: recipe {config.recipe}, model {config.model}"]
-    lines += [f"  {number}. {stage}: {work[stage]}" for number, stage in enumerate(config.stages, 1)]
-    lines.append(f"  time: {_duration(config)}")
-    lines.append(f"  output: {output_dir}")
-    return "\n".join(lines)
-
-
-def _duration(config: TrainConfig) -> str:
-    if config.model != "tiny":
-        return "shown with the progress of each stage, from its first steps on"
-    seconds = _TINY_FIXED_SECONDS
-    seconds += sum(_TINY_STEP_SECONDS[stage] * stage_steps(config, stage) for stage in config.stages)
-    return f"about {max(1, round(seconds / 60))} minutes on two CPU cores"
 
 
 def dry_run(

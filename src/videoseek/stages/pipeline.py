@@ -1,0 +1,239 @@
+"""A run from its configuration to its report: data, then each stage and its scores, then the summary.
+
+output_dir/
+    config.yaml  env.json  metrics.jsonl  tensorboard/  trajectories/
+    checkpoint-N/       resumable, N optimizer steps over all stages;  last -> the newest
+    direct/ sft/ grpo/  finished stages as Hugging Face folders;       final -> the last of them
+    evaluation-*.json  summary.json  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from videoseek.checkpoint import is_complete, link, read_state, save_weights
+from videoseek.config import TrainConfig, config_yaml
+from videoseek.data.check import check_samples
+from videoseek.data.clueworld import phrases
+from videoseek.data.sources import load_samples
+from videoseek.engine import TrainEngine, barrier, gather, my_share, start_distributed
+from videoseek.evaluate.held_out import answer_questions, scores
+from videoseek.model.load import model_folder, save_pretrained, tokens_per_second
+from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
+from videoseek.plan import stage_steps
+from videoseek.report.html import write_report
+from videoseek.rollout.native import NativeEngine
+from videoseek.runtime import (
+    MetricsLog,
+    Progress,
+    choose_device,
+    choose_dtype,
+    environment_report,
+    prepare_output_dir,
+    rank,
+    seed_everything,
+    write_json_atomic,
+    write_text_atomic,
+)
+from videoseek.stages.dry_run import dry_run
+from videoseek.stages.grpo import train_grpo
+from videoseek.stages.run import StageRun, find_resume_point, load_policy, sampling_settings, write_trajectories
+from videoseek.stages.sft import train_sft
+from videoseek.types import Sample
+from videoseek.video.decode import FRAME_CACHE
+
+#: What a stage's model is called in summary and report.
+MODEL_NAMES = {"direct": "direct", "sft": "sft", "grpo": "sft_rl"}
+
+
+@dataclass(slots=True)
+class Data:
+    """Samples of a run; the held-out ones share no video with the others when they are generated."""
+
+    sft: list[Sample]
+    rl: list[Sample]
+    held_out: list[Sample]
+
+
+def run(config: TrainConfig, *, only_plan: bool) -> None:
+    """The whole run, or with `only_plan` a check of the data and one batch. Raises the package's own errors."""
+    started = time.monotonic()
+    output_dir = prepare_output_dir(config.output_dir)
+    device, dtype = choose_device(config.device), choose_dtype(config.dtype)
+    seed_everything(config.seed)
+    start_distributed(device)
+    if rank() == 0 and not only_plan:
+        start_folder(config, output_dir)
+    barrier()
+    FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
+    source = start_weights(config, output_dir)
+    data = load_data(config)
+    if only_plan:
+        say(dry_run(config, source, data.sft, device, dtype))
+        return
+    run_stages(config, output_dir, source, data, device, dtype)
+    if rank() == 0:
+        write_summary(config, output_dir, time.monotonic() - started)
+        say(f"report: {write_report(output_dir)}")
+    barrier()
+
+
+def say(text: str) -> None:
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def start_folder(config: TrainConfig, output_dir: Path) -> None:
+    """Sets an earlier run aside, unless it is to be resumed, and records what this one is."""
+    if config.resume == "no" and (output_dir / "config.yaml").exists():
+        number = 1
+        while (aside := output_dir.with_name(f"{output_dir.name}.old-{number}")).exists():
+            number += 1
+        output_dir.replace(aside)
+        output_dir.mkdir()
+        say(f"  an earlier run was moved to {aside}")
+    write_text_atomic(output_dir / "config.yaml", config_yaml(config))
+    write_json_atomic(output_dir / "env.json", environment_report())
+
+
+def start_weights(config: TrainConfig, output_dir: Path) -> Path:
+    """The model folder that the run starts from; `scratch` is written first, random from the seed."""
+    if config.model != "scratch":
+        return model_folder(config.model)
+    folder = output_dir / "scratch"
+    if rank() == 0:
+        tokenizer = build_tokenizer(phrases())
+        save_pretrained(build_model(tiny_config(tokenizer), config.seed), tokenizer, folder)
+    barrier()
+    return folder
+
+
+def load_data(config: TrainConfig) -> Data:
+    """Reads, or generates, the samples of all stages and checks each before any training."""
+    needed = {"sft": "sft" in config.stages or "direct" in config.stages, "rl": "grpo" in config.stages}
+    data = Data(
+        sft=_split(config, "sft", config.data.sft, config.data.num_sft) if needed["sft"] else [],
+        rl=_split(config, "rl", config.data.rl, config.data.num_rl) if needed["rl"] else [],
+        held_out=_split(config, "eval", config.data.eval, config.data.num_eval),
+    )
+    data.held_out = data.held_out[: config.evaluate.num_questions]
+    return data
+
+
+def _split(config: TrainConfig, name: str, sources: list[str], count: int) -> list[Sample]:
+    """Rank 0 generates what has to be generated; the others find it made."""
+
+    def load(on_video: Callable[[int, int], None] | None) -> list[Sample]:
+        return load_samples(
+            sources,
+            held_out=name == "eval",
+            num_generated=count,
+            seed=config.seed,
+            video_root=config.data.video_root,
+            cache_dir=config.data.cache_dir,
+            on_video=on_video,
+        )
+
+    with Progress(f"videos for {name}", 1) as progress:
+        samples = load(progress.track) if rank() == 0 else []
+    barrier()
+    samples = samples or load(None)
+    with Progress(f"check {name}", len(samples)) as progress:
+        check_samples(samples, need_turns=name == "sft", on_progress=progress.track)
+    return samples
+
+
+def without_tool(sample: Sample) -> Sample:
+    """The sample with its answering turn only: what `direct` learns from."""
+    return replace(sample, turns=sample.turns[-1:])
+
+
+def run_stages(
+    config: TrainConfig, output_dir: Path, source: Path, data: Data, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Each stage from its source's weights, or on from where it was; then its scores on the held-out questions."""
+    points = {stage: find_resume_point(output_dir, config.resume, stage) for stage in config.stages}
+    metrics = MetricsLog(output_dir, config.stages, resume=_logged_so_far(config, output_dir, points))
+    done = 0
+    for stage in config.stages:
+        folder = output_dir / stage
+        stage_source = output_dir / "sft" if stage == "grpo" and "sft" in config.stages else source
+        if not (config.resume == "auto" and is_complete(folder)):
+            run = StageRun.open(stage, config, output_dir, stage_source, metrics, device, dtype, done, points[stage])
+            engine = train_stage(run, data)
+            save_weights(folder, engine, run.environment.vocabulary.tokenizer, stage_source)
+            del engine, run
+        if data.held_out and not (output_dir / f"evaluation-{stage}.json").is_file():
+            score_stage(config, output_dir, stage, data.held_out, device, dtype)
+        done += stage_steps(config, stage)
+    if rank() == 0:
+        link(output_dir / "final", output_dir / config.stages[-1])
+    metrics.close()
+
+
+def train_stage(run: StageRun, data: Data) -> TrainEngine:
+    if run.name == "grpo":
+        return train_grpo(run, data.rl)
+    samples = [without_tool(sample) for sample in data.sft] if run.name == "direct" else data.sft
+    return train_sft(run, samples, steps=stage_steps(run.config, run.name))
+
+
+def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path | None]) -> tuple[str, int] | None:
+    """The last stage and step whose metrics stay: those of finished stages, and up to the checkpoint of the next."""
+    if config.resume == "no":
+        return None
+    reached = None
+    for stage in config.stages:
+        if is_complete(output_dir / stage):
+            reached = (stage, stage_steps(config, stage))
+            continue
+        point = points[stage]
+        return (stage, read_state(point).step) if point is not None else reached
+    return reached
+
+
+def score_stage(
+    config: TrainConfig, output_dir: Path, stage: str, samples: list[Sample], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Answers the held-out questions with a finished stage's weights; every rank takes its share."""
+    policy, environment = load_policy(output_dir / stage, config, device, dtype)
+    engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
+    mine = [samples[i] for i in my_share(len(samples))]
+    copies = config.evaluate.samples
+    with Progress(f"evaluate {stage}", len(mine) * (copies + 1)) as progress:
+        sampled, greedy = answer_questions(
+            engine,
+            mine,
+            copies,
+            config.seed,
+            sampling_settings(config, config.evaluate.temperature),
+            on_progress=progress.track,
+        )
+    sampled, greedy = gather(sampled), gather(greedy)
+    values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format)
+    if rank() == 0:
+        write_trajectories(output_dir, f"eval_{MODEL_NAMES[stage]}", sampled)
+        write_json_atomic(output_dir / f"evaluation-{stage}.json", values)
+        say(f"{MODEL_NAMES[stage]}: accuracy {values['accuracy']:.3f} sampled, {values['accuracy_greedy']:.3f} greedy")
+    barrier()
+
+
+def write_summary(config: TrainConfig, output_dir: Path, seconds: float) -> None:
+    """summary.json: scores by model, the time this process took, and which run it was."""
+    summary: dict[str, float | int | str] = {"recipe": config.recipe, "seed": config.seed, "wall_seconds": seconds}
+    for stage in config.stages:
+        path = output_dir / f"evaluation-{stage}.json"
+        if path.is_file():
+            for name, value in json.loads(path.read_text()).items():
+                if name.startswith("chance"):
+                    summary[name] = value
+                else:
+                    summary[f"{name}/{MODEL_NAMES[stage]}"] = value
+    write_json_atomic(output_dir / "summary.json", summary)
