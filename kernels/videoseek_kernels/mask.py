@@ -69,8 +69,9 @@ class TokenMask:
     def to(self, device: torch.device | str) -> TokenMask:
         return TokenMask(*(x.to(device, non_blocking=True) for x in (self.end, self.key_class, self.visible)))
 
-    def dense(self) -> torch.Tensor:
-        """The mask as bool [T, T]: quadratic in T, for the reference path and for tests."""
-        row = torch.arange(len(self), device=self.device)
-        structure = (row[None, :] <= row[:, None]) & (row[:, None] < self.end[None, :])
-        return structure & ((self.visible[:, None] & self.key_class[None, :]) != 0)
+    def dense(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The mask as bool [T, T], or [len(rows), T]: quadratic in T, for the reference path and for tests."""
+        key = torch.arange(len(self), device=self.device)
+        rows = key if rows is None else rows
+        structure = (key[None, :] <= rows[:, None]) & (rows[:, None] < self.end[None, :])
+        return structure & ((self.visible[rows][:, None] & self.key_class[None, :]) != 0)

@@ -33,7 +33,7 @@ class _Attention(torch.autograd.Function):
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
         config = tile_config("forward", capability_of(q.device), q.dtype)
-        forward_launch(q, k, v, (out, lse), plan, scale, config).run()
+        forward_launch((q, k, v), (out, lse), plan, scale, config).run()
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.scale = plan, scale
         ctx.set_materialize_grads(False)

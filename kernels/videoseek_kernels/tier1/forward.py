@@ -102,17 +102,15 @@ def tile_constants(q: torch.Tensor, k: torch.Tensor, plan: Plan, config: TileCon
 
 
 def forward_launch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     outputs: tuple[torch.Tensor, torch.Tensor],
     plan: Plan,
     scale: float,
     config: TileConfig,
 ) -> Launch:
-    """q [T, Hq, D], k and v [T, Hkv, D] contiguous; outputs are O like q and L float32 [Hq, T]."""
+    """(q [T, Hq, D], k and v [T, Hkv, D]) -> (O like q, L float32 [Hq, T]); all contiguous."""
     config = config.within(plan.block_m, plan.block_n)
-    out, lse = outputs
+    (q, k, v), (out, lse) = inputs, outputs
     lists = plan.by_query
     num_tiles = lists.order.shape[0] * (plan.block_m // config.block_m)
     arguments = {

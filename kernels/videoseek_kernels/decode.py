@@ -1,0 +1,107 @@
+"""Attention of a few new rows per sequence over key/value caches, with a prefix that a group of sequences shares.
+
+B sequences of R new rows each; C caches of S slots; Hq query heads on Hkv key/value heads of size D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from videoseek_kernels.dispatch import check_triton_inputs, log_choice, tier1
+from videoseek_kernels.reference import masked_attention
+
+IMPLEMENTATIONS = ("auto", "triton", "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """k and v [C, S, Hkv, D], of which lengths int32 [C] slots are filled; key_class int32 [C, S], None: all seen."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    lengths: torch.Tensor
+    key_class: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.k.dim() != 4 or self.k.shape != self.v.shape or self.k.dtype != self.v.dtype:
+            raise ValueError(
+                f"wanted k and v [C, S, Hkv, D] of one type, got {list(self.k.shape)} {self.k.dtype} "
+                f"and {list(self.v.shape)} {self.v.dtype}"
+            )
+        if self.lengths.shape != self.k.shape[:1] or self.lengths.dtype != torch.int32:
+            raise ValueError(f"lengths must be int32 [C], got {self.lengths.dtype} {list(self.lengths.shape)}")
+        classes = self.key_class
+        if classes is not None and (classes.shape != self.k.shape[:2] or classes.dtype != torch.int32):
+            raise ValueError(f"key_class must be int32 [C, S], got {classes.dtype} {list(classes.shape)}")
+
+
+def decode_attention(
+    q: torch.Tensor,
+    cache: KVCache,
+    *,
+    prefix: KVCache | None = None,
+    visible: torch.Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """q [B, R, Hq, D], the last R tokens of each sequence, whose keys are in `cache` already -> [B, R, Hq, D].
+
+    Row r of a sequence sees its own slots up to lengths - R + r and, of a prefix, all. `prefix` holds C caches, each
+    before B / C neighbouring sequences: its keys and values are read once for all of them. `visible` int32 [B, R] is
+    matched against key_class as in `TokenMask` (None sees every class); slots that no row sees are not read.
+    scale: D ** -0.5 if None. impl: "auto" takes Triton on CUDA and the reference elsewhere. No gradient is kept.
+    """
+    _check(q, cache, prefix, visible, impl)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    chosen = ("triton" if q.device.type == "cuda" else "reference") if impl == "auto" else impl
+    log_choice("decode_attention", impl, chosen, str(q.device), q.dtype)
+    if visible is None:
+        visible = torch.full(q.shape[:2], -1, dtype=torch.int32, device=q.device)
+    with torch.no_grad():
+        if chosen == "reference":
+            return _decode_reference(q, cache, prefix, visible, scale)
+        check_triton_inputs(q)
+        return tier1("decode").decode(q, cache, prefix, visible, scale)
+
+
+def _check(q: torch.Tensor, cache: KVCache, prefix: KVCache | None, visible: torch.Tensor | None, impl: str) -> None:
+    if q.dim() != 4 or cache.k.shape[0] != q.shape[0]:
+        raise ValueError(f"wanted q [B, R, Hq, D] and one cache each, got {list(q.shape)}, {cache.k.shape[0]} caches")
+    for name, held in (("cache", cache), ("prefix", prefix)):
+        if held is None:
+            continue
+        if held.k.shape[3] != q.shape[3] or q.shape[2] % held.k.shape[2] or held.k.dtype != q.dtype:
+            raise ValueError(f"{name} k {list(held.k.shape)} {held.k.dtype} does not fit q {list(q.shape)} {q.dtype}")
+        if q.shape[0] % held.k.shape[0] or held.k.shape[2] != cache.k.shape[2]:
+            raise ValueError(f"{held.k.shape[0]} {name} caches cannot serve {q.shape[0]} sequences in equal groups")
+    if visible is not None and (visible.shape != q.shape[:2] or visible.dtype != torch.int32):
+        raise ValueError(f"visible must be int32 {list(q.shape[:2])}, got {visible.dtype} {list(visible.shape)}")
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl {impl!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+
+
+def _decode_reference(
+    q: torch.Tensor, cache: KVCache, prefix: KVCache | None, visible: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Sequence by sequence: the filled slots laid out, a dense mask over them."""
+    num_sequences, num_rows = q.shape[:2]
+    row = torch.arange(num_rows, device=q.device)[:, None]
+    results = []
+    for index in range(num_sequences):
+        length = int(cache.lengths[index])
+        parts = [(cache, index, torch.arange(length, device=q.device)[None, :] <= length - num_rows + row)]
+        if prefix is not None:
+            group = index * prefix.k.shape[0] // num_sequences
+            parts.insert(0, (prefix, group, row.new_ones(num_rows, int(prefix.lengths[group]), dtype=torch.bool)))
+        keys, values, seen = [], [], []
+        for held, slot, reached in parts:
+            filled = reached.shape[1]
+            keys.append(held.k[slot, :filled])
+            values.append(held.v[slot, :filled])
+            if held.key_class is not None:
+                reached = reached & (visible[index][:, None] & held.key_class[slot, :filled] != 0)
+            seen.append(reached)
+        results.append(masked_attention(q[index], torch.cat(keys), torch.cat(values), torch.cat(seen, 1), scale)[0])
+    return torch.stack(results)

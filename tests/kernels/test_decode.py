@@ -1,0 +1,130 @@
+"""Decode against caches: every step equals the row that prefill gives, shared prefix or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from videoseek_kernels import TokenMask, decode_attention, tdam_attention
+from videoseek_kernels.decode import KVCache
+from videoseek_kernels.testing import ALL, CROP_VIDEO, GLOBAL_VIDEO, TEXT
+from videoseek_kernels.tier1 import decode as tier1_decode
+
+
+def random_cache(
+    rng: np.random.Generator, lengths: list[int], num_slots: int, heads: int, head_dim: int, dtype: torch.dtype
+) -> KVCache:
+    """Slots past the filled ones hold NaN: reading one shows."""
+    k, v = (torch.from_numpy(rng.standard_normal((len(lengths), num_slots, heads, head_dim))) for _ in range(2))
+    for index, length in enumerate(lengths):
+        k[index, length:] = float("nan")
+        v[index, length:] = float("nan")
+    classes = np.array([TEXT, GLOBAL_VIDEO, CROP_VIDEO, 0], np.int32)[rng.integers(0, 4, (len(lengths), num_slots))]
+    return KVCache(k.to(dtype), v.to(dtype), torch.tensor(lengths, dtype=torch.int32), torch.from_numpy(classes))
+
+
+def moved(cache: KVCache | None, device: str, dtype: torch.dtype) -> KVCache | None:
+    if cache is None:
+        return None
+    classes = None if cache.key_class is None else cache.key_class.to(device)
+    return KVCache(cache.k.to(device, dtype), cache.v.to(device, dtype), cache.lengths.to(device), classes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("lengths", "prefix_lengths", "rows", "heads"),
+    [
+        ([1, 40], None, 1, (7, 1)),
+        ([65, 9, 33, 70], [30], 1, (4, 2)),
+        ([12, 3, 5, 64], [45, 1], 3, (2, 1)),
+        ([6] * 11, [20], 1, (7, 1)),
+    ],
+    ids=["plain", "one-group", "two-groups-three-rows", "more-rows-than-a-tile"],
+)
+def test_kernel_equals_reference(
+    lengths: list[int],
+    prefix_lengths: list[int] | None,
+    rows: int,
+    heads: tuple[int, int],
+    dtype: torch.dtype,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tier1_decode, "SPLIT_TOKENS", 64)
+    rng = np.random.default_rng(5)
+    cache = random_cache(rng, lengths, 71, heads[1], 32, dtype)
+    prefix = random_cache(rng, prefix_lengths, 47, heads[1], 32, dtype) if prefix_lengths else None
+    q = torch.from_numpy(rng.standard_normal((len(lengths), rows, heads[0], 32))).to(dtype)
+    sets = torch.tensor([ALL, ALL & ~CROP_VIDEO, ALL & ~GLOBAL_VIDEO, 0], dtype=torch.int32)
+    visible = sets[torch.arange(len(lengths) * rows) % 4].view(len(lengths), rows)
+    on_device = {"prefix": moved(prefix, device, dtype), "visible": visible.to(device)}
+    got = decode_attention(q.to(device), moved(cache, device, dtype), impl="triton", **on_device)
+    exact = decode_attention(
+        q.double(),
+        moved(cache, "cpu", torch.float64),
+        prefix=moved(prefix, "cpu", torch.float64),
+        visible=visible,
+        impl="reference",
+    )
+    torch.testing.assert_close(got.cpu().double(), exact, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-3)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_steps_equal_prefill(impl: str, device: str) -> None:
+    """A prompt shared by two rollouts, decoded token by token, against the packed tree."""
+    generator = torch.Generator().manual_seed(1)
+    prompt, steps = 10, 4
+    num_tokens = prompt + 2 * steps
+    q, k, v = (torch.randn(num_tokens, heads, 32, generator=generator).to(device) for heads in (4, 2, 2))
+    end = torch.tensor([num_tokens] * prompt + [prompt + steps] * steps + [num_tokens] * steps, dtype=torch.int32)
+    key_class = torch.tensor([TEXT, GLOBAL_VIDEO] * (num_tokens // 2), dtype=torch.int32)
+    visible = torch.tensor([ALL] * (num_tokens - 2) + [ALL & ~GLOBAL_VIDEO] * 2, dtype=torch.int32)
+    wanted = tdam_attention(q, k, v, TokenMask(end, key_class, visible).to(device), impl="reference")
+
+    rows = torch.tensor([[prompt + r * steps + s for s in range(steps)] for r in range(2)])
+    key_class, visible = key_class.to(device), visible.to(device)
+
+    def full(length: int, count: int) -> torch.Tensor:
+        return torch.full((count,), length, dtype=torch.int32, device=device)
+
+    prefix = KVCache(k[None, :prompt], v[None, :prompt], full(prompt, 1), key_class[None, :prompt].contiguous())
+    for step in range(steps):
+        cache = KVCache(k[rows], v[rows], full(step + 1, 2), key_class[rows])
+        now = rows[:, step : step + 1]
+        got = decode_attention(q[now], cache, prefix=prefix, visible=visible[now], impl=impl)
+        torch.testing.assert_close(got, wanted[now], rtol=0, atol=1e-5)
+
+
+def test_result_does_not_depend_on_the_batch(device: str) -> None:
+    rng = np.random.default_rng(2)
+    cache = moved(random_cache(rng, [40, 7, 64], 64, 1, 32, torch.float32), device, torch.float32)
+    assert cache is not None
+    q = torch.from_numpy(rng.standard_normal((3, 1, 7, 32))).float().to(device)
+    alone = KVCache(*(x[1:2].contiguous() for x in (cache.k, cache.v, cache.lengths, cache.key_class)))
+    together = decode_attention(q, cache, impl="triton")
+    assert torch.equal(decode_attention(q[1:2], alone, impl="triton"), together[1:2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(3, 1, 4, 32)}, "2 caches"),
+        ({"q": torch.zeros(2, 1, 3, 32)}, "does not fit"),
+        ({"visible": torch.zeros(2, 2, dtype=torch.int32)}, "visible must be"),
+        ({"impl": "composition"}, "not one of auto, triton, reference"),
+    ],
+    ids=["sequences", "ratio", "visible", "impl"],
+)
+def test_bad_arguments_are_named(change: dict, message: str) -> None:
+    slots = torch.zeros(2, 5, 2, 32)
+    cache = KVCache(slots, slots, torch.tensor([1, 2], dtype=torch.int32))
+    with pytest.raises(ValueError, match=message):
+        decode_attention(**({"q": torch.zeros(2, 1, 4, 32), "cache": cache} | change))
+
+
+def test_bad_caches_are_named() -> None:
+    slots = torch.zeros(2, 5, 2, 32)
+    with pytest.raises(ValueError, match="lengths must be int32"):
+        KVCache(slots, slots, torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="key_class must be int32"):
+        KVCache(slots, slots, torch.tensor([1, 2], dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int32))
