@@ -34,6 +34,9 @@ def option(default: Any, help: str, **limits: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+FREEZES = ("none", "tower", "all")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     sft: list[str] = option(
@@ -89,7 +92,7 @@ class SFTConfig:
     weight_decay: float = option(0.0, "decoupled weight decay", at_least=0)
     grad_clip: float = option(1.0, "largest gradient norm", above=0)
     betas: list[float] = option([0.9, 0.999], "the two moments' decay rates of AdamW", at_least=0, below=1)
-    freeze_vision: bool = option(True, "keep the vision tower as it is")
+    freeze_vision: str = option("tower", "vision weights kept as they are (tower: not the projector)", choices=FREEZES)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class GRPOConfig:
         2.0, "cap of the trainer-to-rollout probability ratio (null: no correction)", above=0
     )
     max_tokens_per_micro_batch: int = option(32768, "tokens in one packed row", at_least=1)
-    freeze_vision: bool = option(False, "keep the vision tower as it is")
+    freeze_vision: str = option("none", "vision weights kept as they are (tower: not the projector)", choices=FREEZES)
 
 
 @dataclass(frozen=True)

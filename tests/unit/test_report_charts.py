@@ -70,7 +70,7 @@ def test_long_curves_are_thinned_and_keep_their_mean() -> None:
 
 def test_bars_show_value_error_and_chance() -> None:
     drawn = bar_chart([Bar("SFT", "#123456", 0.98, error=0.05, chance=0.25)])
-    assert 'width="98.00%"' in drawn and "98.0 %" in drawn
+    assert 'width="98.00%"' in drawn and "98.0\N{NO-BREAK SPACE}%" in drawn
     assert 'x1="93.00%" x2="100.00%"' in drawn, "a whisker ends with the scale"
     assert 'x1="25.00%" x2="25.00%"' in drawn
 

@@ -28,11 +28,13 @@ class Policy(nn.Module):
     The vision tower runs once per distinct clip, the vocabulary projection on labelled rows only.
     """
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, freeze_vision: bool = False) -> None:
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, freeze_vision: str = "none") -> None:
+        """freeze_vision: `none`; the `tower`, with its projector (`merger`) still trained; or `all` of it."""
         super().__init__()
         self.model = model
-        self.freeze_vision = freeze_vision
-        model.model.visual.requires_grad_(not freeze_vision)
+        self.vision_is_frozen = freeze_vision == "all"
+        model.model.visual.requires_grad_(freeze_vision == "none")
+        model.model.visual.merger.requires_grad_(freeze_vision != "all")
 
     @property
     def device(self) -> torch.device:
@@ -45,7 +47,7 @@ class Policy(nn.Module):
             return torch.zeros(0, self.model.config.text_config.hidden_size, dtype=visual.dtype, device=self.device)
         patches = torch.cat([patchify(read_frames(clip)) for clip in clips]).to(self.device, visual.dtype)
         grids = torch.tensor([clip.grid_thw for clip in clips], device=self.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
             return visual(patches, grid_thw=grids).pooler_output
 
     def embed(self, token_ids: torch.Tensor, vision_rows: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -123,7 +123,7 @@ def bar_chart(bars: Sequence[Bar]) -> Markup:
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def number_text(value: float) -> str:

@@ -9,6 +9,7 @@ from statistics import fmean
 from videoseek.report.markup import Markup, join, tag
 from videoseek.report.records import RunFiles, Trajectory, read_trajectories
 from videoseek.report.timeline import window_text
+from videoseek.types import CallRecord
 
 
 def training_group(run: RunFiles) -> Markup:
@@ -53,11 +54,14 @@ def _table(step: int, group: Sequence[Trajectory]) -> Markup:
 
 def _row(episode: Trajectory, mean: float, parts: Sequence[str]) -> list[str]:
     reward = _reward(episode)
-    crops = [
-        (window_text(record.call.start_seconds, record.call.end_seconds) if record.call else "unreadable")
-        + ("" if record.clip else " (failed)")
-        for record in episode.calls
-    ]
+    crops = [_crop(record) for record in episode.calls]
     shown = [f"{episode.rewards[name]:.3g}" if name in episode.rewards else "–" for name in parts]
     answer = (episode.prediction or "none")[:80]
     return [", ".join(crops) or "none", answer, f"{reward:.3f}", f"{reward - mean:+.3f}", *shown]
+
+
+def _crop(record: CallRecord) -> str:
+    if record.call is None:
+        return "unreadable call"
+    window = window_text(record.call.start_seconds, record.call.end_seconds)
+    return window if record.clip is not None else f"{window} (failed)"

@@ -148,7 +148,7 @@ class _Learner:
     def _logprobs(self, part: _Part) -> tuple[torch.Tensor, torch.Tensor]:
         """Through the engine; a frozen vision tower's features are those that the rollout already made."""
         features = None
-        if self.engine.policy.freeze_vision:
+        if self.engine.policy.vision_is_frozen:
             features = torch.cat([self.sampler.features[clip] for clip in part.batch.clips])
         return self.engine(part.batch, features, self.config.rollout.temperature)
 

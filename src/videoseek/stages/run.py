@@ -90,7 +90,7 @@ class StageRun:
     def native_engine(self) -> NativeEngine:
         """The rollout engine on the policy under training; a frozen vision tower's features serve the update too."""
         per_second = tokens_per_second(self.policy.model.config)
-        return NativeEngine(self.policy, self.environment, per_second, keep_features=self.policy.freeze_vision)
+        return NativeEngine(self.policy, self.environment, per_second, keep_features=self.policy.vision_is_frozen)
 
     def pack_settings(self, *, masked: bool) -> PackSettings:
         """`masked`: whether TDAM is applied, as SFT does."""
@@ -129,7 +129,7 @@ def write_trajectories(output_dir: Path, name: str, groups: Sequence[Sequence[Ep
 
 
 def load_policy(
-    folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype, *, freeze_vision: bool = False
+    folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype, *, freeze_vision: str = "none"
 ) -> tuple[Policy, Environment]:
     """The policy of a model folder, and the environment that speaks its tokens."""
     policy = Policy(load_model(folder, dtype, device), freeze_vision=freeze_vision)
