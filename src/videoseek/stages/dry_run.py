@@ -8,24 +8,22 @@ from pathlib import Path
 
 import torch
 
-from videoseek.config import TrainConfig
 from videoseek.data.order import micro_batches
 from videoseek.data.packing import PackSettings, pack_documents
 from videoseek.model.load import tokens_per_second
-from videoseek.stages.run import load_policy
+from videoseek.stages.run import RunPlace, load_policy
 from videoseek.types import Sample
 
 
-def dry_run(
-    config: TrainConfig, source: Path, samples: Sequence[Sample], device: torch.device, dtype: torch.dtype
-) -> str:
+def dry_run(place: RunPlace, source: Path, samples: Sequence[Sample]) -> str:
     """Loads one batch and runs it forwards and backwards; tokens, memory and time that the real run would take."""
-    policy, environment = load_policy(source, config, device, dtype, freeze_vision=config.sft.freeze_vision)
+    config = place.config
+    policy, environment = load_policy(source, place, freeze_vision=config.sft.freeze_vision)
     settings = PackSettings(environment.vocabulary.video_pad, tokens_per_second(policy.model.config))
     episodes = [environment.replay(sample) for sample in samples[: config.sft.samples_per_step]]
     lengths = [len(episode.token_ids) for episode in episodes]
     row = micro_batches(lengths, config.sft.max_tokens_per_micro_batch)[0]
-    batch = pack_documents([episodes[i] for i in row], settings).to(device)
+    batch = pack_documents([episodes[i] for i in row], settings).to(place.device)
     started = time.perf_counter()
     logprobs, _ = policy(batch)
     (-logprobs.mean()).backward()
@@ -34,8 +32,8 @@ def dry_run(
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     per_step = sum(lengths) / len(lengths) * config.sft.samples_per_step
     # Weights, gradients and two fp32 moments, plus an fp32 master copy when the weights are in bf16.
-    bytes_each = 16 if dtype == torch.bfloat16 else 12
-    state_gib = (parameters * logprobs.new_empty(0, dtype=dtype).element_size() + trained * bytes_each) / 2**30
+    bytes_each = 16 if place.dtype == torch.bfloat16 else 12
+    state_gib = (parameters * logprobs.new_empty(0, dtype=place.dtype).element_size() + trained * bytes_each) / 2**30
     minutes = seconds * per_step / len(batch) * config.sft.steps / 60
     return "\n".join(
         [

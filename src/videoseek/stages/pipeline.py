@@ -16,8 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from videoseek.checkpoint import is_complete, link, read_state, save_weights
 from videoseek.config import TrainConfig, config_yaml
 from videoseek.data.check import check_samples
@@ -44,7 +42,14 @@ from videoseek.runtime import (
 )
 from videoseek.stages.dry_run import dry_run
 from videoseek.stages.grpo import train_grpo
-from videoseek.stages.run import StageRun, find_resume_point, load_policy, sampling_settings, write_trajectories
+from videoseek.stages.run import (
+    RunPlace,
+    StageRun,
+    find_resume_point,
+    load_policy,
+    sampling_settings,
+    write_trajectories,
+)
 from videoseek.stages.sft import train_sft
 from videoseek.types import Sample
 from videoseek.video.decode import FRAME_CACHE
@@ -66,9 +71,9 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     """The whole run, or with `only_plan` a check of the data and one batch. Raises the package's own errors."""
     started = time.monotonic()
     output_dir = prepare_output_dir(config.output_dir)
-    device, dtype = choose_device(config.device), choose_dtype(config.dtype)
+    place = RunPlace(config, output_dir, choose_device(config.device), choose_dtype(config.dtype))
     seed_everything(config.seed)
-    start_distributed(device)
+    start_distributed(place.device)
     if rank() == 0 and not only_plan:
         start_folder(config, output_dir)
     barrier()
@@ -76,9 +81,9 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     source = start_weights(config, output_dir)
     data = load_data(config)
     if only_plan:
-        say(dry_run(config, source, data.sft, device, dtype))
+        say(dry_run(place, source, data.sft))
         return
-    run_stages(config, output_dir, source, data, device, dtype)
+    run_stages(place, source, data)
     if rank() == 0:
         write_summary(config, output_dir, time.monotonic() - started)
         say(f"report: {write_report(output_dir)}")
@@ -155,10 +160,9 @@ def without_tool(sample: Sample) -> Sample:
     return replace(sample, turns=sample.turns[-1:])
 
 
-def run_stages(
-    config: TrainConfig, output_dir: Path, source: Path, data: Data, device: torch.device, dtype: torch.dtype
-) -> None:
+def run_stages(place: RunPlace, source: Path, data: Data) -> None:
     """Each stage from its source's weights, or on from where it was; then its scores on the held-out questions."""
+    config, output_dir = place.config, place.output_dir
     points = {stage: find_resume_point(output_dir, config.resume, stage) for stage in config.stages}
     metrics = MetricsLog(output_dir, config.stages, resume=_logged_so_far(config, output_dir, points))
     done = 0
@@ -166,12 +170,12 @@ def run_stages(
         folder = output_dir / stage
         stage_source = output_dir / "sft" if stage == "grpo" and "sft" in config.stages else source
         if not (config.resume == "auto" and is_complete(folder)):
-            run = StageRun.open(stage, config, output_dir, stage_source, metrics, device, dtype, done, points[stage])
+            run = StageRun.open(place, stage, stage_source, metrics, done, points[stage])
             engine = train_stage(run, data)
             save_weights(folder, engine, run.environment.vocabulary.tokenizer, stage_source)
             del engine, run
         if data.held_out and not (output_dir / f"evaluation-{stage}.json").is_file():
-            score_stage(config, output_dir, stage, data.held_out, device, dtype)
+            score_stage(place, stage, data.held_out)
         done += stage_steps(config, stage)
     if rank() == 0:
         link(output_dir / "final", output_dir / config.stages[-1])
@@ -199,11 +203,10 @@ def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path
     return reached
 
 
-def score_stage(
-    config: TrainConfig, output_dir: Path, stage: str, samples: list[Sample], device: torch.device, dtype: torch.dtype
-) -> None:
+def score_stage(place: RunPlace, stage: str, samples: list[Sample]) -> None:
     """Answers the held-out questions with a finished stage's weights; every rank takes its share."""
-    policy, environment = load_policy(output_dir / stage, config, device, dtype)
+    config, output_dir = place.config, place.output_dir
+    policy, environment = load_policy(output_dir / stage, place)
     engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
     mine = [samples[i] for i in my_share(len(samples))]
     copies = config.evaluate.samples

@@ -40,6 +40,16 @@ def video_limits(config: TrainConfig) -> VideoLimits:
     return VideoLimits(**{name: getattr(video, name) for name in VideoLimits.__slots__})
 
 
+@dataclass(frozen=True, slots=True)
+class RunPlace:
+    """What all stages of a run share: what to do, where to write, and on what to compute."""
+
+    config: TrainConfig
+    output_dir: Path
+    device: torch.device
+    dtype: torch.dtype
+
+
 @dataclass(slots=True)
 class StageRun:
     """One stage of one run. `source` is the folder its weights came from; steps before `first_step` are done."""
@@ -58,22 +68,29 @@ class StageRun:
     @classmethod
     def open(
         cls,
+        place: RunPlace,
         name: str,
-        config: TrainConfig,
-        output_dir: Path,
         source: Path,
         metrics: MetricsLog,
-        device: torch.device,
-        dtype: torch.dtype,
         first_global_step: int,
         resumed_from: Path | None,
     ) -> StageRun:
         """Loads the stage's weights: those of `source`, or of the checkpoint that the stage goes on from."""
+        config = place.config
         frozen = config.grpo.freeze_vision if name == "grpo" else config.sft.freeze_vision
-        policy, environment = load_policy(resumed_from or source, config, device, dtype, freeze_vision=frozen)
-        step = read_state(resumed_from).step if resumed_from is not None else 0
-        base = (name, config, output_dir, source, policy, environment, metrics)
-        return cls(*base, first_step=step, first_global_step=first_global_step, resumed_from=resumed_from)
+        policy, environment = load_policy(resumed_from or source, place, freeze_vision=frozen)
+        return cls(
+            name=name,
+            config=config,
+            output_dir=place.output_dir,
+            source=source,
+            policy=policy,
+            environment=environment,
+            metrics=metrics,
+            first_step=read_state(resumed_from).step if resumed_from is not None else 0,
+            first_global_step=first_global_step,
+            resumed_from=resumed_from,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -128,11 +145,10 @@ def write_trajectories(output_dir: Path, name: str, groups: Sequence[Sequence[Ep
     write_text_atomic(output_dir / "trajectories" / f"{name}.jsonl", "".join(lines))
 
 
-def load_policy(
-    folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype, *, freeze_vision: str = "none"
-) -> tuple[Policy, Environment]:
+def load_policy(folder: Path, place: RunPlace, *, freeze_vision: str = "none") -> tuple[Policy, Environment]:
     """The policy of a model folder, and the environment that speaks its tokens."""
-    policy = Policy(load_model(folder, dtype, device), freeze_vision=freeze_vision)
+    config = place.config
+    policy = Policy(load_model(folder, place.dtype, place.device), freeze_vision=freeze_vision)
     vocabulary = Vocabulary(load_tokenizer(folder), policy.model.lm_head.weight.shape[0])
     environment = Environment(
         vocabulary=vocabulary,
