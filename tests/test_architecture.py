@@ -27,7 +27,7 @@ FLOORS = (
     {"checkpoint"},
     {"evaluate", "report"},
     {"stages"},
-    {"train", "score", "ask"},
+    {"train", "score", "compare", "ask"},
 )
 #: Imported in one place only, so that a new version of theirs, or their absence, is one file's matter.
 SEAMS = {"triton": "videoseek_kernels", "videoseek_kernels": "videoseek.model", "deepspeed": "videoseek.engine"}

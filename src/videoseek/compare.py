@@ -1,0 +1,80 @@
+"""Compare finished runs: `python -m videoseek.compare RUN [RUN ...]` prints a Markdown table, mean and spread.
+
+Runs that differ in nothing but seed and folder form one row, named by the keys in which the rows differ.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from videoseek.command import run_command
+from videoseek.config import UsageError
+
+USAGE = "usage: python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]"
+#: Keys that tell runs of one row apart, or where they ran, and nothing about what was run.
+_NOT_COMPARED = ("seed", "output_dir", "resume", "data.cache_dir", "save_every_steps", "keep_checkpoints")
+_COLUMNS = ("accuracy_tool", "accuracy_greedy_tool", "clue_iou", "calls_per_episode", "format")
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """What a run folder says of itself: its configuration by dotted key, and its scores."""
+
+    settings: dict[str, str]
+    summary: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> FinishedRun:
+        """Raises UsageError when the folder holds no finished run."""
+        for name in ("config.yaml", "summary.json"):
+            if not (folder / name).is_file():
+                raise UsageError(f"{folder} holds no finished run (no {name})")
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        flat = {key: str(value) for key, value in _flatten(config).items() if key not in _NOT_COMPARED}
+        return cls(flat, json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def table(runs: Sequence[FinishedRun]) -> str:
+    """A Markdown table: a row for each setting and model, a column for each score, `mean ± standard deviation`."""
+    keys = sorted({key for run in runs for key in run.settings if len({r.settings.get(key) for r in runs}) > 1})
+    rows: dict[tuple[str, ...], list[FinishedRun]] = {}
+    for run in runs:
+        rows.setdefault(tuple(run.settings.get(key, "") for key in keys), []).append(run)
+    head = [*keys, "model", "runs", *_COLUMNS]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for values, members in sorted(rows.items()):
+        models = [name.split("/")[1] for name in members[0].summary if name.startswith("accuracy/")]
+        for model in models:
+            cells = [_spread([run.summary[f"{column}/{model}"] for run in members]) for column in _COLUMNS]
+            lines.append(f"| {' | '.join([*values, model, str(len(members)), *cells])} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or any(argument.startswith("-") for argument in arguments):
+        raise UsageError(USAGE)
+    sys.stdout.write(table([FinishedRun.read(Path(argument)) for argument in arguments]) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
