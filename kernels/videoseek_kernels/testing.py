@@ -101,6 +101,20 @@ def gradients(outputs: torch.Tensor, inputs: Sequence[torch.Tensor], upstream: t
     return [outputs.detach(), *torch.autograd.grad(outputs, inputs, upstream)]
 
 
+def eager_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """q [M, Hq, D] under seen bool [M, N], as a plain model computes it in its own type: the yardstick of errors.
+
+    Another order than the reference: scale on K, softmax in float32, probabilities rounded before they meet V.
+    """
+    group = q.shape[1] // k.shape[1]
+    scores = torch.einsum("mhd,nhd->hmn", q, (k * scale).repeat_interleave(group, 1))
+    scores = scores.masked_fill(~(seen | ~seen.any(1, keepdim=True)), float("-inf"))
+    weights = (scores.float().softmax(-1) * seen).to(q.dtype)
+    return torch.einsum("hmn,nhd->mhd", weights, v.repeat_interleave(group, 1))
+
+
 def budget(exact: torch.Tensor, plain: torch.Tensor) -> float:
     """Largest error allowed: twice that of the same maths in the working type, plus one rounding at this size.
 

@@ -13,7 +13,15 @@ import torch
 from videoseek_kernels import TokenMask, plan, tdam_attention
 from videoseek_kernels.dispatch import choose_on_gpu, log_choice
 from videoseek_kernels.plan import plan_with_torch
-from videoseek_kernels.testing import excess, gradients, pack, random_inputs, random_mask, trajectory_mask
+from videoseek_kernels.testing import (
+    eager_attention,
+    excess,
+    gradients,
+    pack,
+    random_inputs,
+    random_mask,
+    trajectory_mask,
+)
 from videoseek_kernels.tier1 import attention as tier1_attention
 from videoseek_kernels.tier1.launch import TileConfig
 
@@ -34,15 +42,8 @@ def check_budget(got: list[torch.Tensor], inputs: list[torch.Tensor], mask: Toke
 
 
 def eager(inputs: list[torch.Tensor], mask: TokenMask) -> list[torch.Tensor]:
-    """What a plain model does in its own type: scale on K, softmax in float32, rounded probabilities."""
     q, k, v, upstream = inputs
-    group = q.shape[1] // k.shape[1]
-    keys = (k * q.shape[-1] ** -0.5).repeat_interleave(group, 1)
-    scores = torch.einsum("mhd,nhd->hmn", q, keys)
-    seen = mask.dense()
-    scores = scores.masked_fill(~(seen | ~seen.any(1, keepdim=True)), float("-inf"))
-    weights = (scores.float().softmax(-1) * seen).to(q.dtype)
-    return gradients(torch.einsum("hmn,nhd->mhd", weights, v.repeat_interleave(group, 1)), (q, k, v), upstream)
+    return gradients(eager_attention(q, k, v, mask.dense(), q.shape[-1] ** -0.5), (q, k, v), upstream)
 
 
 def test_fuzz_composition_is_exact() -> None:

@@ -133,12 +133,8 @@ def split_launch(
     (num_sequences, rows_each, num_heads, head_dim), (parts, lse) = q.shape, partials
     num_caches, num_slots, num_kv_heads, _ = cache.k.shape
     num_rows = num_sequences // num_caches * rows_each * num_heads // num_kv_heads
-    tile = TileConfig(
-        block_m=min(64, max(16, triton.next_power_of_2(num_rows))),
-        block_n=64 if q.element_size() < 4 else 32,
-        num_warps=4,
-        num_stages=3 if q.element_size() < 4 else 2,
-    )
+    wide, block_m = q.element_size() > 2, min(64, max(16, triton.next_power_of_2(num_rows)))
+    tile = TileConfig(block_m, 32 if wide else 64, num_warps=8 if block_m == 64 else 4, num_stages=2 if wide else 3)
     arguments = {
         "q": q,
         "k": cache.k,

@@ -23,11 +23,16 @@ def check_samples(
         except VideoError as error:
             raise DataError(f"sample {sample.id!r}: {error}") from error
         for start_seconds, end_seconds in sample.clues:
-            if end_seconds > duration_seconds + _ROUNDING_SECONDS:
+            if start_seconds >= duration_seconds or end_seconds > duration_seconds + _ROUNDING_SECONDS:
                 raise DataError(
                     f"sample {sample.id!r}: clue [{start_seconds:g}, {end_seconds:g}] lies beyond the end of "
                     f"{sample.video} ({duration_seconds:.1f} seconds)"
                 )
+        if sample.window is not None and sample.window[1] > duration_seconds:
+            raise DataError(
+                f"sample {sample.id!r}: window [{sample.window[0]:g}, {sample.window[1]:g}] lies beyond the end of "
+                f"{sample.video} ({duration_seconds:.1f} seconds)"
+            )
         if need_turns and not sample.turns:
             raise DataError(f"sample {sample.id!r} has no turns; SFT needs the assistant's texts")
         if on_progress is not None:

@@ -142,13 +142,16 @@ def pack_groups(groups: Sequence[Sequence[Episode]], settings: PackSettings) -> 
     """Each group a tree: the prompt once, then one branch an episode.
 
     A branch opens with its own copy of the last prompt token: that row predicts the branch's first token, so under
-    TDAM it may see something else in each branch. Raises ValueError when the prompts of a group differ.
+    TDAM it may see something else in each branch. Raises ValueError when the prompts of a group differ, and for an
+    empty list.
     """
+    if not groups:
+        raise ValueError("nothing to pack")
     row = _Row()
     for group in groups:
         shared = group[0].prompt_length - 1
-        prompt = group[0].token_ids[: shared + 1]
-        if any(episode.token_ids[: shared + 1] != prompt for episode in group):
+        prompt = group[0].token_ids[: shared + 1], group[0].clips[0]
+        if any((episode.token_ids[: shared + 1], episode.clips[0]) != prompt for episode in group):
             raise ValueError(f"episodes of group {group[0].sample.id!r} do not share one prompt")
         base = len(row.token_ids)
         views = [_View.of(episode, settings) for episode in group]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,9 @@ def sample_from_record(record: dict[str, Any], video_root: Path) -> Sample:
     unknown = sorted(set(record) - _FIELDS)
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known fields are {', '.join(sorted(_FIELDS))}")
+    version = record.get("version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"field 'version' is {version!r}; this release reads version {SCHEMA_VERSION}")
     for name in ("id", "video", "question", "answer", "kind"):
         if not isinstance(record.get(name), str):
             raise ValueError(f"field {name!r} must be a string, got {record.get(name)!r}")
@@ -73,13 +75,13 @@ def read_samples(path: Path, video_root: Path | None = None) -> list[Sample]:
         raise DataError(f"data file {str(path)!r} does not exist")
     samples: list[Sample] = []
     seen: set[str] = set()
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 sample = sample_from_record(json.loads(line), video_root or path.parent)
-            except ValueError as error:
+            except (ValueError, OverflowError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
             if sample.id in seen:
                 raise DataError(f"{path}, line {number}: id {sample.id!r} is used twice")
@@ -91,15 +93,18 @@ def read_samples(path: Path, video_root: Path | None = None) -> list[Sample]:
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
-    """Writes a JSONL file whole or not at all; videos become relative to its folder where they lie inside it."""
+    """Writes a JSONL file whole or not at all.
+
+    Videos become relative to its folder where they lie inside it, and absolute elsewhere.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent.resolve()
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as out:
         for sample in samples:
             record = sample_to_record(sample)
-            video = Path(sample.video)
-            if video.is_absolute():
-                record["video"] = os.path.relpath(video, path.parent.resolve())
+            video = Path(sample.video).resolve()
+            record["video"] = str(video.relative_to(folder) if video.is_relative_to(folder) else video)
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
     partial.replace(path)
 

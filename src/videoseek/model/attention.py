@@ -1,8 +1,8 @@
 """The seam between the decoder and attention: everything that depends on transformers' attention registry.
 
 The name contains "flash" so that the vision tower hands over packed windows (`cu_seq_lens_q`) in one call. The decoder
-receives, in place of a mask tensor, an object of this module that knows how to attend: `PackedAttention` for training
-rows, `CachedAttention` for generation. It travels through the model untouched under the key `full_attention`.
+receives, in place of a mask tensor, an object of this module that knows how to attend: `PackedAttention` or
+`KernelAttention` for training rows, `CachedAttention` for generation. It travels through the model untouched under the key `full_attention`.
 
 Legend: B documents or sequences, L padded length, T packed tokens, H query heads, G key heads, D head size.
 """
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
+from videoseek_kernels import TokenMask, plan, tdam_attention
+from videoseek_kernels.plan import Plan
 
 IMPLEMENTATION = "videoseek_flash"
 
@@ -118,6 +120,24 @@ class PackedAttention:
             q, k, v = (tensor[0][:, rows].transpose(0, 1) for tensor in (query, key, value))  # [B, H or G, L, D]
             outputs.append(_sdpa(q, k, v, mask).transpose(1, 2).flatten(0, 1))  # [B * L, H, D]
         return torch.cat(outputs)[self.unpack][None]
+
+
+@dataclass(slots=True)
+class KernelAttention:
+    """The same attention by the package's kernels; which of them, they choose by rule and log."""
+
+    plan: Plan
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, H or G, D]
+        return tdam_attention(q, k, v, self.plan)[None]
+
+
+def plan_attention(end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor) -> Attends:
+    """Attention for one packed row: the kernels on a GPU; on a CPU padded documents, which suit many short ones."""
+    if end.device.type == "cuda":
+        return KernelAttention(plan(TokenMask(end, key_class, visible)))
+    return PackedAttention.plan(end, key_class, visible)
 
 
 def document_bounds(end: torch.Tensor) -> list[int]:

@@ -29,7 +29,10 @@ def model_folder(name: str) -> Path:
     folder = shipped_folder("tiny_base", "data/tiny_base") if name == "tiny" else Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: no config.json in {folder}; give 'tiny' or a folder of a Qwen2.5-VL model")
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model {name!r}: {folder / 'config.json'} is not a model's configuration: {error}") from error
     if model_type != "qwen2_5_vl":
         raise ModelError(f"model {name!r} is of type {model_type!r}; only 'qwen2_5_vl' is supported")
     if not any(folder.glob("*.safetensors")):

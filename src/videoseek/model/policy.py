@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from videoseek.model.attention import Attends, CachedAttention, PackedAttention
+from videoseek.model.attention import Attends, CachedAttention, plan_attention
 from videoseek.types import Clip, TokenBatch
 from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
@@ -73,7 +73,7 @@ class Policy(nn.Module):
         """
         features = self.encode(batch.clips) if features is None else features
         embeddings = self.embed(batch.token_ids, batch.vision_rows, features[batch.feature_rows])
-        attention = PackedAttention.plan(batch.end, batch.key_class, batch.visible)
+        attention = plan_attention(batch.end, batch.key_class, batch.visible)
         hidden = self.decode(embeddings[None], batch.positions[:, None], attention)[0]
         return self.label_logprobs(hidden[batch.label_rows], batch.labels, temperature)
 

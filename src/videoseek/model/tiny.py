@@ -7,6 +7,7 @@ come from the folder that ships with the package.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -84,7 +85,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
 
 
 def build_model(config: Qwen2_5_VLConfig, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """Random fp32 weights from `seed`, without touching the caller's random state."""
+    """Random fp32 weights from `seed`, without touching the caller's random state or configuration."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.float32)
+        return Qwen2_5_VLForConditionalGeneration._from_config(deepcopy(config), dtype=torch.float32)

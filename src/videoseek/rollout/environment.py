@@ -60,14 +60,16 @@ class Environment:
     def replay(self, sample: Sample) -> Episode:
         """The episode of a recorded trajectory: its turns as they stand, observations made anew.
 
-        Raises ValueError when the sample has no trajectory, VideoError when its video cannot be read.
+        Raises ValueError when the sample has no trajectory, or one that goes on where the rules end an episode, and
+        VideoError when its video cannot be read.
         """
         if not sample.turns:
             raise ValueError(f"sample {sample.id!r} has no turns to train on")
         builder = self.open(sample)
         *before, last = sample.turns
-        for text in before:
-            parsed = builder.assistant_text(text)
-            self.respond(builder, ParsedTurn(parsed.think, parsed.calls, None, parsed.faults))
+        for number, text in enumerate(before, 1):
+            stop = self.respond(builder, builder.assistant_text(text))
+            if stop is not None:
+                raise ValueError(f"turn {number} of {len(sample.turns)} ends the episode of {sample.id!r}: {stop}")
         builder.assistant_text(last)
         return builder.finish(StopReason.REFERENCE)
