@@ -2,7 +2,8 @@
 
 The name contains "flash" so that the vision tower hands over packed windows (`cu_seq_lens_q`) in one call. The decoder
 receives, in place of a mask tensor, an object of this module that knows how to attend: `PackedAttention` or
-`KernelAttention` for training rows, `CachedAttention` for generation. It travels through the model untouched under the key `full_attention`.
+`KernelAttention` for training rows, `CachedAttention` for generation. It travels through the model untouched under the
+key `full_attention`.
 
 Legend: B documents or sequences, L padded length, T packed tokens, H query heads, G key heads, D head size.
 """
