@@ -120,7 +120,8 @@ def budget(exact: torch.Tensor, plain: torch.Tensor) -> float:
 
     exact is float32 or wider from the same inputs; plain is the eager result in the working type.
     """
-    rounding = 2 * (exact + 0.3 - 0.3 - exact).abs().max().item()
+    rounded = exact.to(plain.dtype)
+    rounding = 2 * (rounded + 0.3 - 0.3 - rounded).abs().max().item()
     return 2 * (plain.to(exact.dtype) - exact).abs().max().item() + rounding
 
 

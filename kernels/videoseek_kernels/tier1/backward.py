@@ -119,6 +119,8 @@ def attn_bwd_kernel_dkdv(
     i_kv = i_program // num_splits // num_tiles
     i_block = tl.load(order + i_rank // SUB_N)
     i_n = (i_block * SUB_N + i_rank % SUB_N) * BN
+    o_n = i_n + tl.arange(0, BN)
+    b_word = load_per_token(key_word, i_n, num_tokens, BN)
     b_k = load_rows(k, i_n, i_kv, num_tokens, HKV, D, BN, TMA)  # [BN, D]
     b_v = load_rows(v, i_n, i_kv, num_tokens, HKV, D, BN, TMA)  # [BN, D]
 
@@ -143,18 +145,14 @@ def attn_bwd_kernel_dkdv(
         b_st = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")  # [BN, BM]
         b_pt = tl.exp2(b_st * scale_log2 - b_lse[None, :])
         if i_row >= num_unmasked:
-            # Loaded again in each PARTIAL tile: registers are what this loop is short of.
-            b_word = load_per_token(key_word, i_n, num_tokens, BN)
             b_visible = load_per_token(visible, i_m, num_tokens, BM)
             o_m = i_m + tl.arange(0, BM)
-            o_n = i_n + tl.arange(0, BN)
             b_pt = tl.where(sees(o_m[None, :], b_visible[None, :], o_n[:, None], b_word[:, None]), b_pt, 0.0)
         b_dv = tl.dot(b_pt.to(b_d_out.dtype), b_d_out, b_dv, input_precision="ieee")
         b_dpt = tl.dot(b_v, tl.trans(b_d_out), input_precision="ieee")  # [BN, BM]
         b_dst = b_pt * (b_dpt - b_delta[None, :])
         b_dk = tl.dot(b_dst.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
 
-    o_n = i_n + tl.arange(0, BN)
     # The parts lie one behind the other: [split, T, HKV, D].
     o_part = i_split.to(tl.int64) * num_tokens + o_n
     p_part = o_part[:, None] * (HKV * D) + i_kv * D + tl.arange(0, D)[None, :]

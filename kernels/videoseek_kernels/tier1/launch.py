@@ -55,32 +55,39 @@ class Launch:
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
 
-#: (pass, compute capability, wide type) -> tile for head size 128; found by registers and shared memory, off-line.
+#: (pass, kind) -> tile; found off-line for head size 128, as the widest without spills on every supported Triton.
 _TILES = {
-    ("forward", 90, False): TileConfig(128, 128, 8, 2, tma=True),
-    ("dq", 90, False): TileConfig(128, 64, 8, 2, tma=True),
-    ("dkdv", 90, False): TileConfig(64, 128, 8, 2, tma=True),
-    ("forward", 80, False): TileConfig(128, 64, 8, 2),
-    ("dq", 80, False): TileConfig(64, 64, 4, 2),
-    ("dkdv", 80, False): TileConfig(64, 64, 8, 2),
+    ("forward", "sm_90"): TileConfig(128, 128, 8, 2, tma=True),
+    ("dq", "sm_90"): TileConfig(128, 64, 8, 2, tma=True),
+    ("dkdv", "sm_90"): TileConfig(32, 128, 8, 2, tma=True),
+    ("forward", "sm_80"): TileConfig(128, 64, 8, 2),
+    ("dq", "sm_80"): TileConfig(64, 64, 4, 2),
+    ("dkdv", "sm_80"): TileConfig(32, 64, 8, 2),
     # float32 runs on the plain FMA units: it is for tests and tiny models, not for speed.
-    ("forward", 80, True): TileConfig(32, 32, 8, 2),
-    ("dq", 80, True): TileConfig(32, 32, 8, 2),
-    ("dkdv", 80, True): TileConfig(32, 32, 8, 2),
+    ("forward", "float32"): TileConfig(32, 16, 4, 2),
+    ("dq", "float32"): TileConfig(32, 16, 4, 2),
+    ("dkdv", "float32"): TileConfig(16, 16, 4, 2),
+    # The interpreter takes as long for a small tile as for a large one.
+    ("forward", "interpreter"): TileConfig(64, 64, 4, 1),
+    ("dq", "interpreter"): TileConfig(64, 64, 4, 1),
+    ("dkdv", "interpreter"): TileConfig(64, 64, 4, 1),
 }
 
 
 def tile_config(stage: str, capability: int, dtype: torch.dtype) -> TileConfig:
-    """The shipped tile of a pass (forward, dq, dkdv); capability is 10 * major + minor."""
-    wide = dtype == torch.float32
-    return _TILES[stage, 90 if capability >= 90 and not wide else 80, wide]
+    """The shipped tile of a pass (forward, dq, dkdv); capability is 10 * major + minor, 0 for the interpreter."""
+    if capability == 0:
+        return _TILES[stage, "interpreter"]
+    if dtype == torch.float32:
+        return _TILES[stage, "float32"]
+    return _TILES[stage, "sm_90" if capability >= 90 else "sm_80"]
 
 
 @cache
 def capability_of(device: torch.device) -> int:
-    """10 * major + minor of a GPU; the interpreter stands in for an sm_80."""
+    """10 * major + minor of a GPU, 0 for the CPU."""
     if device.type != "cuda":
-        return 80
+        return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 

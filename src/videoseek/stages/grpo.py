@@ -8,7 +8,6 @@ bounds; a group trains as one tree, its prompt once; and the loss is normalised 
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ def train_grpo(run: StageRun, samples: Sequence[Sample]) -> TrainEngine:
     """
     settings = run.config.grpo
     functions = [load_reward_function(spec) for spec in run.config.reward.functions]
-    reference = copy.deepcopy(run.policy).requires_grad_(False).eval() if settings.kl_coef > 0 else None
+    reference = run.reference_policy() if settings.kl_coef > 0 else None
     engine = run.engine(OptimizerSettings((0.9, 0.999), settings.weight_decay, settings.grad_clip))
     sampler = run.native_engine()
     learner = _Learner(run.config, engine, sampler, reference)

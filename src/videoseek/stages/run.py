@@ -54,9 +54,8 @@ class RunPlace:
 class StageRun:
     """One stage of one run. `source` is the folder its weights came from; steps before `first_step` are done."""
 
+    place: RunPlace
     name: str
-    config: TrainConfig
-    output_dir: Path
     source: Path
     policy: Policy
     environment: Environment
@@ -80,9 +79,8 @@ class StageRun:
         frozen = config.grpo.freeze_vision if name == "grpo" else config.sft.freeze_vision
         policy, environment = load_policy(resumed_from or source, place, freeze_vision=frozen)
         return cls(
+            place=place,
             name=name,
-            config=config,
-            output_dir=place.output_dir,
             source=source,
             policy=policy,
             environment=environment,
@@ -93,8 +91,21 @@ class StageRun:
         )
 
     @property
+    def config(self) -> TrainConfig:
+        return self.place.config
+
+    @property
+    def output_dir(self) -> Path:
+        return self.place.output_dir
+
+    @property
     def device(self) -> torch.device:
         return self.policy.device
+
+    def reference_policy(self) -> Policy:
+        """The stage's starting weights, frozen: what a KL term measures the distance to, resumed or not."""
+        policy, _ = load_policy(self.source, self.place, freeze_vision="all")
+        return policy.requires_grad_(False).eval()
 
     def engine(self, settings: OptimizerSettings) -> TrainEngine:
         """DeepSpeed around the policy, at the state of the checkpoint that the stage goes on from."""
