@@ -1,0 +1,141 @@
+"""Who competes: every way to compute the same attention that can be had here, and a reason for each that cannot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from videoseek_kernels.attention import tdam_attention
+from videoseek_kernels.plan import Plan
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """run maps q [T, Hq, D], k, v [T, Hkv, D] to [T, Hq, D]. `causal` ones ignore the mask: yardsticks, not rivals."""
+
+    name: str
+    run: Attention
+    causal: bool = False
+    build_seconds: float = 0.0
+
+
+def contestants(plan: Plan, num_heads: int) -> tuple[list[Contestant], dict[str, str]]:
+    """All that can run for this mask on this machine, ours first, and {name: why not} for the rest."""
+    num_tokens = len(plan)
+    found = [
+        Contestant("tier 1", lambda q, k, v: tdam_attention(q, k, v, plan, impl="triton")),
+        Contestant("composition", lambda q, k, v: tdam_attention(q, k, v, plan, impl="composition")),
+        Contestant("cuDNN causal", _causal(SDPBackend.CUDNN_ATTENTION), causal=True),
+        Contestant("FA2 causal (torch)", _causal(SDPBackend.FLASH_ATTENTION), causal=True),
+        _flex(plan),
+    ]
+    absent: dict[str, str] = {}
+    for name, module in (("FA3 causal", "flash_attn_interface"), ("FA4 causal", "flash_attn.cute")):
+        if find_spec(module.split(".")[0]) is None:
+            absent[name] = f"module {module} is not installed"
+        else:
+            found.append(Contestant(name, _flash(import_module(module).flash_attn_func), causal=True))
+
+    free_bytes = torch.cuda.mem_get_info()[0]
+    needs = {"SDPA dense mask": num_tokens**2, "eager 4D mask": 8 * num_heads * num_tokens**2}
+    for name, build in (("SDPA dense mask", _sdpa_dense), ("eager 4D mask", _eager)):
+        if needs[name] > free_bytes // 2:
+            absent[name] = f"needs about {needs[name] >> 30} GiB, {free_bytes >> 30} GiB are free"
+        else:
+            found.append(build(plan))
+    return found, absent
+
+
+def _heads_first(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [x.transpose(0, 1).unsqueeze(0) for x in tensors]
+
+
+def _tokens_first(out: torch.Tensor) -> torch.Tensor:
+    return out.squeeze(0).transpose(0, 1)
+
+
+def _causal(backend: SDPBackend) -> Attention:
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        query, key, value = _heads_first(q, k, v)
+        with sdpa_kernel(backend):
+            return _tokens_first(F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True))
+
+    return run
+
+
+def _flex(plan: Plan) -> Contestant:
+    """FlexAttention as its authors would: compiled, block mask given, our mask form as three array look-ups."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    end, key_class, visible = plan.mask.end, plan.mask.key_class, plan.mask.visible
+    num_tokens = len(plan)
+
+    def sees(_b: torch.Tensor, _h: torch.Tensor, m: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+        return (n <= m) & (m < end[n]) & ((visible[m] & key_class[n]) != 0)
+
+    build = torch.compile(create_block_mask)
+    for _ in range(2):  # the second is the cost once compiled
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        block_mask = build(sees, None, None, num_tokens, num_tokens, device=str(plan.device))
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    attend = torch.compile(flex_attention, dynamic=False)
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        query, key, value = _heads_first(q, k, v)
+        return _tokens_first(attend(query, key, value, block_mask=block_mask, enable_gqa=True))
+
+    return Contestant("FlexAttention", run, build_seconds=seconds)
+
+
+def _flash(function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]) -> Attention:
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = function(q[None], k[None], v[None], causal=True)
+        return (out[0] if isinstance(out, tuple) else out).squeeze(0)
+
+    return run
+
+
+def _dense(plan: Plan) -> tuple[torch.Tensor, float]:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    seen = plan.mask.dense()
+    torch.cuda.synchronize()
+    return seen, time.perf_counter() - start
+
+
+def _sdpa_dense(plan: Plan) -> Contestant:
+    seen, seconds = _dense(plan)
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        query, key, value = _heads_first(q, k, v)
+        group = q.shape[1] // k.shape[1]
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        return _tokens_first(F.scaled_dot_product_attention(query, key, value, attn_mask=seen[None, None]))
+
+    return Contestant("SDPA dense mask", run, build_seconds=seconds)
+
+
+def _eager(plan: Plan) -> Contestant:
+    """Softmax in float32 over a 4D additive mask, as model libraries write it."""
+    seen, seconds = _dense(plan)
+    bias = torch.zeros(seen.shape, dtype=torch.bfloat16, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        query, key, value = _heads_first(q, k, v)
+        group = q.shape[1] // k.shape[1]
+        scores = query @ key.repeat_interleave(group, 1).transpose(2, 3) * q.shape[-1] ** -0.5
+        weights = (scores + bias).softmax(-1, dtype=torch.float32).to(q.dtype)
+        return _tokens_first(weights @ value.repeat_interleave(group, 1))
+
+    return Contestant("eager 4D mask", run, build_seconds=seconds)
