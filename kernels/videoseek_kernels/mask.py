@@ -15,6 +15,11 @@ MAX_CLASSES = 31
 MAX_TOKENS = 2**26 - 1
 
 
+def send(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Copy to a device, without waiting on the way up; on the way down the host would read before the copy is done."""
+    return x.to(device, non_blocking=torch.device(device).type == "cuda")
+
+
 @dataclass(frozen=True, slots=True)
 class TokenMask:
     """Who may see whom among T packed tokens; three int32 tensors [T] on one device.
@@ -67,7 +72,7 @@ class TokenMask:
         return self.end.device
 
     def to(self, device: torch.device | str) -> TokenMask:
-        return TokenMask(*(x.to(device, non_blocking=True) for x in (self.end, self.key_class, self.visible)))
+        return TokenMask(*(send(x, device) for x in (self.end, self.key_class, self.visible)))
 
     def dense(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The mask as bool [T, T], or [len(rows), T]: quadratic in T, for the reference path and for tests."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from videoseek_kernels.mask import TokenMask
+from videoseek_kernels.mask import TokenMask, send
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Piece:
         return rows * len(self.context) + (rows * (rows + 1) // 2 if self.tail else 0)
 
     def to(self, device: torch.device | str) -> Piece:
-        return Piece(self.start, self.stop, self.context.to(device, non_blocking=True), self.tail, self.override)
+        return Piece(self.start, self.stop, send(self.context, device), self.tail, self.override)
 
 
 def find_pieces(mask: TokenMask) -> list[Piece]:

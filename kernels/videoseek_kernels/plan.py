@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from videoseek_kernels.mask import TokenMask
+from videoseek_kernels.mask import TokenMask, send
 from videoseek_kernels.pieces import Piece, find_pieces
 
 
@@ -35,7 +35,7 @@ class TileLists:
         return self.tiles, self.offsets, self.num_full, self.order
 
     def to(self, device: torch.device | str) -> TileLists:
-        return TileLists(*(x.to(device, non_blocking=True) for x in self.tensors))
+        return TileLists(*(send(x, device) for x in self.tensors))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Plan:
             self.mask.to(device),
             self.block_m,
             self.block_n,
-            self.key_word.to(device, non_blocking=True),
+            send(self.key_word, device),
             self.by_query.to(device),
             self.by_key.to(device),
             self.host_mask,

@@ -80,7 +80,8 @@ def tile_config(stage: str, capability: int, dtype: torch.dtype) -> TileConfig:
         return _TILES[stage, "interpreter"]
     if dtype == torch.float32:
         return _TILES[stage, "float32"]
-    return _TILES[stage, "sm_90" if capability >= 90 else "sm_80"]
+    # Later consumer chips have TMA but half of Hopper's shared memory.
+    return _TILES[stage, "sm_90" if 90 <= capability < 110 else "sm_80"]
 
 
 @cache
