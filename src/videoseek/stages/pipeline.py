@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from videoseek.checkpoint import is_complete, link, read_state, save_weights
 from videoseek.config import TrainConfig, config_yaml
 from videoseek.data.check import check_samples
@@ -73,6 +75,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     output_dir = prepare_output_dir(config.output_dir)
     place = RunPlace(config, output_dir, choose_device(config.device), choose_dtype(config.dtype))
     seed_everything(config.seed)
+    disable_progress_bar()  # of transformers: a bar for each load and save, between ours
     start_distributed(place.device)
     if rank() == 0 and not only_plan:
         start_folder(config, output_dir)
