@@ -30,11 +30,15 @@ class KVCache:
                 f"wanted k and v [C, S, Hkv, D] of one type, got {list(self.k.shape)} {self.k.dtype} "
                 f"and {list(self.v.shape)} {self.v.dtype}"
             )
+        if not (self.k.is_contiguous() and self.v.is_contiguous()):
+            raise ValueError("k and v must be contiguous: give the whole buffer, and say by lengths what is filled")
         if self.lengths.shape != self.k.shape[:1] or self.lengths.dtype != torch.int32:
             raise ValueError(f"lengths must be int32 [C], got {self.lengths.dtype} {list(self.lengths.shape)}")
         classes = self.key_class
-        if classes is not None and (classes.shape != self.k.shape[:2] or classes.dtype != torch.int32):
-            raise ValueError(f"key_class must be int32 [C, S], got {classes.dtype} {list(classes.shape)}")
+        if classes is None:
+            return
+        if classes.shape != self.k.shape[:2] or classes.dtype != torch.int32 or not classes.is_contiguous():
+            raise ValueError(f"key_class must be int32 [C, S], contiguous, got {classes.dtype} {list(classes.shape)}")
 
 
 def decode_attention(

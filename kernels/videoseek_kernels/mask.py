@@ -37,8 +37,11 @@ class TokenMask:
     def __post_init__(self) -> None:
         for name in ("end", "key_class", "visible"):
             tensor = getattr(self, name)
-            if tensor.dtype != torch.int32 or tensor.dim() != 1:
-                raise ValueError(f"{name} must be int32 [T], got {tensor.dtype} {list(tensor.shape)}")
+            if tensor.dtype != torch.int32 or tensor.dim() != 1 or not tensor.is_contiguous():
+                stride = "" if tensor.is_contiguous() else f" with strides {tensor.stride()}"
+                raise ValueError(
+                    f"{name} must be int32 [T], contiguous, got {tensor.dtype} {list(tensor.shape)}{stride}"
+                )
             if tensor.shape != self.end.shape or tensor.device != self.end.device:
                 raise ValueError(
                     f"{name} has {len(tensor)} tokens on {tensor.device}, end has {len(self.end)} on {self.end.device}"

@@ -120,8 +120,16 @@ class TrainEngine:
         if self.stage < 3:
             yield
             return
+        offload = self.engine.optimizer.parameter_offload
         with deepspeed.zero.GatheredParameters(list(self.policy.parameters())):
-            yield
+            # The hooks drop and gather weights around every module, all ranks in step; rollouts differ in length.
+            offload.destroy()
+            offload.forward_hooks.clear()
+            offload.backward_hooks.clear()
+            try:
+                yield
+            finally:
+                offload.setup_zero_stage3_hooks()
 
     def state(self) -> dict[str, torch.Tensor]:
         """This rank's optimizer state: master weights and moments by name, as flat as the engine keeps them."""

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     if choose_device(config.device).type == "cpu":
         os.environ.setdefault(
             "DS_ACCELERATOR", "cpu"
-        )  # DeepSpeed looks for one at import, and warns when left to guess
+        )  # DeepSpeed warns when it has to guess
 
     from videoseek.stages.pipeline import run
 

@@ -126,5 +126,7 @@ def test_bad_caches_are_named() -> None:
     slots = torch.zeros(2, 5, 2, 32)
     with pytest.raises(ValueError, match="lengths must be int32"):
         KVCache(slots, slots, torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="whole buffer"):
+        KVCache(slots[:, :4], slots[:, :4], torch.tensor([1, 2], dtype=torch.int32))
     with pytest.raises(ValueError, match="key_class must be int32"):
         KVCache(slots, slots, torch.tensor([1, 2], dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int32))

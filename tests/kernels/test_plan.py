@@ -135,6 +135,13 @@ def test_bad_masks_are_named(end: list, key_class: list, visible: list, message:
         TokenMask(*parts)
 
 
+def test_a_strided_mask_is_refused() -> None:
+    """The kernels read it by address; a column of a table would be read as its neighbours."""
+    column = torch.ones(4, 2, dtype=torch.int32)[:, 0]
+    with pytest.raises(ValueError, match=r"visible must be int32 \[T\], contiguous"):
+        TokenMask(torch.full((4,), 4, dtype=torch.int32), torch.ones(4, dtype=torch.int32), column)
+
+
 @pytest.mark.parametrize("block", [0, 8, 48])
 def test_bad_block_sizes_are_named(block: int) -> None:
     with pytest.raises(ValueError, match=f"power of two of at least 16, got {block}"):

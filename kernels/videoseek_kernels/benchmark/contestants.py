@@ -40,7 +40,7 @@ def contestants(plan: Plan, num_heads: int) -> tuple[list[Contestant], dict[str,
     ]
     absent: dict[str, str] = {}
     for name, module in (("FA3 causal", "flash_attn_interface"), ("FA4 causal", "flash_attn.cute")):
-        if find_spec(module.split(".")[0]) is None:
+        if find_spec(module.split(".")[0]) is None or find_spec(module) is None:
             absent[name] = f"module {module} is not installed"
         else:
             found.append(Contestant(name, _flash(import_module(module).flash_attn_func), causal=True))

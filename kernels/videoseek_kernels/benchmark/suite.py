@@ -81,8 +81,12 @@ def compare(shape: Shape, name: str, mask: TokenMask) -> Iterator[dict[str, Any]
     ready = plan(mask).to("cuda")
     found, absent = contestants(ready, shape.heads[0])
     pairs = {False: visible_pairs(ready.mask), True: shape.num_tokens * (shape.num_tokens + 1) // 2}
+    errors: dict[str, float] = {}
     for contestant in found:
-        over = {} if contestant.causal else sampled_excess(contestant.run, (q, k, v, upstream), ready.mask)
+        if contestant.causal:
+            continue
+        over = sampled_excess(contestant.run, (q, k, v, upstream), ready.mask)
+        errors[contestant.name] = round(max(over.values()), 3)
         if contestant.name in ("tier 1", "composition") and not max(over.values()) <= 1:
             raise AssertionError(f"{contestant.name} on {shape}, {name}: error over budget: {over}")
 
@@ -102,6 +106,7 @@ def compare(shape: Shape, name: str, mask: TokenMask) -> Iterator[dict[str, Any]
                 "p80 ms": round(timing.p80_ms, 4),
                 "samples": timing.num_samples,
                 "TFLOP/s": round(flop / timing.median_ms / 1e9, 1),
+                "error / budget": errors.get(contestant.name, ""),
                 "visible share": round(pairs[False] / pairs[True], 4),
                 "peak MB": timing.peak_bytes >> 20,
                 "mask build ms": round(1000 * contestant.build_seconds, 2),

@@ -20,7 +20,8 @@ def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q [T, Hq, D], k and v [T, Hkv, D] -> O [T, Hq, D] and L float32 [T, Hq]; differentiable in both."""
-    out, lse = _Attention.apply(q, k, v, plan, scale)
+    with torch.cuda.device_of(q):
+        out, lse = _Attention.apply(q, k, v, plan, scale)
     return out, lse.transpose(0, 1)
 
 

@@ -189,8 +189,9 @@ def decode(
     num_rows = q.shape[0] * q.shape[1] * q.shape[2]
     parts = torch.empty(sum(counts), num_rows, q.shape[3], dtype=torch.float32, device=q.device)
     lse = torch.empty(sum(counts), num_rows, dtype=torch.float32, device=q.device)
-    for index, (held, own) in enumerate(sets):
-        split_launch(q, held, visible, (parts, lse), sum(counts[:index]), own, scale).run()
     out = torch.empty_like(q)
-    merge_launch(parts, lse, out).run()
+    with torch.cuda.device_of(q):
+        for index, (held, own) in enumerate(sets):
+            split_launch(q, held, visible, (parts, lse), sum(counts[:index]), own, scale).run()
+        merge_launch(parts, lse, out).run()
     return out

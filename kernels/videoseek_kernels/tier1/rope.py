@@ -79,5 +79,6 @@ def rotate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     q, k = q.contiguous(), k.contiguous()
     outputs = torch.empty_like(q), torch.empty_like(k)
-    rotate_launch((q, k), outputs, (cos, sin), sign).run()
+    with torch.cuda.device_of(q):
+        rotate_launch((q, k), outputs, (cos, sin), sign).run()
     return outputs

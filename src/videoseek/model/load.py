@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -41,23 +42,31 @@ def model_folder(name: str) -> Path:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    """Raises ModelError when the folder has no usable tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"no tokenizer can be made from the files in {folder}") from error
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2_5_VLForConditionalGeneration:
     """The model with its decoder and vision tower on our attention. Raises ModelError when weights do not fit."""
-    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"{folder} lacks {len(missing)} weights of the model, among them {', '.join(missing[:3])}")
+    try:
+        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, as missing ones are
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ModelError(f"the weights in {folder} are damaged: {error}") from error
+    unfit = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if unfit:
+        raise ModelError(f"{folder} lacks {len(unfit)} weights of the model's shape, among them {', '.join(unfit[:3])}")
     return adopt(model).to(device)
 
 
