@@ -30,9 +30,13 @@ def compose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: list[Piec
     filled = 0
     with _backends(q.device):
         for piece in base:
-            parts += [torch.zeros_like(q[filled : piece.start]), _attend(q, k, v, piece, scale)]
+            if filled < piece.start:
+                parts.append(torch.zeros_like(q[filled : piece.start]))
+            parts.append(_attend(q, k, v, piece, scale))
             filled = piece.stop
-        out = torch.cat([*parts, torch.zeros_like(q[filled:])])
+        if filled < len(q):
+            parts.append(torch.zeros_like(q[filled:]))
+        out = torch.cat(parts)
         if not special:
             return out
         rows = torch.cat([torch.arange(piece.start, piece.stop) for piece in special]).to(q.device)
