@@ -1,0 +1,208 @@
+"""Packed and cached attention against the dense formula."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_world import tiny_world
+
+from videoseek.data.packing import pack_documents
+from videoseek.model import attention
+from videoseek.model.attention import IMPLEMENTATION, CachedAttention, PackedAttention, adopt, document_bounds
+from videoseek.model.policy import Policy
+from videoseek.model.tiny import build_model
+
+GROUPS, SIZE = 2, 8
+
+
+def random_qkv(num_tokens: int, group: int = 2, *, seed: int = 0, grad: bool = False) -> list[torch.Tensor]:
+    """q [1, G * group, T, D], k and v [1, G, T, D] in float64."""
+    draw = torch.Generator().manual_seed(seed)
+    heads = (GROUPS * group, GROUPS, GROUPS)
+    shapes = [(1, count, num_tokens, SIZE) for count in heads]
+    return [torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_(grad) for shape in shapes]
+
+
+def dense(qkv: list[torch.Tensor], end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """[1, T, H, D] straight from the definition; a row that sees nothing gives 0."""
+    query, key, value = (tensor[0] for tensor in qkv)
+    group, num_tokens = len(query) // len(key), query.shape[1]
+    seen = torch.zeros(num_tokens, num_tokens, dtype=torch.bool)
+    for m, n in itertools.product(range(num_tokens), repeat=2):
+        seen[m, n] = n <= m < int(end[n]) and (int(visible[m]) & int(key_class[n])) != 0
+    heads = []
+    for head in range(len(query)):
+        scores = (query[head] @ key[head // group].T / SIZE**0.5).masked_fill(~seen, -torch.inf)
+        heads.append(scores.softmax(-1).nan_to_num() @ value[head // group])
+    return torch.stack(heads, dim=1)[None]
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """end, key_class, visible of documents and trees of any size, one token included."""
+    end: list[int] = []
+    for _ in range(draw(st.integers(1, 4))):
+        base, shared = len(end), draw(st.integers(0, 4))
+        branches: list[int] = []
+        for size in draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)):
+            branches += [base + shared + len(branches) + size] * size
+        end += [base + shared + len(branches)] * shared + branches
+    bits = st.lists(st.sampled_from([1, 2, 4]), min_size=len(end), max_size=len(end))
+    sets = st.lists(st.integers(0, 7), min_size=len(end), max_size=len(end))
+    return tuple(torch.tensor(values, dtype=torch.int32) for values in (end, draw(bits), draw(sets)))
+
+
+@settings(deadline=None)
+@given(mask=masks(), group=st.sampled_from([1, 2, 7]))
+def test_packed_equals_the_dense_formula(mask: tuple[torch.Tensor, ...], group: int) -> None:
+    qkv = random_qkv(len(mask[0]), group)
+    out = PackedAttention.plan(*mask).attend(0, *qkv)
+    torch.testing.assert_close(out, dense(qkv, *mask), atol=1e-12, rtol=0)
+
+
+def test_packed_gradients_equal_the_dense_formula() -> None:
+    end = torch.tensor([1, 12, 12, 7, 7, 7, 7, 12, 12, 12, 12, 12, 15, 15, 15], dtype=torch.int32)
+    key_class = torch.tensor([1, 2, 1, 1, 4, 1, 4, 1, 1, 4, 4, 1, 1, 1, 1], dtype=torch.int32)
+    visible = torch.tensor([7, 7, 7, 3, 7, 5, 7, 3, 7, 7, 5, 7, 7, 7, 7], dtype=torch.int32)
+    mine, other = random_qkv(15, grad=True), random_qkv(15, grad=True)
+    weights = torch.randn(1, 15, 2 * GROUPS, SIZE, dtype=torch.float64)
+    (PackedAttention.plan(end, key_class, visible).attend(0, *mine) * weights).sum().backward()
+    (dense(other, end, key_class, visible) * weights).sum().backward()
+    for tensor, wanted in zip(mine, other, strict=True):
+        torch.testing.assert_close(tensor.grad, wanted.grad, atol=1e-12, rtol=0)
+
+
+def test_lengths_share_a_bucket_only_when_similar() -> None:
+    sizes = [40, 3, 38, 1, 2, 39]
+    end = torch.tensor([sum(sizes[: i + 1]) for i, size in enumerate(sizes) for _ in range(size)], dtype=torch.int32)
+    ones = torch.ones_like(end)
+    plan = PackedAttention.plan(end, ones, ones)
+    assert [tuple(rows.shape) for rows, _ in plan.buckets] == [(3, 40), (1, 3), (1, 2), (1, 1)]
+    qkv = random_qkv(len(end))
+    torch.testing.assert_close(plan.attend(0, *qkv), dense(qkv, end, ones, ones), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("end", "bounds"),
+    [
+        ([1], [0, 1]),
+        ([1, 2, 3], [0, 1, 2, 3]),
+        ([3, 3, 3], [0, 3]),
+        ([2, 2, 5, 5, 5], [0, 2, 5]),
+        ([6, 6, 4, 4, 6, 6, 7], [0, 6, 7]),  # a prompt of two with two branches, then a token alone
+        ([1, 2, 5, 4, 5], [0, 1, 2, 5]),
+    ],
+    ids=str,
+)
+def test_document_bounds(end: list[int], bounds: list[int]) -> None:
+    assert document_bounds(torch.tensor(end, dtype=torch.int32)) == bounds
+
+
+def causal(keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Outputs [L, H, D] of the last L of the given tokens, each seeing all before it."""
+    total, new = keys.shape[1], query.shape[1]
+    qkv = [torch.zeros(1, query.shape[0], total, SIZE, dtype=torch.float64), keys[None], values[None]]
+    qkv[0][0, :, total - new :] = query
+    ones = torch.ones(total, dtype=torch.int32)
+    return dense(qkv, torch.full((total,), total), ones, ones)[0, total - new :]
+
+
+class History:
+    """What each sequence of a cache should hold, and the comparison with it."""
+
+    def __init__(self, num_sequences: int) -> None:
+        self.keys = [torch.zeros(GROUPS, 0, SIZE, dtype=torch.float64) for _ in range(num_sequences)]
+        self.values = list(self.keys)
+
+    def feed(self, cache: CachedAttention, num_valid: list[int], seed: int) -> None:
+        """Appends ragged new tokens, padded with large numbers, and checks every valid row of every layer."""
+        longest = max(num_valid)
+        draw = torch.Generator().manual_seed(seed)
+        shapes = [(len(num_valid), count, longest, SIZE) for count in (2 * GROUPS, GROUPS, GROUPS)]
+        query, key, value = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes)
+        for row, count in enumerate(num_valid):
+            key[row, :, count:] = value[row, :, count:] = 1e3
+            self.keys[row] = torch.cat([self.keys[row], key[row, :, :count]], dim=1)
+            self.values[row] = torch.cat([self.values[row], value[row, :, :count]], dim=1)
+        cache.begin(longest)
+        for layer, sign in enumerate((1, -1)):
+            out = cache.attend(layer, query, key * sign, value * sign)
+            for row, count in enumerate(num_valid):
+                wanted = causal(self.keys[row] * sign, self.values[row] * sign, query[row, :, :count])
+                torch.testing.assert_close(out[row, :count], wanted, atol=1e-12, rtol=0)
+        cache.advance(torch.tensor(num_valid))
+
+    def select(self, rows: list[int]) -> None:
+        self.keys, self.values = [self.keys[row] for row in rows], [self.values[row] for row in rows]
+
+
+def test_cache_equals_recomputation_through_growth_selection_and_padding() -> None:
+    cache = CachedAttention.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    history = History(3)
+    history.feed(cache, [6, 2, 4], seed=1)
+    cache = cache.select(torch.tensor([2, 0, 0, 1, 2]), 10)
+    history.select([2, 0, 0, 1, 2])
+    assert cache.capacity == 10 and cache.lengths.tolist() == [4, 6, 6, 2, 4]
+    history.feed(cache, [1, 0, 3, 2, 3], seed=2)
+    history.feed(cache, [0, 0, 0, 1, 0], seed=3)
+    cache.reserve(5)
+    history.feed(cache, [5, 1, 0, 4, 0], seed=4)
+    cache = cache.select(torch.tensor([3]), 12)
+    history.select([3])
+    history.feed(cache, [3], seed=5)
+    assert cache.lengths.tolist() == [12]
+
+
+def test_selected_copies_do_not_share_memory() -> None:
+    cache = CachedAttention.empty(2, (1, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
+    history = History(1)
+    history.feed(cache, [3], seed=1)
+    before = cache.keys[0].clone()
+    copies = cache.select(torch.tensor([0, 0]), 8)
+    history.select([0, 0])
+    history.feed(copies, [2, 4], seed=2)
+    assert torch.equal(cache.keys[0], before)
+
+
+def test_cache_refuses_more_than_it_holds() -> None:
+    cache = CachedAttention.empty(1, (2, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
+    with pytest.raises(ValueError, match="cache holds 4 tokens, 5 are needed"):
+        cache.begin(5)
+    with pytest.raises(RuntimeError, match="begin was not called"):
+        cache.attend(0, *random_qkv(1))
+
+
+@pytest.mark.parametrize("bounds", [[0, 4, 8, 12], [0, 3, 4, 9, 12], [0, 12], [0, 1, 2, 12]], ids=str)
+def test_vision_windows_equal_one_softmax_each(bounds: list[int]) -> None:
+    query, key, value = random_qkv(12, group=1)
+    out = attention._vision_windows(query, key, value, torch.tensor(bounds, dtype=torch.int32))
+    for start, stop in itertools.pairwise(bounds):
+        window = slice(start, stop)
+        scores = query[0, :, window] @ key[0, :, window].transpose(1, 2) / SIZE**0.5
+        wanted = (scores.softmax(-1) @ value[0, :, window]).transpose(0, 1)
+        torch.testing.assert_close(out[0, window], wanted, atol=1e-12, rtol=0)
+
+
+def test_decoder_and_vision_tower_are_on_our_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = tiny_world()
+    policy, episodes = world.policy(), world.episodes()
+    visual, decoder = policy.model.model.visual, policy.model.model.language_model
+    assert {block.attn.config._attn_implementation for block in visual.blocks} == {IMPLEMENTATION}
+    assert {layer.self_attn.config._attn_implementation for layer in decoder.layers} == {IMPLEMENTATION}
+    calls: list[str] = []
+    windows, attend = attention._vision_windows, PackedAttention.attend
+    monkeypatch.setattr(attention, "_vision_windows", lambda *args: calls.append("vision") or windows(*args))
+    monkeypatch.setattr(PackedAttention, "attend", lambda self, *args: calls.append("text") or attend(self, *args))
+    policy(pack_documents(episodes, world.packing))
+    assert calls == ["vision"] * len(visual.blocks) + ["text"] * len(decoder.layers)
+
+
+def test_model_refuses_to_run_without_a_plan() -> None:
+    world = tiny_world()
+    model = Policy(adopt(build_model(world.config, 0))).model
+    with pytest.raises(RuntimeError, match="attention plan"):
+        model(input_ids=torch.tensor([[1, 2, 3]]))
