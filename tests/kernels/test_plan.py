@@ -103,9 +103,9 @@ def test_plan_for_64k_tokens_is_small_and_quick() -> None:
     mask = trajectory_mask(65536, 10)
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # not the time of others on this machine
         built = plan(mask)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05
     assert built.num_bytes < 2_000_000
 
