@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +25,7 @@ from videoseek.engine import TrainEngine, barrier
 from videoseek.model.load import save_pretrained
 from videoseek.runtime import rank, world_size, write_json_atomic
 
-_COMPLETE = "complete"
+_COMPLETE, _PARTIAL = "complete", ".partial"
 
 
 class CheckpointError(Exception):
@@ -45,7 +46,7 @@ class TrainerState:
 @contextmanager
 def _complete_or_nothing(final: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `final` when all ranks are done. Raises CheckpointError."""
-    partial = final.with_name(final.name + ".partial")
+    partial = final.with_name(final.name + _PARTIAL)
     try:
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -59,11 +60,9 @@ def _complete_or_nothing(final: Path) -> Iterator[Path]:
                 shutil.rmtree(final)
             partial.replace(final)
         barrier()
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"{final} could not be saved: {error.strerror or error}; earlier ones are intact"
-        ) from error
+        raise CheckpointError(f"{final} could not be saved: {error}; earlier ones are intact") from error
 
 
 def save_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
@@ -96,7 +95,7 @@ def save_checkpoint(
 
 def link(name: Path, target: Path) -> None:
     """Points `name` at `target`, a sibling, replacing what it pointed at before."""
-    fresh = name.with_name(name.name + ".partial")
+    fresh = name.with_name(name.name + _PARTIAL)
     fresh.unlink(missing_ok=True)
     os.symlink(target.name, fresh)
     fresh.replace(name)
@@ -104,8 +103,13 @@ def link(name: Path, target: Path) -> None:
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [path.parent for path in output_dir.glob(f"checkpoint-*/{_COMPLETE}")]
-    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    # A kill between the marker and the renaming leaves a whole folder under its temporary name.
+    found = [path.parent for path in output_dir.glob(f"checkpoint-*/{_COMPLETE}") if path.parent.suffix != _PARTIAL]
+    return sorted(found, key=_global_step)
+
+
+def _global_step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def is_complete(folder: Path) -> bool:
@@ -119,11 +123,21 @@ def prune(output_dir: Path, keep: int) -> None:
             shutil.rmtree(folder)
 
 
+def discard_after(checkpoint: Path) -> None:
+    """Removes the newer checkpoints beside a checkpoint, so that it is the one to go on from."""
+    for folder in complete_checkpoints(checkpoint.parent):
+        if _global_step(folder) > _global_step(checkpoint):
+            shutil.rmtree(folder)
+
+
 def read_state(folder: Path) -> TrainerState:
     """Raises CheckpointError for a folder that is not a complete checkpoint of ours."""
     if not is_complete(folder) or not (folder / "trainer_state.json").is_file():
         raise CheckpointError(f"{folder} is not a complete checkpoint (no 'complete' marker or trainer_state.json)")
-    state = TrainerState(**json.loads((folder / "trainer_state.json").read_text()))
+    try:
+        state = TrainerState(**json.loads((folder / "trainer_state.json").read_text()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'trainer_state.json'} is not this program's: {error}") from error
     if state.world_size != world_size():
         raise CheckpointError(
             f"{folder} was saved by {state.world_size} ranks and cannot be continued by {world_size()}; "
@@ -137,5 +151,5 @@ def load_optimizer_state(folder: Path, engine: TrainEngine) -> None:
     path = folder / "state" / f"rank-{rank():03d}.safetensors"
     try:
         engine.load_state(load_file(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be continued from: {error}") from error

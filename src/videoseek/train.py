@@ -21,9 +21,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.runtime import choose_device
 
     if choose_device(config.device).type == "cpu":
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # DeepSpeed warns when it has to guess
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it has to guess
 
     from videoseek.stages.pipeline import run
 

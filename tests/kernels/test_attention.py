@@ -34,8 +34,16 @@ def run(impl: str, inputs: list[torch.Tensor], mask_or_plan: object, **options: 
 
 
 def check_budget(got: list[torch.Tensor], inputs: list[torch.Tensor], mask: TokenMask) -> None:
-    """Every result within twice the error of the eager maths in the same type."""
+    """Every result within twice the error of the eager maths in the same 16-bit type, or within 1e-5 in float32.
+
+    Twice is too strict in float32: dP - delta, exactly 0 in eager maths for a row that sees one key, cancels only to
+    rounding in any flash backward.
+    """
     exact = run("reference", [x.detach().double().requires_grad_() for x in inputs], mask)
+    if inputs[0].dtype == torch.float32:
+        for a, b in zip(got, exact, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)
+        return
     plain = eager(inputs, mask)
     for name, a, b, c in zip(("out", "dq", "dk", "dv"), got, exact, plain, strict=True):
         assert excess(a, b, c) <= 1, f"{name}: {excess(a, b, c):.2f} of the error budget"

@@ -18,7 +18,7 @@ from videoseek_kernels.testing import budget, excess, random_inputs, trajectory_
 
 def test_parity_on_sampled_rows_passes_the_kernel_and_fails_a_wrong_mask() -> None:
     mask = trajectory_mask(200, 2)
-    inputs = random_inputs(200, (2, 1), 32, torch.float32)
+    inputs = random_inputs(200, (2, 1), 32, torch.bfloat16)
 
     def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return tdam_attention(q, k, v, mask, impl="composition")

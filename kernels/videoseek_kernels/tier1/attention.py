@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -32,13 +33,13 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = torch.empty_like(q)
-        lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
+        lse_log2 = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
         config = tile_config("forward", capability_of(q.device), q.dtype)
-        forward_launch((q, k, v), (out, lse), plan, scale, config).run()
-        ctx.save_for_backward(q, k, v, out, lse)
+        forward_launch((q, k, v), (out, lse_log2), plan, scale, config).run()
+        ctx.save_for_backward(q, k, v, out, lse_log2)
         ctx.plan, ctx.scale = plan, scale
         ctx.set_materialize_grads(False)
-        return out, lse
+        return out, lse_log2 * math.log(2)
 
     @staticmethod
     @once_differentiable

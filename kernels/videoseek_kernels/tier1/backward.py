@@ -57,7 +57,7 @@ def attn_bwd_kernel_dq(
     if HAS_D_LSE:
         b_delta -= load_per_token(d_lse + i_vector, i_m, num_tokens, BM)
     tl.store(delta + i_vector + o_m, b_delta, mask=o_m < num_tokens)
-    b_lse = load_per_token(lse + i_vector, i_m, num_tokens, BM) * 1.4426950408889634
+    b_lse = load_per_token(lse + i_vector, i_m, num_tokens, BM)
     b_q = load_rows(q, i_m, i_h, num_tokens, HQ, D, BM, TMA)  # [BM, D]
 
     scale_log2 = scale * 1.4426950408889634
@@ -140,7 +140,7 @@ def attn_bwd_kernel_dkdv(
         i_vector = i_h.to(tl.int64) * num_tokens
         b_q = load_rows(q, i_m, i_h, num_tokens, HQ, D, BM, TMA)  # [BM, D]
         b_d_out = load_rows(d_out, i_m, i_h, num_tokens, HQ, D, BM, TMA)  # [BM, D]
-        b_lse = load_per_token(lse + i_vector, i_m, num_tokens, BM) * 1.4426950408889634
+        b_lse = load_per_token(lse + i_vector, i_m, num_tokens, BM)
         b_delta = load_per_token(delta + i_vector, i_m, num_tokens, BM)
         b_st = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")  # [BN, BM]
         b_pt = tl.exp2(b_st * scale_log2 - b_lse[None, :])
@@ -170,7 +170,10 @@ def dq_launch(
     scale: float,
     config: TileConfig,
 ) -> Launch:
-    """(q, k, v), (O, L), (dO, dL or None) -> (dq like q, delta float32 [Hq, T]); all contiguous, L and dL [Hq, T]."""
+    """(q, k, v), (O, L), (dO, dL or None) -> (dq like q, delta); all contiguous.
+
+    L, dL and delta are float32 [Hq, T], L in log2 units.
+    """
     config = config.within(plan.block_m, plan.block_n)
     (q, k, v), (out, lse), (d_out, d_lse), (dq, delta) = inputs, results, upstream, outputs
     lists = plan.by_query

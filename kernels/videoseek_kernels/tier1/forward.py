@@ -82,7 +82,7 @@ def attn_fwd_kernel(
 
     m_sighted = b_sum > 0
     b_out = b_out / tl.where(m_sighted, b_sum, 1.0)[:, None]
-    b_lse = tl.where(m_sighted, (b_max + tl.log2(b_sum)) * 0.6931471805599453, float("-inf"))
+    b_lse = tl.where(m_sighted, b_max + tl.log2(b_sum), float("-inf"))
     store_rows(out, b_out, i_m, i_h, num_tokens, HQ, D, BM, TMA)
     tl.store(lse + i_h.to(tl.int64) * num_tokens + o_m, b_lse, mask=o_m < num_tokens)
 
@@ -108,7 +108,7 @@ def forward_launch(
     scale: float,
     config: TileConfig,
 ) -> Launch:
-    """(q [T, Hq, D], k and v [T, Hkv, D]) -> (O like q, L float32 [Hq, T]); all contiguous."""
+    """(q [T, Hq, D], k and v [T, Hkv, D]) -> (O like q, L float32 [Hq, T] in log2 units); all contiguous."""
     config = config.within(plan.block_m, plan.block_n)
     (q, k, v), (out, lse) = inputs, outputs
     lists = plan.by_query

@@ -9,7 +9,9 @@ card, so that every 14-px patch of a crop holds the same stretch of it.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +45,16 @@ NUM_CARDS = 3
 DURATION_SECONDS = NUM_SLOTS * SLOT_SECONDS
 _CARD_SIZE = 92
 _HALF_PERIOD = 3
-_WORLD_VERSION = 3
+_WORLD_VERSION = 5
 
 #: Splits, and how many questions each asks of one video.
 _QUESTIONS = {"base": 6, "base_heldout": 6, "train": 6, "heldout": 4}
 
+_SAMPLES = "samples.jsonl"
 _FORMAT = FORMATS["grounding"]("brief")
 
 #: Shares of the question kinds, and of the faults that synthesised trajectories carry.
-_KIND_SHARES = {"single": 0.6, "multi": 0.2, "direct": 0.2}
+_KIND_SHARES = {"single": 0.5, "multi": 0.3, "direct": 0.2}
 _NO_CALL_SHARE = 0.2
 _WRONG_WINDOW_SHARE = 0.2
 
@@ -68,7 +71,7 @@ class Card:
 
     @property
     def place(self) -> str:
-        return f"{self.colour} at {self.window[0]}"
+        return f"{self.colour} at {self.window[0]} to {self.window[1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,21 @@ def phrases() -> list[str]:
     protocol += [_FORMAT.system_prompt(), "\nQuestion: ", "Question: ", "\nOptions: ", "Observation ", "Fault: "]
     protocol += [": ", "This video is uniformly sampled at ", " fps, contains ", " frames from ", " seconds to "]
     protocol += [" seconds.", "0.50", *(code.replace("_", " ") for code in FAULTS)]
-    words = [*COLOURS, *PATTERNS, NOTHING, " at ", " and ", ", ", "; ", "no ", "not ", "What is on the ", " card?"]
-    words += ["List the cards.", "Do the ", " cards match?", "Is a ", " card shown?", "What is shown?"]
+    words = [
+        *COLOURS,
+        *PATTERNS,
+        NOTHING,
+        " at ",
+        " to ",
+        " and ",
+        ", ",
+        "; ",
+        "no ",
+        "not ",
+        "What is on the ",
+        " card?",
+    ]
+    words += ["Name the cards.", "Do the ", " cards match?", "Is a ", " card shown?", "What is shown?"]
     seconds = range(DURATION_SECONDS + 1)
     return [*protocol, *options, *words, *(f"{second}.0" for second in seconds), *map(str, seconds)]
 
@@ -103,14 +119,27 @@ def prepare(
 
     Splits share no video: the random state of each is drawn from its name. `on_video(done, total)` reports progress.
     """
-    questions_per_video = _QUESTIONS[split]
-    num_videos = -(-num_samples // questions_per_video)
     key = hashlib.sha256(f"{_WORLD_VERSION}/{split}/{num_samples}/{seed}".encode()).hexdigest()[:12]
-    folder = cache_dir / f"clueworld-{split}-{key}"
-    path = folder / "samples.jsonl"
-    if path.is_file():
-        return path
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    folder = cache_dir.resolve() / f"clueworld-{split}-{key}"
+    if not (folder / _SAMPLES).is_file():
+        # Two runs may make the same split at once: each in a folder of its own, and the first to finish gives its.
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "videos").mkdir(parents=True)
+        _generate(partial, split, num_samples, seed, on_video)
+        try:
+            partial.rename(folder)
+        except OSError:
+            shutil.rmtree(partial)
+            if not (folder / _SAMPLES).is_file():
+                raise
+    return folder / _SAMPLES
+
+
+def _generate(
+    folder: Path, split: str, num_samples: int, seed: int, on_video: Callable[[int, int], None] | None
+) -> None:
+    num_videos = -(-num_samples // _QUESTIONS[split])
     chance = random.Random(f"{split}/{seed}")
     samples: list[Sample] = []
     make = _perception_samples if split.startswith("base") else _task_samples
@@ -118,11 +147,10 @@ def prepare(
         video = folder / "videos" / f"{split}-{index:05d}.mp4"
         world = World(str(video), _draw_cards(chance))
         write_video(world, chance.getrandbits(32))
-        samples += make(world, f"{split}-{index:05d}", chance, questions_per_video)
+        samples += make(world, f"{split}-{index:05d}", chance, _QUESTIONS[split])
         if on_video is not None:
             on_video(index + 1, num_videos)
-    write_samples(path, samples[:num_samples])
-    return path
+    write_samples(folder / _SAMPLES, samples[:num_samples])
 
 
 def load(cache_dir: Path, split: str, num_samples: int, seed: int) -> list[Sample]:
@@ -141,10 +169,8 @@ def _draw_cards(chance: random.Random) -> tuple[Card, ...]:
 
 
 def write_video(world: World, seed: int) -> None:
-    """Encodes a world as H.264, complete or not at all."""
-    final = Path(world.video)
-    partial = final.with_name(final.stem + ".partial.mp4")
-    with av.open(str(partial), "w") as container:
+    """Encodes a world as H.264."""
+    with av.open(world.video, "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
@@ -154,7 +180,6 @@ def write_video(world: World, seed: int) -> None:
             # The encoder would convert too, with a threaded scaler set up anew for each frame.
             container.mux(stream.encode(VideoReformatter().reformat(frame, format="yuv420p", threads=1)))
         container.mux(stream.encode())
-    partial.replace(final)
 
 
 def _frames(world: World, seed: int) -> Iterator[np.ndarray]:
@@ -201,13 +226,18 @@ def _conclude(think: str, answer: str) -> str:
 
 
 def _wrong_look(card: Card, chance: random.Random, seen: str) -> list[str]:
-    """A window too wide to read, or another slot first."""
-    if chance.random() < 0.5:
+    """A window too wide to read; or first another slot, or a window that ends before it starts, then the right one."""
+    right = _look(seen + card.place, card.window)
+    fault = chance.choice(("wide", "elsewhere", "reversed"))
+    if fault == "wide":
         start = card.window[0] if card.slot + 1 < NUM_SLOTS else card.window[0] - SLOT_SECONDS
         return [_look(seen + card.place, (start, start + 2 * SLOT_SECONDS))]
+    if fault == "reversed":
+        start, end = card.window  # the grammar renders no such call, so it is turned round in the text
+        return [right.replace(f"[{start}, {end}]", f"[{end}, {start}]"), right]
     other = chance.choice([slot for slot in range(NUM_SLOTS) if slot != card.slot]) * SLOT_SECONDS
-    wrong = _look(f"{seen}{card.colour} at {other}", (other, other + SLOT_SECONDS))
-    return [wrong, _look(seen + card.place, card.window)]
+    window = other, other + SLOT_SECONDS
+    return [_look(f"{seen}{card.colour} at {window[0]} to {window[1]}", window), right]
 
 
 def _looks(card: Card, chance: random.Random, seen: str = "") -> list[str]:
@@ -217,10 +247,16 @@ def _looks(card: Card, chance: random.Random, seen: str = "") -> list[str]:
     return [_look(seen + card.place, card.window)]
 
 
+def _faults(name: str) -> random.Random:
+    """The faults of a trajectory have a stream of their own: the questions stay as they are when faults change."""
+    return random.Random(f"faults/{name}")
+
+
 def _single(world: World, name: str, chance: random.Random) -> Sample:
+    faults = _faults(name)
     card = chance.choice(world.cards)
     answer = "ABCD"[PATTERNS.index(card.pattern)]
-    looks = [] if chance.random() < _NO_CALL_SHARE else _looks(card, chance)
+    looks = [] if faults.random() < _NO_CALL_SHARE else _looks(card, faults)
     return Sample(
         id=name,
         video=world.video,
@@ -234,12 +270,13 @@ def _single(world: World, name: str, chance: random.Random) -> Sample:
 
 
 def _multi(world: World, name: str, chance: random.Random) -> Sample:
+    faults = _faults(name)
     first, second = chance.sample(world.cards, 2)
     same = first.pattern == second.pattern
     answer = "A" if same else "B"
     turns: tuple[str, ...] = (_conclude(first.place, answer),)
-    if chance.random() >= _NO_CALL_SHARE:
-        looks = [_look(first.place, first.window), *_looks(second, chance, seen=f"{first.pattern}; ")]
+    if faults.random() >= _NO_CALL_SHARE:
+        looks = [_look(first.place, first.window), *_looks(second, faults, seen=f"{first.pattern}; ")]
         turns = (*looks, _conclude(f"{first.pattern} and {second.pattern}", answer))
     return Sample(
         id=name,
@@ -260,7 +297,7 @@ def _direct(world: World, name: str, chance: random.Random) -> Sample:
     card = world.card(colour)
     answer = "A" if card else "B"
     place = card.place if card else f"no {colour}"
-    needless = [_look(place, card.window)] if card and chance.random() < _NO_CALL_SHARE else []
+    needless = [_look(place, card.window)] if card and _faults(name).random() < _NO_CALL_SHARE else []
     return Sample(
         id=name,
         video=world.video,
@@ -276,13 +313,14 @@ def _direct(world: World, name: str, chance: random.Random) -> Sample:
 def _perception_samples(world: World, name: str, chance: random.Random, count: int) -> list[Sample]:
     """What a base model should perceive, without any protocol: time lines, when-questions, crops, a third each.
 
-    A time line names the cards in any order: in order of time, the count of cards so far would give the seconds away.
+    A time line names cards in any order and more than once: in order of time, the count of cards so far would give the
+    seconds away, and a list of one length would bind the lookup of a time to a few positions of the text.
     """
     samples = []
     for index in range(count):
         if index % 3 == 0:
-            places = [card.place for card in chance.sample(world.cards, NUM_CARDS)]
-            samples.append(_perception(world, f"{name}-list-{index}", "List the cards.", ", ".join(places)))
+            places = [card.place for card in chance.choices(world.cards, k=chance.randint(2, 6))]
+            samples.append(_perception(world, f"{name}-name-{index}", "Name the cards.", ", ".join(places)))
         elif index % 3 == 1:
             asked = chance.choice((_single, _multi, _direct))(world, f"{name}-when-{index}", chance)
             colours = [word for word in asked.question.split() if word in COLOURS]
@@ -313,6 +351,6 @@ def _perception(
         options=options,
         answer=answer,
         kind="perception",
-        turns=(answer,),
+        turns=(f"<think>{answer}</think>",),
         window=window,
     )

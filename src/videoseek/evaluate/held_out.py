@@ -40,7 +40,7 @@ def scores(sampled: Groups, greedy: Groups, variant: str, decay: float, call_for
     write_rewards([e for e in episodes if e.sample.kind != "perception"], variant, decay, call_format)
     for episode in episodes:
         if episode.sample.kind == "perception":
-            right = _parts(episode.assistant_texts()[0]) == _parts(episode.sample.answer)
+            right = _parts(episode.assistant_texts()[0]) == _parts(episode.sample.turns[0])
             episode.rewards = {"accuracy": float(right), "format": 1.0, "reward": float(right)}
     accuracies = {name: value for name, value in summarize(greedy).items() if name.startswith("accuracy")}
     return summarize(sampled) | {f"{name.replace('accuracy', 'accuracy_greedy')}": v for name, v in accuracies.items()}
@@ -70,8 +70,8 @@ def summarize(groups: Groups) -> dict[str, float]:
 
 
 def _parts(text: str) -> list[str]:
-    """A perception answer as the things it lists, in any order."""
-    return sorted(part.strip() for part in text.split(","))
+    """The things that a perception answer names, in any order and however often."""
+    return sorted({part.strip() for part in text.removeprefix("<think>").removesuffix("</think>").split(",")})
 
 
 def needs_tool(sample: Sample) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +12,15 @@ import torch
 from videoseek.data.order import micro_batches
 from videoseek.data.packing import PackSettings, pack_documents
 from videoseek.model.load import tokens_per_second
-from videoseek.stages.run import RunPlace, load_policy
+from videoseek.rollout.environment import Environment
+from videoseek.stages.run import ReplayedEpisodes, RunPlace, load_policy
 from videoseek.types import Sample
+
+
+def _with_turns(sample: Sample, environment: Environment) -> Sample:
+    """A question without a recorded trajectory, answered at once."""
+    answer = environment.fmt.render_turn("", None, sample.answer)
+    return sample if sample.turns else replace(sample, turns=(answer,))
 
 
 def dry_run(place: RunPlace, source: Path, samples: Sequence[Sample]) -> str:
@@ -20,7 +28,8 @@ def dry_run(place: RunPlace, source: Path, samples: Sequence[Sample]) -> str:
     config = place.config
     policy, environment = load_policy(source, place, freeze_vision=config.sft.freeze_vision)
     settings = PackSettings(environment.vocabulary.video_pad, tokens_per_second(policy.model.config))
-    episodes = [environment.replay(sample) for sample in samples[: config.sft.samples_per_step]]
+    answered = [_with_turns(sample, environment) for sample in samples[: config.sft.samples_per_step]]
+    episodes = list(ReplayedEpisodes(answered, environment))
     lengths = [len(episode.token_ids) for episode in episodes]
     row = micro_batches(lengths, config.sft.max_tokens_per_micro_batch)[0]
     batch = pack_documents([episodes[i] for i in row], settings).to(place.device)
@@ -34,15 +43,17 @@ def dry_run(place: RunPlace, source: Path, samples: Sequence[Sample]) -> str:
     # Weights, gradients and two fp32 moments, plus an fp32 master copy when the weights are in bf16.
     bytes_each = 16 if place.dtype == torch.bfloat16 else 12
     state_gib = (parameters * logprobs.new_empty(0, dtype=place.dtype).element_size() + trained * bytes_each) / 2**30
-    minutes = seconds * per_step / len(batch) * config.sft.steps / 60
+    time_line = f"  time: {seconds:.2f} s for this row"
+    if "sft" in config.stages:
+        minutes = seconds * per_step / len(batch) * config.sft.steps / 60
+        time_line += f", about {minutes:.1f} minutes for the SFT stage on one device like this"
     return "\n".join(
         [
-            f"dry run: {len(samples)} SFT samples, {parameters / 1e6:.2f}M parameters, {trained / 1e6:.2f}M trained",
+            f"dry run: {len(samples)} samples, {parameters / 1e6:.2f}M parameters, {trained / 1e6:.2f}M trained",
             f"  tokens: {min(lengths)} to {max(lengths)} a sample, about {per_step:.0f} a step",
             f"  one row: {len(row)} samples, {len(batch)} tokens, {len(batch.labels)} labels, "
             f"loss {-logprobs.mean():.3f}",
             f"  memory: {state_gib:.2f} GiB for weights, gradients and optimizer, before ZeRO and activations",
-            f"  time: {seconds:.2f} s for this row, about {minutes:.1f} minutes for the SFT stage on one device "
-            "like this",
+            time_line,
         ]
     )

@@ -10,6 +10,7 @@ output_dir/
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from videoseek.checkpoint import is_complete, link, read_state, save_weights
-from videoseek.config import TrainConfig, config_yaml
+from videoseek.checkpoint import CheckpointError, discard_after, is_complete, link, read_state, save_weights
+from videoseek.config import TrainConfig, UsageError, config_yaml
 from videoseek.data.check import check_samples
 from videoseek.data.clueworld import phrases
 from videoseek.data.sources import load_samples
@@ -39,6 +40,7 @@ from videoseek.runtime import (
     prepare_output_dir,
     rank,
     seed_everything,
+    world_size,
     write_json_atomic,
     write_text_atomic,
 )
@@ -77,16 +79,19 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     seed_everything(config.seed)
     disable_progress_bar()  # of transformers: a bar for each load and save, between ours
     start_distributed(place.device)
-    if rank() == 0 and not only_plan:
-        start_folder(config, output_dir)
-    barrier()
     FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
-    source = start_weights(config, output_dir)
+    # All that can be refused is, before anything in the output folder changes.
+    check_batches(config)
+    if config.model != "scratch":
+        model_folder(config.model)
     data = load_data(config)
     if only_plan:
-        say(dry_run(place, source, data.sft))
+        say(dry_run(place, start_weights(config, output_dir), data.sft or data.rl))
         return
-    run_stages(place, source, data)
+    if rank() == 0:
+        start_folder(config, output_dir)
+    barrier()
+    run_stages(place, start_weights(config, output_dir), data)
     if rank() == 0:
         write_summary(config, output_dir, time.monotonic() - started)
         say(f"report: {write_report(output_dir)}")
@@ -98,8 +103,20 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def check_batches(config: TrainConfig) -> None:
+    """Raises UsageError when a batch cannot give every rank something to do."""
+    sizes = {"grpo.prompts_per_step": config.grpo.prompts_per_step} if "grpo" in config.stages else {}
+    if {"direct", "sft"} & set(config.stages):
+        sizes["sft.samples_per_step"] = config.sft.samples_per_step
+    for name, size in sizes.items():
+        if size < world_size():
+            raise UsageError(f"{name} {size} is less than the run's {world_size()} ranks; each needs one at least")
+
+
 def start_folder(config: TrainConfig, output_dir: Path) -> None:
     """Sets an earlier run aside, unless it is to be resumed, and records what this one is."""
+    if config.resume not in ("no", "auto"):
+        rewind(config, output_dir, Path(config.resume))
     if config.resume == "no" and (output_dir / "config.yaml").exists():
         number = 1
         while (aside := output_dir.with_name(f"{output_dir.name}.old-{number}")).exists():
@@ -109,6 +126,20 @@ def start_folder(config: TrainConfig, output_dir: Path) -> None:
         say(f"  an earlier run was moved to {aside}")
     write_text_atomic(output_dir / "config.yaml", config_yaml(config))
     write_json_atomic(output_dir / "env.json", environment_report())
+
+
+def rewind(config: TrainConfig, output_dir: Path, checkpoint: Path) -> None:
+    """Puts a run back to where one of its checkpoints stands; what came after it will be made again."""
+    state = read_state(checkpoint)
+    if checkpoint.resolve().parent != output_dir.resolve() or state.stage not in config.stages:
+        raise CheckpointError(
+            f"resume={checkpoint} is no checkpoint of a stage {' or '.join(config.stages)} in output_dir {output_dir}; "
+            f"model={checkpoint} takes its weights only"
+        )
+    discard_after(checkpoint)
+    for stage in config.stages[config.stages.index(state.stage) :]:
+        (output_dir / f"evaluation-{stage}.json").unlink(missing_ok=True)
+        shutil.rmtree(output_dir / stage, ignore_errors=True)
 
 
 def start_weights(config: TrainConfig, output_dir: Path) -> Path:
@@ -166,13 +197,13 @@ def without_tool(sample: Sample) -> Sample:
 def run_stages(place: RunPlace, source: Path, data: Data) -> None:
     """Each stage from its source's weights, or on from where it was; then its scores on the held-out questions."""
     config, output_dir = place.config, place.output_dir
-    points = {stage: find_resume_point(output_dir, config.resume, stage) for stage in config.stages}
+    points = {stage: find_resume_point(output_dir, stage) for stage in config.stages}
     metrics = MetricsLog(output_dir, config.stages, resume=_logged_so_far(config, output_dir, points))
     done = 0
     for stage in config.stages:
         folder = output_dir / stage
         stage_source = output_dir / "sft" if stage == "grpo" and "sft" in config.stages else source
-        if not (config.resume == "auto" and is_complete(folder)):
+        if not is_complete(folder):
             run = StageRun.open(place, stage, stage_source, metrics, done, points[stage])
             engine = train_stage(run, data)
             save_weights(folder, engine, run.environment.vocabulary.tokenizer, stage_source)
@@ -194,8 +225,6 @@ def train_stage(run: StageRun, data: Data) -> TrainEngine:
 
 def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path | None]) -> tuple[str, int] | None:
     """The last stage and step whose metrics stay: those of finished stages, and up to the checkpoint of the next."""
-    if config.resume == "no":
-        return None
     reached = None
     for stage in config.stages:
         if is_complete(output_dir / stage):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from videoseek.checkpoint import (
+    CheckpointError,
     TrainerState,
     complete_checkpoints,
     load_optimizer_state,
@@ -17,11 +18,11 @@ from videoseek.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from videoseek.config import TrainConfig
+from videoseek.config import TrainConfig, UsageError
 from videoseek.data.packing import PackSettings
 from videoseek.data.schema import DataError
 from videoseek.engine import OptimizerSettings, TrainEngine
-from videoseek.model.load import load_model, load_tokenizer, tokens_per_second
+from videoseek.model.load import ModelError, load_model, load_tokenizer, tokens_per_second
 from videoseek.model.policy import Policy
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeEngine, SamplingSettings
@@ -77,6 +78,9 @@ class StageRun:
         """Loads the stage's weights: those of `source`, or of the checkpoint that the stage goes on from."""
         config = place.config
         frozen = config.grpo.freeze_vision if name == "grpo" else config.sft.freeze_vision
+        state = read_state(resumed_from) if resumed_from is not None else None
+        if state is not None and state.seed != config.seed:
+            raise CheckpointError(f"{resumed_from} is of a run with seed={state.seed}, this one has seed={config.seed}")
         policy, environment = load_policy(resumed_from or source, place, freeze_vision=frozen)
         return cls(
             place=place,
@@ -85,7 +89,7 @@ class StageRun:
             policy=policy,
             environment=environment,
             metrics=metrics,
-            first_step=read_state(resumed_from).step if resumed_from is not None else 0,
+            first_step=state.step if state is not None else 0,
             first_global_step=first_global_step,
             resumed_from=resumed_from,
         )
@@ -124,15 +128,19 @@ class StageRun:
         """`masked`: whether TDAM is applied, as SFT does."""
         tdam, vocabulary = self.config.tdam, self.environment.vocabulary
         rule = tdam.rule if masked else "off"
+        tags = None
+        if rule == "reference":
+            try:
+                tags = ReferenceTags.from_vocabulary(vocabulary.tokenizer.get_vocab())
+            except ValueError as error:
+                raise UsageError(f"tdam.rule=reference with model={self.config.model}: {error}") from error
         return PackSettings(
             video_pad_id=vocabulary.video_pad,
             tokens_per_second=tokens_per_second(self.policy.model.config),
             tdam_rule=rule,
             tdam_share=tdam.share,
             seed=self.config.seed,
-            reference_tags=ReferenceTags.from_vocabulary(vocabulary.tokenizer.get_vocab())
-            if rule == "reference"
-            else None,
+            reference_tags=tags,
         )
 
     def save(self, engine: TrainEngine, step: int) -> None:
@@ -160,7 +168,10 @@ def load_policy(folder: Path, place: RunPlace, *, freeze_vision: str = "none") -
     """The policy of a model folder, and the environment that speaks its tokens."""
     config = place.config
     policy = Policy(load_model(folder, place.dtype, place.device), freeze_vision=freeze_vision)
-    vocabulary = Vocabulary(load_tokenizer(folder), policy.model.lm_head.weight.shape[0])
+    try:
+        vocabulary = Vocabulary(load_tokenizer(folder), policy.model.lm_head.weight.shape[0])
+    except ValueError as error:
+        raise ModelError(f"model {folder}: {error}") from error
     environment = Environment(
         vocabulary=vocabulary,
         fmt=FORMATS[config.prompt.format](config.prompt.style),
@@ -182,12 +193,9 @@ def sampling_settings(config: TrainConfig, temperature: float) -> SamplingSettin
     )
 
 
-def find_resume_point(output_dir: Path, resume: str, stage: str) -> Path | None:
-    """The checkpoint that `stage` goes on from: none, the newest complete one of that stage, or the folder given."""
-    if resume == "no":
-        return None
-    candidates = complete_checkpoints(output_dir) if resume == "auto" else [Path(resume)]
-    fitting = [folder for folder in candidates if read_state(folder).stage == stage]
+def find_resume_point(output_dir: Path, stage: str) -> Path | None:
+    """The checkpoint that `stage` goes on from, if any: the newest complete one of that stage."""
+    fitting = [folder for folder in complete_checkpoints(output_dir) if read_state(folder).stage == stage]
     return fitting[-1] if fitting else None
 
 
