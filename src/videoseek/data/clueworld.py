@@ -93,21 +93,9 @@ def phrases() -> list[str]:
     protocol += [_FORMAT.system_prompt(), "\nQuestion: ", "Question: ", "\nOptions: ", "Observation ", "Fault: "]
     protocol += [": ", "This video is uniformly sampled at ", " fps, contains ", " frames from ", " seconds to "]
     protocol += [" seconds.", "0.50", *(code.replace("_", " ") for code in FAULTS)]
-    words = [
-        *COLOURS,
-        *PATTERNS,
-        NOTHING,
-        " at ",
-        " to ",
-        " and ",
-        ", ",
-        "; ",
-        "no ",
-        "not ",
-        "What is on the ",
-        " card?",
-    ]
-    words += ["Name the cards.", "Do the ", " cards match?", "Is a ", " card shown?", "What is shown?"]
+    words = [*COLOURS, *PATTERNS, NOTHING, " at ", " to ", " and ", ", ", "; ", "no "]
+    words += ["What is on the ", " card?", "Name the cards.", "Do the ", " cards match?"]
+    words += ["Is a ", " card shown?", "What is shown?"]
     seconds = range(DURATION_SECONDS + 1)
     return [*protocol, *options, *words, *(f"{second}.0" for second in seconds), *map(str, seconds)]
 
@@ -319,7 +307,8 @@ def _perception_samples(world: World, name: str, chance: random.Random, count: i
     samples = []
     for index in range(count):
         if index % 3 == 0:
-            places = [card.place for card in chance.choices(world.cards, k=chance.randint(2, 6))]
+            again = chance.choices(world.cards, k=chance.randint(0, 3))
+            places = [card.place for card in (*chance.sample(world.cards, NUM_CARDS), *again)]
             samples.append(_perception(world, f"{name}-name-{index}", "Name the cards.", ", ".join(places)))
         elif index % 3 == 1:
             asked = chance.choice((_single, _multi, _direct))(world, f"{name}-when-{index}", chance)
