@@ -11,6 +11,7 @@ import pytest
 import torch
 from videoseek_kernels import tdam_attention
 from videoseek_kernels.benchmark import suite
+from videoseek_kernels.benchmark.contestants import Contestant
 from videoseek_kernels.benchmark.numerics import SliceShape, loss_gap
 from videoseek_kernels.benchmark.parity import sampled_excess
 from videoseek_kernels.testing import budget, excess, random_inputs, trajectory_mask
@@ -28,6 +29,25 @@ def test_parity_on_sampled_rows_passes_the_kernel_and_fails_a_wrong_mask() -> No
 
     assert max(sampled_excess(ours, inputs, mask, 150).values()) <= 1
     assert min(sampled_excess(wrong, inputs, mask, 150).values()) > 1
+
+
+def test_a_rival_that_cannot_run_is_named_and_ours_must_run() -> None:
+    mask = trajectory_mask(64, 2)
+    inputs = random_inputs(64, (2, 1), 32, torch.bfloat16)
+
+    def fails(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel here\nsecond line")
+
+    def works(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return tdam_attention(q, k, v, mask, impl="composition")
+
+    found, absent = [Contestant("composition", works), Contestant("rival", fails)], {}
+    assert set(suite._gate(found, absent, inputs, mask)) == {"composition"}
+    assert absent == {"rival": "no kernel here"} and len(found) == 1
+    with pytest.raises(RuntimeError, match="no kernel"):
+        suite._gate([Contestant("tier 1", fails)], {}, inputs, mask)
+    with pytest.raises(AssertionError, match="of its budget"):
+        suite._gate([Contestant("tier 1", lambda q, k, v: works(q, k, v) * 1.5)], {}, inputs, mask)
 
 
 def test_budget_is_twice_the_plain_error() -> None:

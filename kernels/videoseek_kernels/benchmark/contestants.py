@@ -36,9 +36,12 @@ def contestants(plan: Plan, num_heads: int) -> tuple[list[Contestant], dict[str,
         Contestant("composition", lambda q, k, v: tdam_attention(q, k, v, plan, impl="composition")),
         Contestant("cuDNN causal", _causal(SDPBackend.CUDNN_ATTENTION), causal=True),
         Contestant("FA2 causal (torch)", _causal(SDPBackend.FLASH_ATTENTION), causal=True),
-        _flex(plan),
     ]
     absent: dict[str, str] = {}
+    try:
+        found.append(_flex(plan))
+    except RuntimeError as error:
+        absent["FlexAttention"] = str(error).split("\n")[0][:200]
     for name, module in (("FA3 causal", "flash_attn_interface"), ("FA4 causal", "flash_attn.cute")):
         if find_spec(module.split(".")[0]) is None or find_spec(module) is None:
             absent[name] = f"module {module} is not installed"
