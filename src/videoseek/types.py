@@ -296,7 +296,8 @@ class TokenBatch:
         return self.token_ids.shape[0]
 
     def to(self, device: torch.device) -> TokenBatch:
-        """The same batch with its tensors on `device`; clips stay references."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        """The same batch with its tensors on `device`, but for the mask, which is planned on the host."""
+        mask = ("end", "key_class", "visible")
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in mask}
         moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)}
         return replace(self, **moved)

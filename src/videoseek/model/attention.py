@@ -134,10 +134,14 @@ class KernelAttention:
         return tdam_attention(q, k, v, self.plan)[None]
 
 
-def plan_attention(end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor) -> Attends:
-    """Attention for one packed row: the kernels on a GPU; on a CPU padded documents, which suit many short ones."""
-    if end.device.type == "cuda":
-        return KernelAttention(plan(TokenMask(end, key_class, visible)))
+def plan_attention(end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor, device: torch.device) -> Attends:
+    """Attention on `device` for one packed row, from its mask on the host.
+
+    The kernels on a GPU (a plan made on the host lets them choose among more paths, and needs no look at the GPU); on
+    a CPU padded documents, which suit many short ones.
+    """
+    if device.type == "cuda":
+        return KernelAttention(plan(TokenMask(end, key_class, visible)).to(device))
     return PackedAttention.plan(end, key_class, visible)
 
 

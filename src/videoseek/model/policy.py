@@ -73,7 +73,7 @@ class Policy(nn.Module):
         """
         features = self.encode(batch.clips) if features is None else features
         embeddings = self.embed(batch.token_ids, batch.vision_rows, features[batch.feature_rows])
-        attention = plan_attention(batch.end, batch.key_class, batch.visible)
+        attention = plan_attention(batch.end, batch.key_class, batch.visible, self.device)
         hidden = self.decode(embeddings[None], batch.positions[:, None], attention)[0]
         return self.label_logprobs(hidden[batch.label_rows], batch.labels, temperature)
 
