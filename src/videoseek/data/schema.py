@@ -122,6 +122,6 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _interval(name: str, value: Any) -> tuple[float, float]:
-    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)):
+    if not (isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)):
         raise ValueError(f"field {name!r} wants [start, end] in seconds, got {value!r}")
     return float(value[0]), float(value[1])

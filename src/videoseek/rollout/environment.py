@@ -60,8 +60,8 @@ class Environment:
     def replay(self, sample: Sample) -> Episode:
         """The episode of a recorded trajectory: its turns as they stand, observations made anew.
 
-        Raises ValueError when the sample has no trajectory, or one that goes on where the rules end an episode, and
-        VideoError when its video cannot be read.
+        `max_context_tokens` limits what is sampled, not what is recorded. Raises ValueError when the sample has no
+        trajectory, or one that goes on after its answer or `max_turns`, and VideoError when its video cannot be read.
         """
         if not sample.turns:
             raise ValueError(f"sample {sample.id!r} has no turns to train on")
@@ -69,7 +69,7 @@ class Environment:
         *before, last = sample.turns
         for number, text in enumerate(before, 1):
             stop = self.respond(builder, builder.assistant_text(text))
-            if stop is not None:
+            if stop not in (None, StopReason.CONTEXT_FULL):
                 raise ValueError(f"turn {number} of {len(sample.turns)} ends the episode of {sample.id!r}: {stop}")
         builder.assistant_text(last)
         return builder.finish(StopReason.REFERENCE)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_world import tiny_world
+
+from videoseek.data import sources
+from videoseek.data.check import check_samples
+from videoseek.data.schema import DataError, write_samples
+from videoseek.types import Sample
+from videoseek.video.decode import probe
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return tiny_world().samples[0]
+
+
+@pytest.fixture(scope="module")
+def duration(sample: Sample) -> float:
+    return probe(sample.video).duration_seconds
+
+
+def test_good_samples_pass_and_are_counted() -> None:
+    samples, seen = tiny_world().samples, []
+    check_samples(samples, need_turns=True, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, len(samples)) for i in range(len(samples))]
+
+
+def test_missing_and_corrupt_videos_are_named(sample: Sample, tmp_path: Path) -> None:
+    (tmp_path / "junk.mp4").write_bytes(b"junk" * 100)
+    for name in ("gone.mp4", "junk.mp4"):
+        broken = replace(sample, id="bad one", video=str(tmp_path / name))
+        with pytest.raises(DataError, match=f"'bad one'.*{name}"):
+            check_samples([sample, broken], need_turns=False)
+
+
+def test_clues_lie_inside_the_video_up_to_rounding(sample: Sample, duration: float) -> None:
+    check_samples([replace(sample, clues=((0.0, duration + 1.0),))], need_turns=False)
+    for clue in ((0.0, duration + 1.5), (duration, duration + 0.5), (duration + 9, duration + 10), (0.0, float("inf"))):
+        with pytest.raises(DataError, match=r"clue \[.*\] lies beyond the end"):
+            check_samples([replace(sample, clues=((1.0, 2.0), clue))], need_turns=False)
+
+
+def test_window_lies_inside_the_video(sample: Sample, duration: float) -> None:
+    check_samples([replace(sample, window=(0.0, duration))], need_turns=False)
+    with pytest.raises(DataError, match=r"window \[1, .*\] lies beyond the end"):
+        check_samples([replace(sample, window=(1.0, duration + 4.0))], need_turns=False)
+
+
+def test_turns_are_wanted_for_sft_only(sample: Sample) -> None:
+    bare = replace(sample, turns=())
+    check_samples([bare], need_turns=False)
+    with pytest.raises(DataError, match="has no turns; SFT needs"):
+        check_samples([bare], need_turns=True)
+
+
+def load(*names: str, cache_dir: Path) -> list[Sample]:
+    return sources.load_samples(
+        names, held_out=False, num_generated=7, seed=0, video_root=None, cache_dir=str(cache_dir)
+    )
+
+
+def test_sources_are_joined_in_order_and_share_no_id(sample: Sample, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    write_samples(mine, [replace(sample, id="mine", video=str(tmp_path / "v.mp4"))])
+    both = load(str(mine), "clueworld", cache_dir=tmp_path)
+    assert [item.id for item in both[:1]] == ["mine"] and len(both) == 8
+    write_samples(mine, [replace(both[3], video=str(tmp_path / "v.mp4"))])
+    with pytest.raises(DataError, match=f"id '{both[3].id}' is used in two of"):
+        load("clueworld", str(mine), cache_dir=tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        load(str(tmp_path / "none.jsonl"), cache_dir=tmp_path)
+
+
+def test_cache_folder_may_be_named_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    samples = load("clueworld", cache_dir=Path("cache"))
+    check_samples(samples, need_turns=True)
