@@ -34,8 +34,11 @@ COLOURS = {
 }
 PATTERNS = ("rows", "columns", "checks", "slashes")
 NOTHING = "nothing"
+#: Half of the patterns are lined, so that two cards give four answers of equal chance.
+_LINED = ("rows", "columns")
+_WHICH = ("first only", "second only", "both", "neither")
 _YES_NO = ("yes", "no")
-_OPTIONS = (PATTERNS, _YES_NO)
+_OPTIONS = (PATTERNS, _WHICH, _YES_NO)
 
 SIZE = 144
 FPS = 2
@@ -45,7 +48,7 @@ NUM_CARDS = 3
 DURATION_SECONDS = NUM_SLOTS * SLOT_SECONDS
 _CARD_SIZE = 92
 _HALF_PERIOD = 3
-_WORLD_VERSION = 5
+_WORLD_VERSION = 6
 
 #: Splits, and how many questions each asks of one video.
 _QUESTIONS = {"base": 6, "base_heldout": 6, "train": 6, "heldout": 4}
@@ -94,7 +97,7 @@ def phrases() -> list[str]:
     protocol += [": ", "This video is uniformly sampled at ", " fps, contains ", " frames from ", " seconds to "]
     protocol += [" seconds.", "0.50", *(code.replace("_", " ") for code in FAULTS)]
     words = [*COLOURS, *PATTERNS, NOTHING, " at ", " to ", " and ", ", ", "; ", "no "]
-    words += ["What is on the ", " card?", "Name the cards.", "Do the ", " cards match?"]
+    words += ["What is on the ", " card?", "Name the cards.", "Are the ", " cards lined?"]
     words += ["Is a ", " card shown?", "What is shown?"]
     seconds = range(DURATION_SECONDS + 1)
     return [*protocol, *options, *words, *(f"{second}.0" for second in seconds), *map(str, seconds)]
@@ -148,11 +151,7 @@ def load(cache_dir: Path, split: str, num_samples: int, seed: int) -> list[Sampl
 def _draw_cards(chance: random.Random) -> tuple[Card, ...]:
     slots = sorted(chance.sample(range(NUM_SLOTS), NUM_CARDS))
     colours = chance.sample(list(COLOURS), NUM_CARDS)
-    # Half of the videos hold a matching pair, so that "do they match?" has no usual answer.
     patterns = [chance.choice(PATTERNS) for _ in slots]
-    if chance.random() < 0.5:
-        first, second = chance.sample(range(NUM_CARDS), 2)
-        patterns[second] = patterns[first]
     return tuple(Card(*card) for card in zip(slots, colours, patterns, strict=True))
 
 
@@ -260,8 +259,8 @@ def _single(world: World, name: str, chance: random.Random) -> Sample:
 def _multi(world: World, name: str, chance: random.Random) -> Sample:
     faults = _faults(name)
     first, second = chance.sample(world.cards, 2)
-    same = first.pattern == second.pattern
-    answer = "A" if same else "B"
+    lined = first.pattern in _LINED, second.pattern in _LINED
+    answer = {(True, False): "A", (False, True): "B", (True, True): "C", (False, False): "D"}[lined]
     turns: tuple[str, ...] = (_conclude(first.place, answer),)
     if faults.random() >= _NO_CALL_SHARE:
         looks = [_look(first.place, first.window), *_looks(second, faults, seen=f"{first.pattern}; ")]
@@ -269,8 +268,8 @@ def _multi(world: World, name: str, chance: random.Random) -> Sample:
     return Sample(
         id=name,
         video=world.video,
-        question=f"Do the {first.colour} and {second.colour} cards match?",
-        options=_YES_NO,
+        question=f"Are the {first.colour} and {second.colour} cards lined?",
+        options=_WHICH,
         answer=answer,
         kind="clue_multi_w_tool",
         clues=tuple(sorted((first.window, second.window))),
