@@ -169,6 +169,7 @@ class TrainConfig:
     keep_checkpoints: int = option(2, "newest checkpoints kept", at_least=1)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     dtype: str = option("float32", "type of weights and activations in the model", choices=("float32", "bfloat16"))
+    gradient_checkpointing: bool = option(False, "compute activations anew in the backward pass: slower, less memory")
     data: DataConfig = field(default_factory=DataConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     tdam: TDAMConfig = field(default_factory=TDAMConfig)

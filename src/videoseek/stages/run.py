@@ -168,6 +168,8 @@ def load_policy(folder: Path, place: RunPlace, *, freeze_vision: str = "none") -
     """The policy of a model folder, and the environment that speaks its tokens."""
     config = place.config
     policy = Policy(load_model(folder, place.dtype, place.device), freeze_vision=freeze_vision)
+    if config.gradient_checkpointing:  # takes effect in training mode only
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         vocabulary = Vocabulary(load_tokenizer(folder), policy.model.lm_head.weight.shape[0])
     except ValueError as error:
