@@ -49,7 +49,7 @@ def test_vision_turn_starts_and_the_unused_tail_are_banned() -> None:
     tokenizer = qwen_tokenizer()
     vocabulary = Vocabulary(tokenizer, len(tokenizer) + 5)
     tail = range(len(tokenizer), len(tokenizer) + 5)
-    names = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad", "im_start")
+    names = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad", "im_start", "endoftext")
     assert set(vocabulary.banned) == {tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names} | set(tail)
     assert vocabulary.im_end not in vocabulary.banned
 

@@ -7,14 +7,23 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
 
-_VISION = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+# A turn ends at <|im_end|>; the other end token of the released generation config would end it unseen.
+_NEVER_SAMPLED = (
+    "<|endoftext|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """A tokenizer with the ids that Qwen2.5-VL's template needs. Raises ValueError when one is missing.
 
-    `banned` may never be sampled: vision tokens without a clip behind them, and the unused tail of the embedding.
+    `banned` may never be sampled: vision tokens without a clip behind them, starts and ends of texts, and the unused
+    tail of the embedding.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -30,9 +39,9 @@ class Vocabulary:
         for name in ("im_start", "im_end", "vision_start", "vision_end", "video_pad"):
             object.__setattr__(self, name, self._special(f"<|{name}|>"))
         known = self.tokenizer.get_vocab()
-        vision = [known[token] for token in _VISION if token in known]
+        unwanted = [known[token] for token in _NEVER_SAMPLED if token in known]
         tail = range(len(self.tokenizer), self.num_embeddings)
-        object.__setattr__(self, "banned", (*sorted(vision), self.im_start, *tail))
+        object.__setattr__(self, "banned", (*sorted(unwanted), self.im_start, *tail))
 
     def _special(self, token: str) -> int:
         index = self.tokenizer.get_vocab().get(token)
