@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+# Triton reads this when it is imported, which other libraries may do while the first test module is collected.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks too, and print their tables")
