@@ -1,0 +1,73 @@
+"""Two processes under any ZeRO stage learn what one process learns."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import curve, numbers, reached, run, start, stop, summary, weights
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+TWO_RANKS += ["videoseek.train"]
+#: One rank cuts a batch into twice as many rows as each of two does.
+COMMON = ["stages=[sft,grpo]", "save_every_steps=0", "sft.max_tokens_per_micro_batch=300"]
+COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.filter_zero_spread=false"]
+
+
+def two_processes(arguments: list[str]) -> list[subprocess.Popen[str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(arguments, RANK=rank, LOCAL_RANK=rank, **group) for rank in ("0", "1")]
+
+
+@pytest.fixture(scope="session")
+def one_rank(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("one_rank") / "out"
+    run([*tiny, *COMMON, f"output_dir={output_dir}"])
+    return output_dir
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_equal_one(stage: int, tiny: list[str], one_rank: Path, output_dir: Path) -> None:
+    run([*tiny, *COMMON, f"output_dir={output_dir}", f"deepspeed.stage={stage}"], launcher=TWO_RANKS)
+    for name, of_stage in (("loss", "sft"), ("loss", "grpo"), ("reward/mean", "grpo"), ("entropy", "grpo")):
+        assert curve(output_dir, name, of_stage) == pytest.approx(curve(one_rank, name, of_stage), abs=1e-4)
+    norms = curve(output_dir, "grad_norm", "sft") + curve(output_dir, "grad_norm", "grpo")
+    assert norms == pytest.approx(curve(one_rank, "grad_norm", "sft") + curve(one_rank, "grad_norm", "grpo"), rel=1e-3)
+    assert min(norms) > 1e-3
+    assert summary(output_dir).keys() == summary(one_rank).keys()
+
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(output_dir / "final", output_loading_info=True)
+    assert (set(report["missing_keys"]), set(report["unexpected_keys"])) == (set(), set())
+    wanted = weights(one_rank / "final")
+    assert max(float((p - wanted[n]).abs().max()) for n, p in weights(output_dir / "final").items()) < 1e-3
+    assert len(AutoTokenizer.from_pretrained(output_dir / "final")) <= model.config.text_config.vocab_size
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny, "stages=[sft,grpo]", "grpo.steps=2", f"deepspeed.stage={stage}"]
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    run([*arguments, f"output_dir={uninterrupted}"], launcher=TWO_RANKS)
+    again = [*arguments, f"output_dir={killed}", "resume=auto"]
+    # Not by torchrun: its workers would outlive it.
+    first, second = two_processes(again)
+    stop(first, reached(killed, "sft", 3))
+    second.kill()
+    second.wait()
+    assert "was saved by 2 ranks and cannot be continued by 1" in run(again, code=1)
+    run(again, launcher=TWO_RANKS)
+    assert numbers(killed) == numbers(uninterrupted)
+    wanted = weights(uninterrupted / "final")
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(killed / "final").items())
