@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load
 
@@ -28,8 +29,7 @@ TINY = (
     "recipe=sft_rl sft.steps=4 sft.samples_per_step=6 sft.warmup_steps=1 sft.learning_rate=1e-3 tdam.share=0.5 "
     "grpo.steps=3 grpo.prompts_per_step=2 grpo.group_size=3 grpo.warmup_steps=1 grpo.over_limit=keep "
     "rollout.max_new_tokens_per_turn=12 rollout.max_turns=4 rollout.temperature=2 "
-    "data.num_sft=12 data.num_rl=12 data.num_eval=4 "
-    "evaluate.num_questions=4 evaluate.samples=1 save_every_steps=2"
+    "data.num_sft=12 data.num_rl=12 data.num_eval=4 evaluate.num_questions=4 evaluate.samples=1 save_every_steps=2"
 )
 
 #: Tells almost any two episodes apart: with a high temperature, there is something to learn however bad the model is.
@@ -125,12 +125,14 @@ def _forked(arguments: list[str], said: str, file_size_limit: int | None) -> Non
 
 def forked(arguments: list[str], folder: Path, code: int = 0, file_size_limit: int | None = None) -> str:
     """`run` in a process whose imports are done already, for many short runs; no file may outgrow the limit (bytes)."""
-    os.environ.update(environment())  # the fork server imports what it preloads by PYTHONPATH
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["videoseek.stages.pipeline"])
     log = folder / "said.txt"
     process = context.Process(target=_forked, args=(arguments, str(log), file_size_limit))
-    process.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():  # the first start starts the server, which keeps its environment
+            patch.setenv(name, value)
+        process.start()
     process.join()
     said = log.read_text()
     assert process.exitcode == code, said
