@@ -127,7 +127,7 @@ class GRPOConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    engine: str = option("native", "who generates", choices=("native", "vllm"))
+    engine: str = option("native", "who generates", choices=("native",))
     max_turns: int = option(6, "most assistant turns of an episode", at_least=1)
     max_new_tokens_per_turn: int = option(8192, "most tokens sampled in a turn", at_least=1)
     max_context_tokens: int = option(32768, "most tokens of an episode, video included", at_least=1)
