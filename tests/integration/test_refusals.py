@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import forked, refused, rows, run, weights
 
 from videoseek.config import UsageError, load_config
 from videoseek.data.clueworld import prepare
+from videoseek.model.load import load_model, load_tokenizer, model_folder, save_pretrained
 from videoseek.stages.pipeline import check_batches
 
 Record = dict[str, Any]
@@ -116,7 +118,7 @@ def test_data_files(
     assert_untouched(tmp_path / "out")
 
 
-def model_folder(folder: Path, **files: str) -> Path:
+def written(folder: Path, **files: str) -> Path:
     folder.mkdir()
     for name, content in files.items():
         (folder / name.replace("__", ".")).write_text(content)
@@ -139,7 +141,7 @@ _CONFIG = '{"model_type": "qwen2_5_vl"}'
     ids=["missing", "no_weights", "pickled", "other_type", "broken_config", "broken_weights"],
 )
 def test_models(files: dict[str, str] | None, sentence: str, tiny: list[str], tmp_path: Path) -> None:
-    folder = tmp_path / "model" if files is None else model_folder(tmp_path / "model", **files)
+    folder = tmp_path / "model" if files is None else written(tmp_path / "model", **files)
     said = refused([*tiny, "stages=[sft]", f"model={folder}", f"output_dir={tmp_path / 'out'}"], tmp_path, code=1)
     assert re.search(sentence, said)
 
@@ -189,6 +191,18 @@ def test_full_disk_leaves_the_last_checkpoint(tiny: list[str], tmp_path: Path) -
     assert weights(output_dir / "checkpoint-2").keys() == kept
     forked(arguments, tmp_path)
     assert [row["step"] for row in rows(output_dir)] == [1, 2, 3, 4]
+
+
+def test_full_disk_at_the_tokenizer_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model_folder("tiny")
+    model, tokenizer = load_model(folder, torch.float32, torch.device("cpu")), load_tokenizer(folder)
+
+    def full(path: Path) -> None:
+        raise Exception("No space left on device (os error 28)")  # as the tokenizers library does
+
+    monkeypatch.setattr(tokenizer, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_pretrained(model, tokenizer, tmp_path / "model")
 
 
 def test_other_ranks_are_refused(tiny: list[str], tmp_path: Path) -> None:

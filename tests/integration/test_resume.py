@@ -11,6 +11,8 @@ import pytest
 import torch
 from runs import numbers, reached, run, start, stop, summary, weights
 
+from videoseek.checkpoint import complete_checkpoints
+
 #: Every step of the run by stage, as `TINY` sets it.
 STEPS = [(stage, step) for stage, steps in (("direct", 7), ("sft", 4), ("grpo", 3)) for step in range(1, steps + 1)]
 ENDED_AT = {
@@ -80,3 +82,12 @@ def test_resume_from_a_folder_goes_back_to_it(tiny: list[str], tmp_path: Path) -
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(output_dir / "final").items())
     assert weights(output_dir / "checkpoint-8").keys() == wanted.keys()
     assert (summary(output_dir), numbers(output_dir)) == (scores, logged)
+
+
+def test_whole_folder_under_its_temporary_name_is_no_checkpoint(tmp_path: Path) -> None:
+    """What a kill between the marker and the renaming leaves behind."""
+    for name in ("checkpoint-12", "checkpoint-4", "checkpoint-16.partial", "checkpoint-20"):
+        (tmp_path / name).mkdir()
+        if name != "checkpoint-20":
+            (tmp_path / name / "complete").touch()
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-12"]

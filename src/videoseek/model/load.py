@@ -80,7 +80,10 @@ def save_pretrained(
 ) -> None:
     """Writes what `from_pretrained` loads: config, safetensors, tokenizer, and `source`'s preprocessor files."""
     model.save_pretrained(folder, state_dict=state_dict)
-    tokenizer.save_pretrained(folder)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the Rust library reports a full disk by this class itself
+        raise OSError(str(error)) from error
     for name in _COMPANIONS:
         if source is not None and (source / name).is_file():
             (folder / name).write_bytes((source / name).read_bytes())
