@@ -26,7 +26,7 @@ FLOORS = (
     {"rollout", "engine"},
     {"checkpoint"},
     {"evaluate", "report"},
-    {"stages"},
+    {"stages", "curation"},
     {"train", "score", "compare", "ask"},
 )
 #: Imported in one place only, so that a new version of theirs, or their absence, is one file's matter.

@@ -9,7 +9,17 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from videoseek.config import Key, TrainConfig, UsageError, config_keys, config_yaml, list_recipes, load_config
+from videoseek.config import (
+    Key,
+    Settings,
+    TrainConfig,
+    UsageError,
+    config_keys,
+    config_yaml,
+    list_recipes,
+    load_config,
+    load_settings,
+)
 
 TRAIN_USAGE = "python -m videoseek.train [recipe=NAME|FILE.yaml] [key=value ...]"
 FLAGS = {
@@ -43,6 +53,19 @@ def parse(arguments: Sequence[str], usage: str = TRAIN_USAGE) -> tuple[Options, 
     if "--print-config" in flags:
         _show(config_yaml(config))
     return Options(dry_run="--dry-run" in flags), config
+
+
+def parse_files(arguments: Sequence[str], defaults: Settings, usage: str) -> tuple[list[str], Settings]:
+    """The arguments that are no `key=value`, in order, and `defaults` with the ones that are.
+
+    `--help` prints the usage with every key and raises SystemExit(0). Raises UsageError.
+    """
+    if {"--help", "-h"} & set(arguments):
+        width = min(shutil.get_terminal_size().columns, 120)
+        keys = config_keys(defaults).items()
+        _show("\n".join([f"usage: {usage}", "", *(_entry(name, _describe(key), width) for name, key in keys)]) + "\n")
+    files = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    return files, load_settings(defaults, [argument for argument in arguments if argument not in files])
 
 
 def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:

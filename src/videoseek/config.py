@@ -11,9 +11,9 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 class UsageError(Exception):
     """The user asked for something that cannot be: one sentence, shown without a traceback, exit code 2."""
+
+
+Settings = TypeVar("Settings")
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -251,24 +254,44 @@ def load_config(arguments: Sequence[str]) -> TrainConfig:
     """
     overrides = parse_overrides(arguments)
     recipe = find_recipe(overrides.get("recipe", TrainConfig().recipe), Path.cwd())
-    tree = OmegaConf.structured(TrainConfig)
-    for node in (tree, *(child for child in tree.values() if isinstance(child, DictConfig))):
-        OmegaConf.set_readonly(node, False)  # frozen dataclasses start out read-only
-    keys = config_keys()
+    tree, keys = _writable(TrainConfig()), config_keys()
     for path in _recipe_chain(recipe):
         for name, value in _flatten(_read_yaml(path)):
             _assign(tree, keys, name, value, f"in {path}")
     for name, text in overrides.items():
         _assign(tree, keys, name, _parse_value(name, text), "on the command line")
+    merged: TrainConfig = _finish(tree, keys)
+    config = replace(merged, output_dir=merged.output_dir.replace("{recipe}", recipe.stem))
+    check_config(config)
+    return config
+
+
+def load_settings(defaults: Settings, arguments: Sequence[str]) -> Settings:
+    """`defaults`, a dataclass of `option` fields, with the `key=value` arguments in it. Raises UsageError."""
+    tree, keys = _writable(defaults), config_keys(defaults)
+    for name, text in parse_overrides(arguments).items():
+        _assign(tree, keys, name, _parse_value(name, text), "on the command line")
+    settings: Settings = _finish(tree, keys)
+    check_limits(settings)
+    return settings
+
+
+def _writable(defaults: Any) -> DictConfig:
+    """A typed tree of a dataclass's values; frozen dataclasses start out read-only."""
+    tree: DictConfig = OmegaConf.structured(defaults)
+    for node in (tree, *(child for child in tree.values() if isinstance(child, DictConfig))):
+        OmegaConf.set_readonly(node, False)
+    return tree
+
+
+def _finish(tree: DictConfig, keys: Mapping[str, Key]) -> Any:
+    """The tree as the dataclass it came from. Raises UsageError when a reference in it leads nowhere."""
     try:
         for name in keys:
             OmegaConf.update(tree, name, _expand_home(OmegaConf.select(tree, name)))
-        tree.output_dir = tree.output_dir.replace("{recipe}", recipe.stem)
-        config = cast(TrainConfig, OmegaConf.to_object(tree))
+        return OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise UsageError(f"the configuration cannot be resolved: {_first_line(error)}") from error
-    check_config(config)
-    return config
 
 
 def config_yaml(config: TrainConfig) -> str:
@@ -298,10 +321,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 def check_config(config: TrainConfig) -> None:
     """Limits of single keys, then the few that bind two keys."""
-    for name, key in config_keys(config).items():
-        for value in key.value if key.is_list else [key.value]:
-            if value is not None:
-                _check_limits(name, value, key.limits)
+    check_limits(config)
     if len(config.sft.betas) != 2:
         raise UsageError(f"sft.betas must be two numbers, got {config.sft.betas}")
     if not config.stages or len(set(config.stages)) != len(config.stages):
@@ -318,6 +338,14 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.resume not in ("no", "auto") and not Path(config.resume).is_dir():
         raise UsageError(f"resume must be no, auto or an existing checkpoint folder, got {config.resume!r}")
+
+
+def check_limits(settings: Any) -> None:
+    """Holds every value of a dataclass of `option` fields against its own limits. Raises UsageError."""
+    for name, key in config_keys(settings).items():
+        for value in key.value if key.is_list else [key.value]:
+            if value is not None:
+                _check_limits(name, value, key.limits)
 
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
