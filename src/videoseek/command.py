@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import shutil
 import sys
@@ -74,6 +75,7 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | No
     Errors of the project's own classes and of the system (disk full, no such file) are sentences for the user: one
     line, unless VIDEOSEEK_TRACEBACK=1. Anything else is a defect and always shows where it happened.
     """
+    sys.unraisablehook = _resend_interrupt
     try:
         main(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
@@ -89,6 +91,14 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | No
         print(f"videoseek: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
+    """A Ctrl-C that falls into a destructor or a C library's callback is lost there: it is sent again."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def help_text(usage: str) -> str:

@@ -51,7 +51,7 @@ class DataConfig:
     num_sft: int = option(4096, "clueworld: number of SFT samples generated", at_least=1)
     num_rl: int = option(2048, "clueworld: number of RL questions generated", at_least=1)
     num_eval: int = option(512, "clueworld: number of held-out questions generated", at_least=1)
-    cache_dir: str = option("~/.cache/videoseek", "folder for generated videos and keyframe indices")
+    cache_dir: str = option("~/.cache/videoseek", "folder for generated videos")
 
 
 @dataclass(frozen=True)

@@ -207,5 +207,5 @@ def test_empty_turn_is_a_turn(world: TinyWorld) -> None:
     builder = EpisodeBuilder(world.samples[0], world.vocabulary, FORMAT)
     parsed = builder.assistant_tokens([world.vocabulary.im_end], [-1.0])
     assert [fault.code for fault in parsed.faults] == ["no_think", "no_action"]
-    builder.observe([CallRecord(0, None)], parsed.faults)
+    assert builder.observe([CallRecord(0, None)], parsed.faults, max_tokens=10_000)
     assert builder.roles[0] == Role.TAG and builder.num_turns == 1

@@ -144,3 +144,30 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     done = run_program("--help", stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+LOSES_AN_INTERRUPT = """
+import signal, sys, time
+from videoseek.command import run_command
+
+class Owner:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def main(arguments):
+    Owner()
+    time.sleep(30)
+
+sys.exit(run_command(main))
+"""
+
+
+def test_an_interrupt_that_falls_into_a_destructor_still_ends_the_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES_AN_INTERRUPT],
+        env={**os.environ, "PYTHONPATH": str(SRC)},
+        capture_output=True,
+        text=True,
+        timeout=25,
+    )
+    assert (done.returncode, done.stderr) == (130, "videoseek: interrupted\n")

@@ -58,11 +58,16 @@ def test_response(world: TinyWorld, text: str, max_turns: int, reason: StopReaso
     assert (len(builder.token_ids) > len(before)) == observed == (len(builder.calls) == 1)
 
 
-def test_context_is_full_at_its_limit(world: TinyWorld) -> None:
+def test_an_observation_that_does_not_fit_ends_the_episode(world: TinyWorld) -> None:
     def respond(limit: int) -> StopReason | None:
         environment = replace(world.environment, max_context_tokens=limit)
         builder = environment.open(world.samples[0])
-        return environment.respond(builder, builder.assistant_text(look(4, 8)))
+        parsed = builder.assistant_text(look(4, 8))
+        before = len(builder.token_ids), len(builder.clips), len(builder.turns), len(builder.calls)
+        stop = environment.respond(builder, parsed)
+        after = len(builder.token_ids), len(builder.clips), len(builder.turns), len(builder.calls)
+        assert (stop is None) == (after != before), "an observation that does not fit leaves no trace"
+        return stop
 
     builder = world.environment.open(world.samples[0])
     world.environment.respond(builder, builder.assistant_text(look(4, 8)))

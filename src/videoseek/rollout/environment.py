@@ -5,7 +5,8 @@ SFT replays recorded turns through it; rollout and evaluation sample turns into 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 
 from videoseek.tools.crop import VideoCrop
 from videoseek.trajectory.builder import EpisodeBuilder
@@ -38,7 +39,7 @@ class Environment:
         return builder
 
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
-        """Ends the episode with a reason, or appends the observation that answers the turn.
+        """Ends the episode with a reason, or appends the observation that answers the turn, if it fits.
 
         An answer ends it even beside a call: it was given before the call's evidence. Perception has one turn only.
         """
@@ -48,10 +49,9 @@ class Environment:
             return StopReason.TURN_LIMIT if parsed.calls else StopReason.NO_CALL_NO_ANSWER
         turn = builder.num_turns - 1
         records = [CallRecord(turn, call, *self._run(builder.sample, call)) for call in parsed.calls]
-        builder.observe(records or [CallRecord(turn, None)], parsed.faults)
-        if len(builder.token_ids) >= self.max_context_tokens:
-            return StopReason.CONTEXT_FULL
-        return None
+        records = records or [CallRecord(turn, None)]
+        fits = builder.observe(records, parsed.faults, max_tokens=self.max_context_tokens)
+        return None if fits else StopReason.CONTEXT_FULL
 
     def _run(self, sample: Sample, call: Call) -> tuple[Fault | None, Clip | None]:
         outcome = self.tool.run(sample.video, call)
@@ -66,10 +66,11 @@ class Environment:
         if not sample.turns:
             raise ValueError(f"sample {sample.id!r} has no turns to train on")
         builder = self.open(sample)
+        unlimited = replace(self, max_context_tokens=sys.maxsize)
         *before, last = sample.turns
         for number, text in enumerate(before, 1):
-            stop = self.respond(builder, builder.assistant_text(text))
-            if stop not in (None, StopReason.CONTEXT_FULL):
+            stop = unlimited.respond(builder, builder.assistant_text(text))
+            if stop is not None:
                 raise ValueError(f"turn {number} of {len(sample.turns)} ends the episode of {sample.id!r}: {stop}")
         builder.assistant_text(last)
         return builder.finish(StopReason.REFERENCE)

@@ -48,7 +48,8 @@ class EpisodeBuilder:
         self._append(system, Role.SYSTEM)
         self.turns.append(Turn("system", self.fmt.system_prompt(), 0, len(system)))
         question = f"{time_sentence(clip)}\n{self.fmt.prompt_text(self.sample)}"
-        self._user_turn([clip, question], Role.QUESTION, Role.GLOBAL_VIDEO)
+        pieces: list[str | Clip] = [clip, question]
+        self._user_turn(pieces, self._user_tokens(pieces, Role.QUESTION, Role.GLOBAL_VIDEO))
         self.prompt_length = len(self.token_ids)
 
     def assistant_text(self, text: str) -> ParsedTurn:
@@ -76,22 +77,29 @@ class EpisodeBuilder:
         self.answer = parsed.answer
         return parsed
 
-    def observe(self, records: Sequence[CallRecord], faults: Sequence[Fault] = ()) -> None:
+    def observe(self, records: Sequence[CallRecord], faults: Sequence[Fault] = (), *, max_tokens: int) -> bool:
         """The user turn that answers a turn's calls, in order: a clip each, or its fault in words.
 
-        A turn without a readable call has one record, and `faults` say what was wrong with it.
+        A turn without a readable call has one record, and `faults` say what was wrong with it. Where the episode would
+        reach `max_tokens` with it, nothing is appended and False is returned.
         """
         pieces: list[str | Clip] = []
-        for record in records:
-            self.calls.append(record)
+        new_faults: list[Fault] = []
+        for number, record in enumerate(records, len(self.calls) + 1):
             if record.clip is not None:
-                before, after = self.fmt.observation_text(len(self.calls), time_sentence(record.clip))
+                before, after = self.fmt.observation_text(number, time_sentence(record.clip))
                 pieces += [before, record.clip, after]
             else:
                 reasons = [record.fault] if record.fault is not None else list(faults)
-                self.faults += [fault for fault in reasons if fault not in faults]
+                new_faults += [fault for fault in reasons if fault not in faults]
                 pieces.append(self.fmt.fault_text(reasons))
-        self._user_turn(pieces, Role.OBSERVATION, Role.CROP_VIDEO)
+        turn = self._user_tokens(pieces, Role.OBSERVATION, Role.CROP_VIDEO)
+        if len(self.token_ids) + sum(len(token_ids) for token_ids, _ in turn) >= max_tokens:
+            return False
+        self.calls += records
+        self.faults += new_faults
+        self._user_turn(pieces, turn)
+        return True
 
     def finish(self, stop_reason: StopReason, weight_version: int = 0) -> Episode:
         return Episode(
@@ -111,22 +119,29 @@ class EpisodeBuilder:
             weight_version=weight_version,
         )
 
-    def _user_turn(self, pieces: Sequence[str | Clip], role: Role, clip_role: Role) -> None:
-        """A user turn of texts and clips, and the header of the assistant's turn that follows."""
-        vocabulary, start = self.vocabulary, len(self.token_ids)
-        self._append([*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("user\n")], role)
+    def _user_tokens(self, pieces: Sequence[str | Clip], role: Role, clip_role: Role) -> list[tuple[list[int], Role]]:
+        """A user turn of texts and clips, and the header of the assistant's turn that follows, cut by role."""
+        vocabulary = self.vocabulary
+        stretches = [([*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("user\n")], role)]
         for piece in pieces:
             if isinstance(piece, str):
-                self._append(vocabulary.encode(piece), role)
-                continue
-            self.clips.append(piece)
-            self._append([vocabulary.vision_start], role)
-            self._append([vocabulary.video_pad] * piece.num_tokens, clip_role)
-            self._append([vocabulary.vision_end], role)
-        self._append([vocabulary.im_end], role)
+                stretches.append((vocabulary.encode(piece), role))
+            else:
+                stretches.append(([vocabulary.vision_start], role))
+                stretches.append(([vocabulary.video_pad] * piece.num_tokens, clip_role))
+                stretches.append(([vocabulary.vision_end], role))
+        header = [*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("assistant\n")]
+        return [*stretches, ([vocabulary.im_end], role), (header, role)]
+
+    def _user_turn(self, pieces: Sequence[str | Clip], stretches: Sequence[tuple[list[int], Role]]) -> None:
+        *turn, header = stretches
+        start = len(self.token_ids)
+        for token_ids, role in turn:
+            self._append(token_ids, role)
+        self.clips += [piece for piece in pieces if isinstance(piece, Clip)]
         text = "".join(piece if isinstance(piece, str) else CLIP_MARK for piece in pieces)
         self.turns.append(Turn("user", text, start, len(self.token_ids)))
-        self._append([*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("assistant\n")], role)
+        self._append(*header)
 
     def _append(self, token_ids: list[int], role: Role) -> None:
         count = len(token_ids)

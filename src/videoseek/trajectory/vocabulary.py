@@ -36,18 +36,15 @@ class Vocabulary:
     banned: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("im_start", "im_end", "vision_start", "vision_end", "video_pad"):
-            object.__setattr__(self, name, self._special(f"<|{name}|>"))
         known = self.tokenizer.get_vocab()
+        for name in ("im_start", "im_end", "vision_start", "vision_end", "video_pad"):
+            token = f"<|{name}|>"
+            if token not in known:
+                raise ValueError(f"the tokenizer has no {token!r}, which Qwen2.5-VL's template needs")
+            object.__setattr__(self, name, known[token])
         unwanted = [known[token] for token in _NEVER_SAMPLED if token in known]
         tail = range(len(self.tokenizer), self.num_embeddings)
         object.__setattr__(self, "banned", (*sorted(unwanted), self.im_start, *tail))
-
-    def _special(self, token: str) -> int:
-        index = self.tokenizer.get_vocab().get(token)
-        if index is None:
-            raise ValueError(f"the tokenizer has no {token!r}, which Qwen2.5-VL's template needs")
-        return index
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; `<|im_end|>` and its like inside `text` are encoded as characters, not obeyed."""
