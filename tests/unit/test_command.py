@@ -156,7 +156,8 @@ class Owner:
 
 def main(arguments):
     Owner()
-    time.sleep(30)
+    for _ in range(200):
+        time.sleep(0.1)
 
 sys.exit(run_command(main))
 """
