@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -94,9 +95,9 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | No
 
 
 def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
-    """A Ctrl-C that falls into a destructor or a C library's callback is lost there: it is sent again."""
+    """A Ctrl-C that falls into a destructor or a C library's callback is lost there: it is sent again, once we left."""
     if unraisable.exc_type is KeyboardInterrupt:
-        _thread.interrupt_main()
+        threading.Timer(0.05, _thread.interrupt_main).start()
     else:
         sys.__unraisablehook__(unraisable)
 
