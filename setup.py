@@ -29,10 +29,13 @@ CORE = [
 EXTRAS = {
     "gpu": ["triton>=3.4", "flash-attn", "liger-kernel"],
     "vllm": ["vllm>=0.33"],
+    "data": ["pyarrow>=17"],
     "dev": [
         "build",
         "hypothesis",
+        "jsonschema",
         "mypy",
+        "pyarrow>=17",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",

@@ -172,4 +172,4 @@ def test_video_root_replaces_the_files_own_folder(tmp_path: Path) -> None:
 
 def test_record_must_be_an_object() -> None:
     with pytest.raises(ValueError, match="must be a JSON object, got list"):
-        sample_from_record([], Path())
+        sample_from_record([], str)

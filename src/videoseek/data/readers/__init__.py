@@ -1,0 +1,89 @@
+"""Readers: records of public formats as samples. Facts that a source does not hold are not invented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from videoseek.config import UsageError
+from videoseek.data.readers import canonical
+from videoseek.data.readers.parquet import ParquetRows
+from videoseek.data.readers.records import JsonLines, JsonList, RecordFile
+from videoseek.data.readers.rows import Format, Place, Problem, Row, VideoPaths
+from videoseek.data.schema import DataError, RecordError
+from videoseek.types import Sample
+
+FORMATS: dict[str, Format] = {
+    "videoseek": Format("the project's JSONL", canonical.prepare),
+}
+
+
+class Reader:
+    """One data file in one format: its rows in order, or the sample of one place.
+
+    Raises DataError when the file is not there or its format is unclear, and UsageError for an unknown format.
+    """
+
+    def __init__(self, path: Path, fmt: str | None, paths: VideoPaths) -> None:
+        name = detect_format(path) if fmt is None else fmt
+        if name not in FORMATS:
+            raise UsageError(f"format {name!r} of {path} is not one of {', '.join(FORMATS)}")
+        self.path, self.format = path, name
+        self.records = open_records(path)
+        self._convert = FORMATS[name].prepare(Place(path, paths))
+
+    def rows(self, seen: set[str]) -> Iterator[tuple[int, int, Row]]:
+        """(place, number, row) of every record. An id that is in `seen` is a problem; new ones are added to it."""
+        for record in self.records:
+            where = f"{self.path}, {self.records.unit} {record.number}"
+            try:
+                sample = self._sample(record.value, record.number)
+                if sample.id in seen:
+                    raise RecordError("duplicate_id", f"id {sample.id!r} is used twice")
+            except RecordError as error:
+                yield record.place, record.number, Row(where, None, Problem(error.code, str(error)))
+            else:
+                seen.add(sample.id)
+                yield record.place, record.number, Row(where, sample, None)
+
+    def sample(self, place: int, number: int) -> Sample:
+        """The sample that `rows` gave for this place."""
+        return self._sample(self.records.at(place), number)
+
+    def _sample(self, value: Any | RecordError, number: int) -> Sample:
+        if isinstance(value, RecordError):
+            raise value
+        return self._convert(value, number)
+
+
+def read_rows(path: Path, fmt: str | None, paths: VideoPaths) -> Iterator[Row]:
+    """Every record of a file, lazily; a bad one is a row with a problem. `fmt` None: as `detect_format` says.
+
+    Raises DataError when the file as a whole cannot be read, and UsageError for an unknown format.
+    """
+    for _, _, row in Reader(path, fmt, paths).rows(set()):
+        yield row
+
+
+def open_records(path: Path) -> RecordFile:
+    """By extension (`.parquet`), else by the first character. Raises DataError when there is no such file."""
+    if not path.is_file():
+        raise DataError(f"data file {str(path)!r} does not exist")
+    if path.suffix == ".parquet":
+        return ParquetRows(path)
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    return JsonList(path) if start == b"[" else JsonLines(path)
+
+
+def detect_format(path: Path) -> str:
+    """The format of a file, by its first record that is an object. Raises DataError when that is unclear."""
+    for record in open_records(path):
+        if isinstance(record.value, Mapping):
+            return _format_of(record.value, path)
+    raise DataError(f"data file {str(path)!r} holds no samples")
+
+
+def _format_of(record: Mapping[str, Any], path: Path) -> str:
+    return "videoseek"
