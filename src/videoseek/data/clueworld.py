@@ -9,9 +9,7 @@ card, so that every 14-px patch of a crop holds the same stretch of it.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from videoseek.data.schema import read_samples, write_samples
+from videoseek.data.whole_folder import remove_abandoned, whole_folder
 from videoseek.trajectory.grammar import FAULTS, FORMATS
 from videoseek.types import STRATEGIES, Call, Sample
 
@@ -53,7 +52,9 @@ _WORLD_VERSION = 6
 #: Splits, and how many questions each asks of one video.
 _QUESTIONS = {"base": 6, "base_heldout": 6, "train": 6, "heldout": 4}
 
-_SAMPLES = "samples.jsonl"
+#: File of a generated split; the videos lie in a folder beside it.
+SAMPLES = "samples.jsonl"
+_CACHED = "clueworld-"
 _FORMAT = FORMATS["grounding"]("brief")
 
 #: Shares of the question kinds, and of the faults that synthesised trajectories carry.
@@ -111,20 +112,20 @@ def prepare(
     Splits share no video: the random state of each is drawn from its name. `on_video(done, total)` reports progress.
     """
     key = hashlib.sha256(f"{_WORLD_VERSION}/{split}/{num_samples}/{seed}".encode()).hexdigest()[:12]
-    folder = cache_dir.resolve() / f"clueworld-{split}-{key}"
-    if not (folder / _SAMPLES).is_file():
-        # Two runs may make the same split at once: each in a folder of its own, and the first to finish gives its.
-        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "videos").mkdir(parents=True)
+    folder = cache_dir.resolve() / f"{_CACHED}{split}-{key}"
+    if not (folder / SAMPLES).is_file():
+        remove_abandoned(folder.parent, _CACHED)
+        generate(folder, split, num_samples, seed, on_video)
+    return folder / SAMPLES
+
+
+def generate(
+    folder: Path, split: str, num_samples: int, seed: int, on_video: Callable[[int, int], None] | None = None
+) -> None:
+    """Makes `folder`, which is not there yet, with SAMPLES and the videos, whole or not at all."""
+    with whole_folder(folder) as partial:
+        (partial / "videos").mkdir()
         _generate(partial, split, num_samples, seed, on_video)
-        try:
-            partial.rename(folder)
-        except OSError:
-            shutil.rmtree(partial)
-            if not (folder / _SAMPLES).is_file():
-                raise
-    return folder / _SAMPLES
 
 
 def _generate(
@@ -141,7 +142,7 @@ def _generate(
         samples += make(world, f"{split}-{index:05d}", chance, _QUESTIONS[split])
         if on_video is not None:
             on_video(index + 1, num_videos)
-    write_samples(folder / _SAMPLES, samples[:num_samples])
+    write_samples(folder / SAMPLES, samples[:num_samples])
 
 
 def load(cache_dir: Path, split: str, num_samples: int, seed: int) -> list[Sample]:

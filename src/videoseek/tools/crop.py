@@ -22,16 +22,21 @@ class VideoCrop:
         """The clip that the call asks for, decoded into the frame cache; or what was wrong with it. Never raises
         for anything that a model can write or a broken file can cause."""
         try:
-            info = probe(video)
-            fault = self._check(info, call)
-            if fault is not None:
-                return fault
-            start_seconds, end_seconds = _clamp(info, call)
-            clip = crop_clip(info, start_seconds, end_seconds, call.strategy, self.limits)
-            read_frames(clip)
+            clip = self.plan(video, call)
+            if isinstance(clip, Clip):
+                read_frames(clip)
         except VideoError as error:
             return Fault(error.code, "This part of the video cannot be shown; try another window or answer now.")
         return clip
+
+    def plan(self, video: str, call: Call) -> Clip | Fault:
+        """The clip that `run` would decode, or why it would refuse the call. Raises VideoError."""
+        info = probe(video)
+        fault = self._check(info, call)
+        if fault is not None:
+            return fault
+        start_seconds, end_seconds = _clamp(info, call)
+        return crop_clip(info, start_seconds, end_seconds, call.strategy, self.limits)
 
     def _check(self, info: VideoInfo, call: Call) -> Fault | None:
         duration = info.duration_seconds
