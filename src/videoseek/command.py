@@ -10,6 +10,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from videoseek.config import (
     Key,
@@ -21,6 +22,7 @@ from videoseek.config import (
     list_recipes,
     load_config,
     load_settings,
+    parse_overrides,
 )
 
 TRAIN_USAGE = "python -m videoseek.train [recipe=NAME|FILE.yaml] [key=value ...]"
@@ -55,6 +57,21 @@ def parse(arguments: Sequence[str], usage: str = TRAIN_USAGE) -> tuple[Options, 
     if "--print-config" in flags:
         _show(config_yaml(config))
     return Options(dry_run="--dry-run" in flags), config
+
+
+def recipe_of_model(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `recipe=` naming the config.yaml of the run that `model=DIR` lies in, if none is given.
+
+    A model answers well only in the form in which it was trained: prompt, video quotas, limits. Says so on stderr.
+    """
+    given = parse_overrides(arguments)
+    if "recipe" in given or "model" not in given:
+        return list(arguments)
+    recipe = Path(given["model"]).expanduser().parent / "config.yaml"
+    if not recipe.is_file():
+        return list(arguments)
+    print(f"videoseek: settings of {recipe}", file=sys.stderr)
+    return [f"recipe={recipe}", *arguments]
 
 
 def parse_files(arguments: Sequence[str], defaults: Settings, usage: str) -> tuple[list[str], Settings]:

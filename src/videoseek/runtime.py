@@ -62,6 +62,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", local_rank())
 
 
+def choose_accelerator(name: str) -> None:
+    """Tells DeepSpeed the device before it is imported; it warns when it has to guess a CPU."""
+    if choose_device(name).type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def choose_dtype(name: str) -> torch.dtype:
     """The torch type of a `dtype` key."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

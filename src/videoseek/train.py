@@ -18,11 +18,9 @@ def main(arguments: list[str]) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(describe(config), file=sys.stderr, flush=True)
     # torch, transformers and deepspeed take seconds to import; the banner must not wait for them.
-    from videoseek.runtime import choose_device
+    from videoseek.runtime import choose_accelerator
 
-    if choose_device(config.device).type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it has to guess
-
+    choose_accelerator(config.device)
     from videoseek.stages.pipeline import run
 
     run(config, only_plan=options.dry_run)

@@ -13,6 +13,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from videoseek.config import shipped_folder
 from videoseek.model.attention import adopt
@@ -51,6 +52,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2_5_VLForConditionalGeneration:
     """The model with its decoder and vision tower on our attention. Raises ModelError when weights do not fit."""
+    disable_progress_bar()  # one for each load and save, between ours
     try:
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder,

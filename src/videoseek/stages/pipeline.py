@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from transformers.utils.logging import disable_progress_bar
+from typing import Any
 
 from videoseek.checkpoint import CheckpointError, discard_after, is_complete, link, read_state, save_weights
 from videoseek.config import TrainConfig, UsageError, config_yaml
@@ -74,12 +73,8 @@ class Data:
 def run(config: TrainConfig, *, only_plan: bool) -> None:
     """The whole run, or with `only_plan` a check of the data and one batch. Raises the package's own errors."""
     started = time.monotonic()
-    output_dir = prepare_output_dir(config.output_dir)
-    place = RunPlace(config, output_dir, choose_device(config.device), choose_dtype(config.dtype))
-    seed_everything(config.seed)
-    disable_progress_bar()  # of transformers: a bar for each load and save, between ours
-    start_distributed(place.device)
-    FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
+    place = open_place(config)
+    output_dir = place.output_dir
     # All that can be refused is, before anything in the output folder changes.
     check_batches(config)
     if config.model != "scratch":
@@ -96,6 +91,41 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
         write_summary(config, output_dir, time.monotonic() - started)
         say(f"report: {write_report(output_dir)}")
     barrier()
+
+
+def evaluate(config: TrainConfig, *, only_check: bool) -> None:
+    """Scores the model in `config.model` on the held-out questions, under its folder's name, without training.
+
+    With `only_check` nothing but model folder and data is looked at. Raises the package's own errors.
+    """
+    started = time.monotonic()
+    place = open_place(config)
+    folder = model_folder(config.model)
+    name = folder.name
+    samples = _split(config, "eval", config.data.eval, config.data.num_eval)[: config.evaluate.num_questions]
+    if only_check:
+        say(f"  {len(samples)} questions are in order")
+        return
+    if rank() == 0:
+        start_folder(config, place.output_dir)
+    barrier()
+    values = score_model(place, folder, name, samples)
+    if rank() == 0:
+        summary = summary_of(config, {name: values}, time.monotonic() - started)
+        write_json_atomic(place.output_dir / "summary.json", summary)
+        say(f"report: {write_report(place.output_dir)}")
+    barrier()
+
+
+def open_place(config: TrainConfig) -> RunPlace:
+    """The run's folder, device and processes; fixes the seeds."""
+    place = RunPlace(
+        config, prepare_output_dir(config.output_dir), choose_device(config.device), choose_dtype(config.dtype)
+    )
+    seed_everything(config.seed)
+    start_distributed(place.device)
+    FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
+    return place
 
 
 def say(text: str) -> None:
@@ -236,13 +266,21 @@ def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path
 
 
 def score_stage(place: RunPlace, stage: str, samples: list[Sample]) -> None:
-    """Answers the held-out questions with a finished stage's weights; every rank takes its share."""
-    config, output_dir = place.config, place.output_dir
-    policy, environment = load_policy(output_dir / stage, place)
+    """Answers the held-out questions with a finished stage's weights, and keeps the scores."""
+    values = score_model(place, place.output_dir / stage, MODEL_NAMES[stage], samples)
+    if rank() == 0:
+        write_json_atomic(place.output_dir / f"evaluation-{stage}.json", values)
+    barrier()
+
+
+def score_model(place: RunPlace, folder: Path, name: str, samples: list[Sample]) -> dict[str, float]:
+    """Scores of the model in `folder`; every rank answers its share. Writes trajectories/eval_NAME.jsonl."""
+    config = place.config
+    policy, environment = load_policy(folder, place)
     engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
     mine = [samples[i] for i in my_share(len(samples))]
     copies = config.evaluate.samples
-    with Progress(f"evaluate {stage}", len(mine) * (copies + 1)) as progress:
+    with Progress(f"evaluate {name}", len(mine) * (copies + 1)) as progress:
         sampled, greedy = answer_questions(
             engine,
             mine,
@@ -254,21 +292,21 @@ def score_stage(place: RunPlace, stage: str, samples: list[Sample]) -> None:
     sampled, greedy = gather(sampled), gather(greedy)
     values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format)
     if rank() == 0:
-        write_trajectories(output_dir, f"eval_{MODEL_NAMES[stage]}", sampled)
-        write_json_atomic(output_dir / f"evaluation-{stage}.json", values)
-        say(f"{MODEL_NAMES[stage]}: accuracy {values['accuracy']:.3f} sampled, {values['accuracy_greedy']:.3f} greedy")
-    barrier()
+        write_trajectories(place.output_dir, f"eval_{name}", sampled)
+        say(f"{name}: accuracy {values['accuracy']:.3f} sampled, {values['accuracy_greedy']:.3f} greedy")
+    return values
 
 
 def write_summary(config: TrainConfig, output_dir: Path, seconds: float) -> None:
     """summary.json: scores by model, the time this process took, and which run it was."""
-    summary: dict[str, float | int | str] = {"recipe": config.recipe, "seed": config.seed, "wall_seconds": seconds}
-    for stage in config.stages:
-        path = output_dir / f"evaluation-{stage}.json"
-        if path.is_file():
-            for name, value in json.loads(path.read_text()).items():
-                if name.startswith("chance"):
-                    summary[name] = value
-                else:
-                    summary[f"{name}/{MODEL_NAMES[stage]}"] = value
-    write_json_atomic(output_dir / "summary.json", summary)
+    files = {MODEL_NAMES[stage]: output_dir / f"evaluation-{stage}.json" for stage in config.stages}
+    values = {model: json.loads(path.read_text()) for model, path in files.items() if path.is_file()}
+    write_json_atomic(output_dir / "summary.json", summary_of(config, values, seconds))
+
+
+def summary_of(config: TrainConfig, values: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
+    """`SCORE/MODEL` for every model's scores; what guessing gets is of the questions and stands without a model."""
+    summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "wall_seconds": seconds}
+    for model, of_model in values.items():
+        summary |= {name if name.startswith("chance") else f"{name}/{model}": v for name, v in of_model.items()}
+    return summary

@@ -1,0 +1,94 @@
+"""`python -m videoseek.ask VIDEO "QUESTION" model=DIR`: an answer with its trail of clips.
+
+Takes every key of a training run besides, so that a model is asked as it was trained; one that lies in a run's folder
+brings that run's config.yaml along. Decoding is greedy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+
+from videoseek.command import parse, recipe_of_model, run_command
+from videoseek.config import UsageError, load_settings, option
+from videoseek.types import CallRecord, Clip, Episode, Sample
+
+USAGE = 'python -m videoseek.ask VIDEO "QUESTION" model=DIR [options=[ANSWER, ...]] [key=value ...]'
+
+
+@dataclass(frozen=True)
+class AskSettings:
+    """The one key that no training run has."""
+
+    options: list[str] = option([], "answers to choose from; without any, the model answers in words")
+
+
+def main(arguments: list[str]) -> None:
+    if {"--help", "-h"} & set(arguments):
+        parse(["--help"], USAGE)
+    if len(arguments) < 2:
+        raise UsageError(f"a video and a question are wanted; usage: {USAGE}")
+    video, question, *rest = arguments
+    own = [argument for argument in rest if argument.removeprefix("--").startswith("options=")]
+    settings = load_settings(AskSettings(), own)
+    _, config = parse(recipe_of_model([argument for argument in rest if argument not in own]), USAGE)
+    # torch and transformers take seconds to import; what is wrong with the arguments is said before.
+    from videoseek.runtime import choose_accelerator, choose_device, choose_dtype
+
+    choose_accelerator(config.device)
+    from videoseek.model.load import model_folder, tokens_per_second
+    from videoseek.rollout.native import NativeEngine
+    from videoseek.stages.run import RunPlace, load_policy, sampling_settings
+
+    sample = Sample(
+        id="question",
+        video=video,
+        question=question,
+        answer="unknown",  # nobody told; the episode is not scored
+        kind="clue_single_w_tool",
+        options=tuple(settings.options),
+    )
+    place = RunPlace(config, Path(config.output_dir), choose_device(config.device), choose_dtype(config.dtype))
+    policy, environment = load_policy(model_folder(config.model), place)
+    engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
+    [[episode]] = engine.rollout([sample], 1, config.seed, sampling_settings(config, temperature=0.0))
+    sys.stdout.writelines(f"{line}\n" for line in trail(episode))
+
+
+def trail(episode: Episode) -> Iterator[str]:
+    """What was seen, said and answered, in order, a line each."""
+    yield f"overview  {_clip(episode.clips[0])}"
+    assistant = -1
+    for turn in episode.turns:
+        if turn.role != "assistant":
+            continue
+        assistant += 1
+        yield f"turn {assistant + 1}    {' '.join(turn.text.split())}"
+        yield from (_outcome(record) for record in episode.calls if record.turn == assistant)
+    yield f"answer    {_answer(episode)}"
+
+
+def _clip(clip: Clip) -> str:
+    size = f"{len(clip.frame_seconds)} frames of {clip.width} x {clip.height} px, {clip.num_tokens} tokens"
+    return f"{clip.start_seconds:.1f} to {clip.end_seconds:.1f} s: {size}"
+
+
+def _outcome(record: CallRecord) -> str:
+    if record.clip is not None:
+        return f"  crop    {_clip(record.clip)}"
+    return f"  failed  {record.fault.message if record.fault is not None else 'no readable call'}"
+
+
+def _answer(episode: Episode) -> str:
+    """The model's words; a letter is followed by the option that it stands for."""
+    if episode.answer is None:
+        return f"none ({str(episode.stop_reason).replace('_', ' ')})"
+    chosen = dict(zip(ascii_uppercase, episode.sample.options, strict=False)).get(episode.answer.strip())
+    return episode.answer if chosen is None else f"{episode.answer.strip()}. {chosen}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,58 @@
+"""A model of a finished run is scored, and asked, with that run's own settings."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from runs import run
+
+from videoseek.config import config_yaml, load_config, shipped_folder
+
+EVALUATE = [sys.executable, "-m", "videoseek.evaluate"]
+ASK = [sys.executable, "-m", "videoseek.ask"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder as far as these commands read it: its configuration, and the base in place of final weights."""
+    folder = tmp_path_factory.mktemp("run")
+    keys = ["evaluate.num_questions=4", "evaluate.samples=2", "data.num_eval=8", "rollout.max_new_tokens_per_turn=12"]
+    config = load_config(["recipe=sft_rl", *keys, f"output_dir={folder}", f"data.cache_dir={folder / 'cache'}"])
+    (folder / "config.yaml").write_text(config_yaml(config))
+    (folder / "final").symlink_to(shipped_folder("tiny_base", "data/tiny_base"))
+    return folder
+
+
+def test_evaluate_scores_and_leaves_the_run_as_it_was(finished: Path, output_dir: Path) -> None:
+    before = (finished / "config.yaml").read_bytes()
+    said = run([f"model={finished / 'final'}", f"output_dir={output_dir}"], launcher=EVALUATE)
+    assert f"settings of {finished / 'config.yaml'}" in said
+    summary = json.loads((output_dir / "summary.json").read_text())
+    assert {"accuracy/final", "accuracy_greedy/final", "clue_iou/final", "chance", "wall_seconds"} <= summary.keys()
+    episodes = (output_dir / "trajectories/eval_final.jsonl").read_text().splitlines()
+    assert len(episodes) == 4 * 2
+    assert "Episodes" in (output_dir / "report.html").read_text()
+    assert (finished / "config.yaml").read_bytes() == before
+    assert not (finished / "summary.json").exists()
+
+    video = json.loads(episodes[0])["video"]
+    said = run([video, "Is a red card shown?", "options=[yes, no]", f"model={finished / 'final'}"], launcher=ASK)
+    lines = said.splitlines()
+    assert lines[1] == "overview  0.0 to 32.0 s: 16 frames of 28 x 28 px, 8 tokens"
+    assert lines[2].startswith("turn 1    ") and lines[-1].startswith("answer    ")
+
+
+def test_evaluate_check_only(finished: Path, output_dir: Path) -> None:
+    said = run([f"model={finished / 'final'}", f"output_dir={output_dir}", "--dry-run"], launcher=EVALUATE)
+    assert "4 questions are in order" in said
+    assert list(output_dir.iterdir()) == []
+
+
+def test_refusals(finished: Path, output_dir: Path) -> None:
+    said = run([f"model={finished}", f"output_dir={output_dir}", "recipe=sft_rl"], code=1, launcher=EVALUATE)
+    assert f"videoseek: model {str(finished)!r}: no config.json in" in said
+    said = run(["gone.mp4", "Where?", f"model={finished / 'final'}"], code=1, launcher=ASK)
+    assert said.splitlines()[-1] == "videoseek: 'gone.mp4' does not exist or cannot be reached."
