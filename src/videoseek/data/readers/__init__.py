@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from videoseek.config import UsageError
-from videoseek.data.readers import canonical
+from videoseek.data.readers import canonical, messages, seeker_rl, verl
 from videoseek.data.readers.parquet import ParquetRows
 from videoseek.data.readers.records import JsonLines, JsonList, RecordFile
 from videoseek.data.readers.rows import Format, Place, Problem, Row, VideoPaths
@@ -15,7 +15,14 @@ from videoseek.data.schema import DataError, RecordError
 from videoseek.types import Sample
 
 FORMATS: dict[str, Format] = {
-    "videoseek": Format("the project's JSONL", canonical.prepare),
+    "videoseek": Format("the project's own JSONL", canonical.prepare),
+    "seeker_sft": Format("Seeker-173K SFT: messages, and videos with url, crop, sample", messages.prepare_seeker_sft),
+    "seeker_rl": Format("Seeker-173K RL: question, options, solution with answer and clues", seeker_rl.prepare),
+    "sharegpt": Format("LLaMA-Factory sharegpt, by dataset_info.json where there is one", messages.prepare_sharegpt),
+    "swift": Format("ms-swift: messages with tool_call and tool_response", messages.prepare_messages),
+    "verl": Format("verl and LongVT: prompt, videos, reward_model, extra_info", verl.prepare),
+    "paravt": Format("ParaVT: prompt, videos, extra_info as JSON text; or messages as JSON text", verl.prepare),
+    "trl": Format("TRL: messages, or prompt and completion", messages.prepare_messages),
 }
 
 
@@ -86,4 +93,29 @@ def detect_format(path: Path) -> str:
 
 
 def _format_of(record: Mapping[str, Any], path: Path) -> str:
-    return "videoseek"
+    """The marks by which each format is known, the most telling first."""
+    place = Place(path, VideoPaths())
+    if isinstance(record.get("extra_info"), str) or isinstance(record.get("messages"), str):
+        return "paravt"
+    if "extra_info" in record or "reward_model" in record:
+        return "verl"
+    if isinstance(record.get("solution"), Mapping):
+        return "seeker_rl"
+    if "conversations" in record or messages.dataset_entry(place) is not None:
+        return "sharegpt"
+    if isinstance(record.get("messages"), list):
+        return _messages_format(record)
+    if "prompt" in record:
+        return "trl"
+    if "video" in record or "question" in record:
+        return "videoseek"
+    raise DataError(f"{path}: no format is known by the fields {', '.join(record)}; name one: {', '.join(FORMATS)}")
+
+
+def _messages_format(record: Mapping[str, Any]) -> str:
+    videos = record.get("videos")
+    if isinstance(videos, list) and any(isinstance(video, Mapping) and "url" in video for video in videos):
+        return "seeker_sft"
+    said = [message for message in record["messages"] if isinstance(message, Mapping)]
+    swift = any("loss" in message or message.get("role") in ("tool_call", "tool_response") for message in said)
+    return "swift" if swift else "trl"

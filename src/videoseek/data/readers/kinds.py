@@ -1,0 +1,70 @@
+"""The kind of a sample: what its source says, or one rule where it says nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from videoseek.trajectory.grammar import read_object, read_segment
+from videoseek.types import KINDS, Interval, ParsedTurn
+
+#: Names of reward functions that Video-o3's records carry as their data source.
+_REWARD_NAMES = {
+    "tool_reward_with_round_penalty": "clue_single_w_tool",
+    "tool_reward_without_round_penalty": "clue_multi_w_tool",
+    "tool_penalty_single_turn": "clue_single_wo_tool",
+    "tool_free_form": "clue_multi_wo_tool",
+}
+_QUADRANT = re.compile(r"(single|multi)_(w|wo)_tool")
+_NEED = re.compile(r"_(w|wo)_tool")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def kind_from_name(name: str, num_clues: int) -> str | None:
+    """The kind that the name of a source or of a file tells, as in Seeker-173K; None when it tells none."""
+    if name in KINDS:
+        return name
+    if name in _REWARD_NAMES:
+        return _REWARD_NAMES[name]
+    if quadrant := _QUADRANT.search(name):
+        return f"clue_{quadrant[1]}_{quadrant[2]}_tool"
+    if need := _NEED.search(name):
+        return f"clue_{'multi' if num_clues > 1 else 'single'}_{need[1]}_tool"
+    if "freeform" in name or "free_form" in name:
+        return "clue_multi_wo_tool"
+    return "temporal_grounding" if "grounding" in name else None
+
+
+def kind_from_evidence(answer: str, clues: Sequence[Interval], turns: Sequence[ParsedTurn]) -> str:
+    """The rule for sources that say nothing.
+
+    An answer that is a window: temporal_grounding. Else the tool is needed if the recorded turns call it, or, without
+    turns, if there are clues; and single or multi is the number of clues, or, without clues, of different calls.
+    Neither turns nor clues: clue_multi_wo_tool, the kind whose reward takes no notice of calls.
+    """
+    if answer_window(answer) is not None:
+        return "temporal_grounding"
+    calls = {(call.start_seconds, call.end_seconds) for turn in turns for call in turn.calls}
+    if not turns and not clues:
+        return "clue_multi_wo_tool"
+    number = "multi" if (len(clues) or len(calls)) > 1 else "single"
+    return f"clue_{number}_{'w' if calls or not turns else 'wo'}_tool"
+
+
+def answer_window(answer: str) -> Interval | None:
+    """The window that an answer in the project's form gives, in seconds."""
+    payload = read_object(answer)
+    segment = read_segment(payload.get("temporal_segment")) if payload is not None else None
+    return segment if isinstance(segment, tuple) else None
+
+
+def window_answer(start_seconds: float, end_seconds: float) -> str:
+    """A window as the answer to a temporal_grounding question."""
+    return json.dumps({"temporal_segment": [start_seconds, end_seconds]})
+
+
+def loose_window_answer(text: str) -> str | None:
+    """A window written in some other way (`[3, 7.5]`, `3 to 7.5`) in the project's form, if it is two numbers."""
+    numbers = _NUMBER.findall(text)
+    return window_answer(float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None
