@@ -12,7 +12,8 @@ import torch
 from video_samples import numbered_image, read_number, steady, write_video, x264
 
 from videoseek.types import Clip
-from videoseek.video.decode import FRAME_CACHE, VideoReader, decode_clip, probe, read_frames
+from videoseek.video.decode import FRAME_CACHE, decode_clip, probe, read_frames
+from videoseek.video.reader import VideoReader
 
 IRREGULAR = [0.0, 0.04, 0.08, 0.5, 0.54, 1.5, 1.51, 1.52, 3.0, 3.033, 3.9, 4.0, 4.1, 4.11, 6.0, 6.5, 6.52, 7.0]
 KINDS = {

@@ -45,9 +45,9 @@ def test_missing_file(tmp_path, name) -> None:
     assert caught.value.code == "missing_file"
 
 
-def test_folder_and_pipe_are_not_opened(tmp_path) -> None:
+def test_empty_folder_and_pipe_are_refused(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
-    assert code_of(tmp_path) == "missing_file"
+    assert code_of(tmp_path) == "no_frames"
     assert code_of(tmp_path / "pipe.mp4") == "missing_file"
 
 

@@ -1,34 +1,34 @@
-"""From a clip's presentation times to pixels: seek to the keyframe, decode forward, resize, remember."""
+"""What the rest of the project asks of a video: its facts, its index, the pixels of a clip.
+
+All of it is answered in this process, or under a deadline in another one where `use_worker` says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import av
-import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
-from PIL import Image
 
 from videoseek.types import Clip
+from videoseek.video import worker
 from videoseek.video.cache import FrameCache
-from videoseek.video.errors import VideoError
-from videoseek.video.index import VideoInfo, decoded_frames, load_index, open_video, quarter_turns
-
-#: A seek throws decoder state away: decoding this many frames more is cheaper.
-SEEK_WORTH_FRAMES = 4
-#: A frame that cannot be decoded may be stood in for by one shown at most this long before it.
-MAX_STALE_SECONDS = 0.5
+from videoseek.video.errors import BAD_FILES, VideoError
+from videoseek.video.index import VideoIndex, VideoInfo
 
 #: Decoded clips of this process. Tensors in it are shared: never write into them.
 FRAME_CACHE = FrameCache(max_bytes=512 * 2**20)
 
 
 def probe(path: str) -> VideoInfo:
-    """Duration, shown size, rate and frame count of a local video file. Raises VideoError."""
+    """Duration, shown size, rate and frame count of a local video file or frame folder. Raises VideoError."""
     return load_index(path).info
+
+
+def load_index(path: str) -> VideoIndex:
+    """The index of a local video file or frame folder, cached until it changes. Raises VideoError."""
+    with _counted(path):
+        return worker.decoder().index(path)
 
 
 def read_frames(clip: Clip) -> torch.Tensor:
@@ -37,99 +37,16 @@ def read_frames(clip: Clip) -> torch.Tensor:
 
 
 def decode_clip(clip: Clip) -> torch.Tensor:
-    """Decode a clip from its file, uint8 [F, height, width, 3], uncached.
-
-    Takes and returns plain values only, so that it can run in another process under a deadline. Raises VideoError.
-    """
-    pixels = np.empty((len(clip.frame_seconds), clip.height, clip.width, 3), np.uint8)
-    with VideoReader(clip.video) as reader:
-        rows_of_frame: dict[int, list[int]] = {}
-        for row, seconds in enumerate(clip.frame_seconds):
-            rows_of_frame.setdefault(reader.index.frame_at(seconds), []).append(row)
-        wanted = sorted(rows_of_frame)
-        for frame_index, frame in zip(wanted, reader.frames(wanted), strict=True):
-            pixels[rows_of_frame[frame_index]] = _shown_pixels(frame, clip.height, clip.width)
+    """Decode a clip from its file, uint8 [F, height, width, 3], uncached. Raises VideoError."""
+    with _counted(clip.video):
+        pixels = worker.decoder().frames(clip.video, clip.frame_seconds, clip.height, clip.width)
     return torch.from_numpy(pixels)
 
 
-def _shown_pixels(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """RGB uint8 [height, width, 3] of a frame as a player shows it: rotated, then resized bicubic with antialias."""
-    # `VideoFrame.to_ndarray(format=..)` sets up a threaded scaler for each frame: 6 ms where this takes 0.05.
-    rgb = VideoReformatter().reformat(frame, format="rgb24", threads=1).to_ndarray()
-    shown = np.rot90(rgb, quarter_turns(frame))
-    return np.asarray(Image.fromarray(np.ascontiguousarray(shown)).resize((width, height), Image.Resampling.BICUBIC))
-
-
-class VideoReader:
-    """An open file, read by the index of its frames in presentation order.
-
-    num_decoded counts the frames that the decoder had to put out.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.index = load_index(path)
-        self.num_decoded = 0
-        self._path = path
-        self._resources = ExitStack()
-        self._container, self._stream = self._resources.enter_context(open_video(path))
-        self._wanted: frozenset[int] | None = None
-        self._decoder: Iterator[av.VideoFrame] = iter(())
-        self._shown: av.VideoFrame | None = None
-        self._ahead: av.VideoFrame | None = None
-
-    def __enter__(self) -> VideoReader:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        # Hands FFmpeg's errors to `open_video`, which names the file.
-        self._resources.__exit__(kind, error, tb)
-
-    def frames(self, frame_indices: Sequence[int]) -> Iterator[av.VideoFrame]:
-        """The frames with these ascending indices, each replaced by the one shown just before where it is damaged."""
-        self._shown = None
-        if self._stream.codec_context.name == "h264" and not self.index.lacks_presentation_times:
-            self._wanted = frozenset(self.index.stamps[list(frame_indices)].tolist())
-        for frame_index in frame_indices:
-            yield self._frame(frame_index)
-
-    def _frame(self, frame_index: int) -> av.VideoFrame:
-        stamp = int(self.index.stamps[frame_index])
-        key = int(np.searchsorted(self.index.keyframes, stamp, side="right")) - 1
-        if self._must_seek(key):
-            self._seek(key)
-        self._advance(stamp)
-        step = 1
-        # A container without an index seeks by guess and may land behind the wanted frame: start earlier.
-        while self._shown is None and key > 0:
-            key, step = max(key - step, 0), step * 2
-            self._seek(key)
-            self._advance(stamp)
-        shown = self._shown
-        if shown is None or shown.pts is None or (stamp - shown.pts) * self.index.time_base > MAX_STALE_SECONDS:
-            seconds = float(self.index.seconds([frame_index])[0])
-            raise VideoError("decode_failed", f"the frame of {self._path} at {seconds:.3f} s cannot be decoded.")
-        return shown
-
-    def _must_seek(self, key: int) -> bool:
-        if self._shown is None or self._shown.pts is None:
-            return True
-        here, at_key = np.searchsorted(self.index.stamps, [self._shown.pts, self.index.keyframes[key]])
-        return bool(at_key - here > SEEK_WORTH_FRAMES)
-
-    def _seek(self, key: int) -> None:
-        self._container.seek(int(self.index.seek_stamps[key]), stream=self._stream)
-        own_stamps = self.index.stamps if self.index.lacks_presentation_times else None
-        self._decoder = decoded_frames(self._container, self._stream, own_stamps, self._wanted)
-        self._shown = self._ahead = None
-
-    def _advance(self, stamp: int) -> None:
-        """Decode until the frame shown at `stamp` is known: it starts exactly there, or the next one starts later."""
-        while self._shown is None or self._shown.pts != stamp:
-            if self._ahead is None:
-                self._ahead = next(self._decoder, None)
-                if self._ahead is None:
-                    return
-                self.num_decoded += 1
-            if self._ahead.pts is None or self._ahead.pts > stamp:
-                return
-            self._shown, self._ahead = self._ahead, None
+@contextmanager
+def _counted(path: str) -> Iterator[None]:
+    try:
+        yield
+    except VideoError as error:
+        BAD_FILES[path] = error.code
+        raise

@@ -1,16 +1,22 @@
-"""The one exception of the video floor."""
+"""The one exception of the video floor, and the account of files that ended in it."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 CODES = (
     "missing_file",  # no such file, or not a regular one
     "not_video",  # no container that we open, or no video stream in it
-    "no_frames",  # a video stream that yields no frame
+    "no_frames",  # a video stream, or a folder of images, that yields no frame
     "decode_failed",  # a wanted frame cannot be decoded
+    "too_large",  # more pixels, frames or hours than are opened
+    "mixed_frames",  # images of a folder that differ in size or share a number
+    "outside_folder",  # an image of a folder that is a link to somewhere else
     "size_unsupported",  # sides so unequal that no legal size exists
     "window_outside",  # a window that does not lie inside the video
     "window_too_short",  # a window below the minimum length
-    "timeout",  # a decode past its deadline
+    "timeout",  # a file that takes longer than the deadline to open or decode
+    "crashed",  # a file that the decoder died over
 )
 
 
@@ -26,3 +32,12 @@ class VideoError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+#: Files that could not be read in this process so far, with the code of the last error of each.
+BAD_FILES: dict[str, str] = {}
+
+
+def error_metrics() -> dict[str, float]:
+    """Number of bad files so far by code, as `video/errors_CODE`; codes that did not occur are left out."""
+    return {f"video/errors_{code}": float(count) for code, count in sorted(Counter(BAD_FILES.values()).items())}

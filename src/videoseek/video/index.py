@@ -1,4 +1,4 @@
-"""What a video file holds, read from its packets once: true duration, presentation times, keyframes.
+"""What a video holds: true duration, presentation times, keyframes; for a file, read from its packets once.
 
 Second 0 is where a player starts (the container's start time), so times agree with annotations made in a player.
 Headers are not trusted for times: durations and frame counts in them may be missing or wrong.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 
 import av
 import numpy as np
@@ -28,13 +28,19 @@ CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
 SEEKABLE_BY_PRESENTATION = ("matroska,webm", "ogg")
 #: Slack when a time is looked up, below any frame interval: 0.1 + 0.2 still finds the frame at 0.3.
 TIME_SLACK_SECONDS = 1e-6
+#: Twice the pixels of 8K video. A file of a few kilobytes can ask for a frame of gigabytes.
+MAX_PIXELS = 2**26
+#: More than a day at 60 fps. Bounds the memory of an index (8 bytes a frame) and of its scan.
+MAX_FRAMES = 6_000_000
+#: Nobody asks about more; a time stamp that wrapped or was hit by damage claims years.
+MAX_SECONDS = 48 * 3600.0
 #: Header rate and measured rate this close are one: millisecond time bases blur the measured one.
 RATE_TOLERANCE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """The facts of a file that sizes and frame times follow from. Height and width are as shown, after rotation."""
+    """The facts of a video that sizes and frame times follow from. Height and width are as shown, after rotation."""
 
     path: str
     duration_seconds: float
@@ -82,12 +88,13 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
     Raises VideoError, also in place of whatever FFmpeg reports inside the `with` block.
     """
-    _file_stamp(path)
+    file_stamp(path)
     try:
         # "file:" keeps a name such as "a:b.mp4" from being read as a protocol.
         container = av.open(
             f"file:{path}",
             metadata_errors="replace",
+            options={"max_pixels": str(MAX_PIXELS)},
             container_options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
         )
     except (av.FFmpegError, ValueError) as error:
@@ -98,6 +105,8 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise VideoError("not_video", f"{path} has no video stream.")
         if streams[0].codec_context is None:
             raise VideoError("not_video", f"{path} has a video stream of an unknown codec.")
+        # Headers can be wrong: the decoder itself must refuse what is too large.
+        streams[0].codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         # Frame threads can deadlock when a decode is left early, and data workers are parallel already.
         streams[0].thread_type = "NONE"
         try:
@@ -106,12 +115,8 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise VideoError("decode_failed", f"{path} cannot be decoded.") from error
 
 
-def load_index(path: str) -> VideoIndex:
-    """The index of a file, cached until its size or modification time changes. Raises VideoError."""
-    return _load_index(path, *_file_stamp(path))
-
-
-def _file_stamp(path: str) -> tuple[int, int]:
+def file_stamp(path: str) -> tuple[int, int]:
+    """Modification time in nanoseconds and number of bytes of a regular file. Raises VideoError."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -121,9 +126,10 @@ def _file_stamp(path: str) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-@lru_cache(maxsize=256)
-def _load_index(path: str, modified_ns: int, num_bytes: int) -> VideoIndex:
+def scan_file(path: str) -> VideoIndex:
+    """The index of a file, from all of its packets and its first frame. Raises VideoError."""
     with open_video(path) as (container, stream):
+        check_pixels(path, stream.width, stream.height)
         stamps, keyframes, seek_stamps, last_duration = _scan(container, stream)
         time_base = stream.time_base
         if not len(stamps) or time_base is None:
@@ -141,11 +147,31 @@ def _load_index(path: str, modified_ns: int, num_bytes: int) -> VideoIndex:
     if last_duration <= 0:
         last_duration = int(np.median(np.diff(stamps))) if len(stamps) > 1 else round(1 / time_base)
     duration = float((int(stamps[-1]) + last_duration - start_stamp) * time_base)
+    check_extent(path, len(stamps), duration)
     fps = len(stamps) / float((int(stamps[-1]) + last_duration - int(stamps[0])) * time_base)
     if header_rate and abs(float(header_rate) / fps - 1) < RATE_TOLERANCE:
         fps = float(header_rate)
     info = VideoInfo(path, duration, width, height, fps, len(stamps))
     return VideoIndex(info, stamps, keyframes, seek_stamps, start_stamp, time_base, lacks_times)
+
+
+def check_pixels(path: str, width: int, height: int) -> None:
+    """Raises VideoError for frames above MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        raise VideoError(
+            "too_large", f"{path} has frames of {width} x {height} pixels; at most {MAX_PIXELS} are opened."
+        )
+
+
+def check_extent(path: str, num_frames: int, duration_seconds: float) -> None:
+    """Raises VideoError for more than MAX_FRAMES or MAX_SECONDS."""
+    if num_frames > MAX_FRAMES:
+        raise VideoError("too_large", f"{path} has more than the {MAX_FRAMES} frames that are opened.")
+    if not 0 < duration_seconds <= MAX_SECONDS:
+        hours = f"{duration_seconds / 3600:.6g} hours"
+        raise VideoError(
+            "too_large", f"{path} claims to last {hours}; above 0 and at most {MAX_SECONDS / 3600:g} is opened."
+        )
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:
@@ -193,10 +219,10 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
 def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Stamps of all frames, of keyframes, where to seek for these, duration of the last frame.
 
-    A broken tail ends the scan.
+    A broken tail ends the scan, and so does one frame more than MAX_FRAMES.
     """
     by_presentation = container.format.name in SEEKABLE_BY_PRESENTATION
-    stamps: list[int] = []
+    stamps = array("q")
     seek_stamp_of_key: dict[int, int] = {}
     last_stamp, last_duration = -1, 0
     for packet in _packets(container, stream):
@@ -204,6 +230,8 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, n
         if stamp is None or packet.is_discard:
             continue
         stamps.append(stamp)
+        if len(stamps) > MAX_FRAMES:
+            break
         if packet.is_keyframe:
             seek_stamp_of_key[stamp] = stamp if by_presentation or packet.dts is None else packet.dts
         if stamp >= last_stamp:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from videoseek.types import STRATEGIES, Clip
+from videoseek.video.decode import load_index
 from videoseek.video.errors import VideoError
-from videoseek.video.index import VideoInfo, load_index
+from videoseek.video.index import VideoInfo
 from videoseek.video.patches import FRAMES_PER_GRID
 from videoseek.video.sampling import TOKEN_SIDE, count_frames, frame_times, linspace_frames, smart_size
 

@@ -1,0 +1,97 @@
+"""The program of a decode worker: answers one request at a time on the socket whose number is its argument.
+
+A message is the length of a JSON object (8 bytes), the object, and the raw bytes of the arrays that it announces.
+Requests name `path`, `working_folder`, `deadline_seconds`, and for pixels `frame_seconds`, `height`, `width`.
+Replies hold the fields of the index (arrays: stamps, keyframes, seek_stamps), or the pixels as an array, or `error`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from videoseek.video.errors import VideoError
+from videoseek.video.reader import decode_frames, read_index
+
+READY = "ready"
+#: A worker whose parent was killed meanwhile ends itself this long after the deadline.
+ORPHAN_SECONDS = 5.0
+_LENGTH_BYTES = 8
+
+
+def send(peer: socket.socket, message: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
+    """Raises OSError when the peer is gone."""
+    shapes = [(array.dtype.str, array.shape) for array in arrays]
+    text = json.dumps({**message, "arrays": shapes}).encode()
+    peer.sendall(len(text).to_bytes(_LENGTH_BYTES) + text)
+    for array in arrays:
+        peer.sendall(np.ascontiguousarray(array).data.cast("B"))
+
+
+def receive(peer: socket.socket) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Raises EOFError or OSError when the peer is gone, TimeoutError when the socket has a time-out."""
+    length = int.from_bytes(_read(peer, _LENGTH_BYTES))
+    message = json.loads(_read(peer, length))
+    arrays = [np.empty(shape, dtype) for dtype, shape in message.pop("arrays")]
+    for array in arrays:
+        _fill(peer, array.data.cast("B"))
+    return message, arrays
+
+
+def _read(peer: socket.socket, num_bytes: int) -> bytearray:
+    buffer = bytearray(num_bytes)
+    _fill(peer, memoryview(buffer))
+    return buffer
+
+
+def _fill(peer: socket.socket, rest: memoryview) -> None:
+    while rest:
+        num_bytes = peer.recv_into(rest)
+        if not num_bytes:
+            raise EOFError("the other process is gone")
+        rest = rest[num_bytes:]
+
+
+def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Message and arrays of the reply."""
+    path = request["path"]
+    try:
+        if "frame_seconds" in request:
+            return {}, [decode_frames(path, request["frame_seconds"], request["height"], request["width"])]
+        index = read_index(path)
+    except VideoError as error:
+        return {"error": [error.code, error.message]}, []
+    message = {
+        "info": asdict(index.info),
+        "start_stamp": index.start_stamp,
+        "time_base": str(index.time_base),
+        "lacks_presentation_times": index.lacks_presentation_times,
+    }
+    return message, [index.stamps, index.keyframes, index.seek_stamps]
+
+
+def main() -> None:
+    with socket.socket(fileno=int(sys.argv[1])) as parent:
+        try:
+            send(parent, {"state": READY})
+            while True:
+                request, _ = receive(parent)
+                os.chdir(request["working_folder"])
+                signal.setitimer(signal.ITIMER_REAL, request["deadline_seconds"] + ORPHAN_SECONDS)
+                reply = answer(request)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                send(parent, *reply)
+        except (EOFError, ConnectionError):
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Decoding under a deadline: in worker processes that can be killed, or without one in this process.
+
+FFmpeg cannot be interrupted: a decoder that hangs or crashes over a damaged file takes its process along. A worker is
+therefore a fresh interpreter that inherits nothing but a socket, so threads, CUDA and open files of this process do no
+harm. It serves one request at a time; one that misses the deadline is killed, and the next request starts another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from videoseek.video.errors import VideoError
+from videoseek.video.index import VideoIndex, VideoInfo
+from videoseek.video.reader import MAX_INDICES, decode_frames, read_index, source_stamp
+from videoseek.video.server import receive, send
+
+logger = logging.getLogger(__name__)
+
+#: A fresh interpreter takes 0.3 s to import FFmpeg and numpy; from a cold network disk much longer.
+START_SECONDS = 120.0
+#: A killed process that is still there after this hangs in the kernel, as on a dead network disk, and is left to it.
+KILL_SECONDS = 2.0
+
+
+class Decoder(Protocol):
+    """Who reads files. Both methods raise VideoError."""
+
+    def index(self, path: str) -> VideoIndex: ...
+
+    def frames(self, path: str, frame_seconds: Sequence[float], height: int, width: int) -> np.ndarray:
+        """RGB uint8 [F, height, width, 3]."""
+        ...
+
+
+class LocalDecoder:
+    """Reads files in this process, however long it takes."""
+
+    def index(self, path: str) -> VideoIndex:
+        return read_index(path)
+
+    def frames(self, path: str, frame_seconds: Sequence[float], height: int, width: int) -> np.ndarray:
+        return decode_frames(path, frame_seconds, height, width)
+
+
+class WorkerPool:
+    """Reads files in up to `num_workers` processes, each started at first need. Safe to use from several threads."""
+
+    def __init__(self, deadline_seconds: float, num_workers: int) -> None:
+        if not 0 < deadline_seconds < float("inf") or num_workers < 1:
+            raise ValueError(f"{num_workers} workers and {deadline_seconds} s are not at least 1 and a finite deadline")
+        self.deadline_seconds = deadline_seconds
+        self.num_workers = num_workers
+        # Last in, first out: the worker that served last has its file's index in memory.
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(num_workers):
+            self._idle.put(None)
+        self._cached_index = lru_cache(maxsize=MAX_INDICES)(self._index)
+
+    def index(self, path: str) -> VideoIndex:
+        return self._cached_index(path, source_stamp(path))
+
+    def frames(self, path: str, frame_seconds: Sequence[float], height: int, width: int) -> np.ndarray:
+        _, (pixels,) = self._ask(path, frame_seconds=list(frame_seconds), height=height, width=width)
+        return pixels
+
+    def close(self) -> None:
+        """Ends all workers; called while none is at work. The pool stays usable."""
+        for _ in range(self.num_workers):
+            worker = self._idle.get()
+            if worker is not None:
+                worker.kill()
+        for _ in range(self.num_workers):
+            self._idle.put(None)
+
+    def _index(self, path: str, stamp: tuple[int, int]) -> VideoIndex:
+        fields, (stamps, keyframes, seek_stamps) = self._ask(path)
+        return VideoIndex(
+            info=VideoInfo(**fields["info"]),
+            stamps=stamps,
+            keyframes=keyframes,
+            seek_stamps=seek_stamps,
+            start_stamp=fields["start_stamp"],
+            time_base=Fraction(fields["time_base"]),
+            lacks_presentation_times=fields["lacks_presentation_times"],
+        )
+
+    def _ask(self, path: str, **wanted: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
+        request = {"path": path, "working_folder": os.getcwd(), "deadline_seconds": self.deadline_seconds, **wanted}
+        worker, kept = self._idle.get(), None
+        try:
+            if worker is None or not worker.is_alive():
+                worker = _Worker()
+            message, arrays = worker.ask(request, self.deadline_seconds)
+            kept = worker
+        finally:
+            # Whatever cut the exchange short, Ctrl-C included, leaves half a reply behind: such a worker goes.
+            if kept is None and worker is not None:
+                worker.kill()
+            self._idle.put(kept)
+        if "error" in message:
+            raise VideoError(*message["error"])
+        return message, arrays
+
+
+class _Worker:
+    """One process and the socket to it."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "videoseek.video.server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for the run; the worker ends with its socket
+            )
+        self._socket.settimeout(START_SECONDS)
+        try:
+            receive(self._socket)
+        except (EOFError, OSError) as error:
+            self.kill()
+            raise RuntimeError(f"a decode worker did not start within {START_SECONDS:g} s, see above") from error
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, request: dict[str, Any], deadline_seconds: float) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The reply. Raises VideoError when none comes; then the worker is of no more use."""
+        self._socket.settimeout(deadline_seconds)
+        try:
+            send(self._socket, request)
+            return receive(self._socket)
+        except TimeoutError as error:
+            sentence = f"{request['path']} was not read within {deadline_seconds:g} s."
+            raise VideoError("timeout", sentence) from error
+        except (EOFError, ConnectionError) as error:
+            raise VideoError("crashed", f"the decoder died over {request['path']} ({self._ending()}).") from error
+
+    def kill(self) -> None:
+        self._socket.close()
+        self._process.kill()
+        try:
+            self._process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            logger.warning("a decode worker (process %d) does not end when killed", self._process.pid)
+
+    def _ending(self) -> str:
+        try:
+            status = self._process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "still running"
+        return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+
+def _environment() -> dict[str, str]:
+    """The worker finds this very package, and keeps no idle threads for arithmetic."""
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OPENBLAS_NUM_THREADS": "1"}
+
+
+_decoder: Decoder = LocalDecoder()
+
+
+def decoder() -> Decoder:
+    """Who reads files for this process."""
+    return _decoder
+
+
+def use_worker(deadline_seconds: float | None, num_workers: int = 1) -> None:
+    """From now on this process reads files in worker processes under a deadline; in itself with None or 0.
+
+    A process forked off later starts workers of its own.
+    """
+    global _decoder
+    if isinstance(_decoder, WorkerPool):
+        _decoder.close()
+    if deadline_seconds:
+        _decoder = WorkerPool(deadline_seconds, num_workers)
+        logger.info("videos are read in %d worker(s), each time within %g s", num_workers, deadline_seconds)
+    else:
+        _decoder = LocalDecoder()
+        logger.info("videos are read in this process, without a deadline")
+
+
+def _after_fork() -> None:
+    """A socket that two processes write to serves neither: the forked one gets a pool that is still empty."""
+    global _decoder
+    if isinstance(_decoder, WorkerPool):
+        _decoder = WorkerPool(_decoder.deadline_seconds, _decoder.num_workers)
+
+
+os.register_at_fork(after_in_child=_after_fork)
