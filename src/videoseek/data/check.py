@@ -1,7 +1,7 @@
 """What must hold of a sample: one function a group of rules, and the gate that every training run passes through.
 
 A rule yields a `Problem`: a stable code and one sentence. Codes in `WARNINGS` name what is odd and can be trained on,
-all others are errors. The `check` command runs the same rules, and adds those that need pixels, tokens or other records.
+all others are errors. The `check` command runs the same rules, and those that need pixels, tokens or other records.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ _HALF_PERIOD = 3
 _WORLD_VERSION = 6
 
 #: Splits, and how many questions each asks of one video.
-_QUESTIONS = {"base": 6, "base_heldout": 6, "train": 6, "heldout": 4}
+SPLITS = {"base": 6, "base_heldout": 6, "train": 6, "heldout": 4}
 
 #: File of a generated split; the videos lie in a folder beside it.
 SAMPLES = "samples.jsonl"
@@ -107,7 +107,7 @@ def phrases() -> list[str]:
 def prepare(
     cache_dir: Path, split: str, num_samples: int, seed: int, on_video: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Writes (or finds) the videos and the JSONL of a split (see `_QUESTIONS`); returns the JSONL's path.
+    """Writes (or finds) the videos and the JSONL of a split (see `SPLITS`); returns the JSONL's path.
 
     Splits share no video: the random state of each is drawn from its name. `on_video(done, total)` reports progress.
     """
@@ -131,7 +131,7 @@ def generate(
 def _generate(
     folder: Path, split: str, num_samples: int, seed: int, on_video: Callable[[int, int], None] | None
 ) -> None:
-    num_videos = -(-num_samples // _QUESTIONS[split])
+    num_videos = -(-num_samples // SPLITS[split])
     chance = random.Random(f"{split}/{seed}")
     samples: list[Sample] = []
     make = _perception_samples if split.startswith("base") else _task_samples
@@ -139,7 +139,7 @@ def _generate(
         video = folder / "videos" / f"{split}-{index:05d}.mp4"
         world = World(str(video), _draw_cards(chance))
         write_video(world, chance.getrandbits(32))
-        samples += make(world, f"{split}-{index:05d}", chance, _QUESTIONS[split])
+        samples += make(world, f"{split}-{index:05d}", chance, SPLITS[split])
         if on_video is not None:
             on_video(index + 1, num_videos)
     write_samples(folder / SAMPLES, samples[:num_samples])

@@ -1,0 +1,94 @@
+"""What a video file is: its name on disk, its content, its length, and whether its frames come out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from videoseek.data.readers.rows import Problem
+from videoseek.types import Clip
+from videoseek.video.decode import probe, read_frames
+from videoseek.video.errors import VideoError
+from videoseek.video.folder import FrameFolder
+from videoseek.video.index import VideoInfo, open_video
+
+#: Instants that are decoded in each second that is looked at.
+_INSTANTS = 8
+#: A header may round up, and may count the last frame's time differently.
+_HEADER_SLACK_SECONDS = 1.0
+_FRAME_SIDE = 28
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """`info` is None for a file that cannot be opened; `problems` say why, or what else is wrong with it."""
+
+    info: VideoInfo | None
+    problems: tuple[Problem, ...] = ()
+
+
+def content_size(video: str) -> int:
+    """Bytes of a file, or of all images of a folder. Raises VideoError."""
+    try:
+        return sum(os.stat(file).st_size for file in _files(video))
+    except (OSError, ValueError) as error:
+        raise VideoError("missing_file", f"{video!r} does not exist or cannot be reached.") from error
+
+
+def content_digest(video: str) -> str:
+    """SHA-256 of a file's bytes, or of those of a folder's images in order. Raises OSError and VideoError."""
+    whole = hashlib.sha256()
+    for name in _files(video):
+        with open(name, "rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def _files(video: str) -> list[str]:
+    folder = FrameFolder.parse(video)
+    return [video] if folder is None else [file for _, file in sorted(folder.numbered_images().items())]
+
+
+def look(video: str, *, decode: bool) -> VideoFacts:
+    """Opens a video and, with `decode`, takes frames from its first, middle and last second."""
+    try:
+        info = probe(video)
+    except VideoError as error:
+        return VideoFacts(None, (Problem(error.code, error.message),))
+    problems = list(_cut_off(info))
+    if decode:
+        try:
+            for clip in _three_seconds(info):
+                read_frames(clip)
+        except VideoError as error:
+            problems.append(Problem(error.code, error.message))
+    return VideoFacts(info, tuple(problems))
+
+
+def _three_seconds(info: VideoInfo) -> Iterator[Clip]:
+    """The first, the middle and the last second, each once where the video is shorter than that."""
+    last = max(info.duration_seconds - 1, 0.0)
+    for start_seconds in sorted({0.0, last / 2, last}):
+        end_seconds = min(start_seconds + 1, info.duration_seconds)
+        step = (end_seconds - start_seconds) / _INSTANTS
+        times = tuple(start_seconds + index * step for index in range(_INSTANTS))
+        yield Clip(info.path, start_seconds, end_seconds, times, _FRAME_SIDE, _FRAME_SIDE, 1 / step)
+
+
+def _cut_off(info: VideoInfo) -> Iterator[Problem]:
+    """Whether the frames end before the header says."""
+    if not os.path.isfile(info.path):  # a folder of images has no header
+        return
+    with open_video(info.path) as (container, stream):
+        claimed_seconds = 0.0
+        if stream.duration is not None and stream.time_base is not None:
+            claimed_seconds = float(stream.duration * stream.time_base)
+        elif container.duration is not None and len(container.streams) == 1:
+            claimed_seconds = container.duration / 1e6
+    if claimed_seconds > info.duration_seconds + _HEADER_SLACK_SECONDS:
+        yield Problem(
+            "truncated",
+            f"{info.path} ends after {info.duration_seconds:.1f} of the {claimed_seconds:.1f} seconds in its header",
+        )
