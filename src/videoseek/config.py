@@ -43,11 +43,20 @@ FREEZES = ("none", "tower", "all")
 @dataclass(frozen=True)
 class DataConfig:
     sft: list[str] = option(
-        ["clueworld"], "JSONL files of SFT trajectories, clueworld, or clueworld_base (perception only)"
+        ["clueworld"],
+        "files of SFT trajectories as [FORMAT:]PATH[*WEIGHT], clueworld, or clueworld_base (perception only)",
     )
-    rl: list[str] = option(["clueworld"], "JSONL files of RL questions, or clueworld")
-    eval: list[str] = option(["clueworld"], "JSONL files of held-out questions, or clueworld")
-    video_root: str | None = option(None, "folder that relative video paths start from (null: each JSONL file's own)")
+    rl: list[str] = option(["clueworld"], "files of RL questions as [FORMAT:]PATH[*WEIGHT], or clueworld")
+    eval: list[str] = option(["clueworld"], "files of held-out questions as [FORMAT:]PATH, or clueworld")
+    video_root: str | None = option(
+        None, "folder that videos may not leave and relative ones start from (null: each data file's own)"
+    )
+    video_prefixes: list[str] = option(
+        [], "FROM=>TO rules for the paths of videos in data files; the first that fits is applied"
+    )
+    bad_samples: str = option(
+        "stop", "a record that cannot be used ends the run, or is passed over and named", choices=("stop", "skip")
+    )
     num_sft: int = option(4096, "clueworld: number of SFT samples generated", at_least=1)
     num_rl: int = option(2048, "clueworld: number of RL questions generated", at_least=1)
     num_eval: int = option(512, "clueworld: number of held-out questions generated", at_least=1)

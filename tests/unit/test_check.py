@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from tiny_world import tiny_world
 
-from videoseek.data import sources
 from videoseek.data.check import check_samples
-from videoseek.data.schema import DataError, write_samples
+from videoseek.data.schema import DataError
 from videoseek.types import Sample
 from videoseek.video.decode import probe
 
@@ -55,27 +54,3 @@ def test_turns_are_wanted_for_sft_only(sample: Sample) -> None:
     check_samples([bare], need_turns=False)
     with pytest.raises(DataError, match="has no turns; SFT needs"):
         check_samples([bare], need_turns=True)
-
-
-def load(*names: str, cache_dir: Path) -> list[Sample]:
-    return sources.load_samples(
-        names, held_out=False, num_generated=7, seed=0, video_root=None, cache_dir=str(cache_dir)
-    )
-
-
-def test_sources_are_joined_in_order_and_share_no_id(sample: Sample, tmp_path: Path) -> None:
-    mine = tmp_path / "mine.jsonl"
-    write_samples(mine, [replace(sample, id="mine", video=str(tmp_path / "v.mp4"))])
-    both = load(str(mine), "clueworld", cache_dir=tmp_path)
-    assert [item.id for item in both[:1]] == ["mine"] and len(both) == 8
-    write_samples(mine, [replace(both[3], video=str(tmp_path / "v.mp4"))])
-    with pytest.raises(DataError, match=f"id '{both[3].id}' is used in two of"):
-        load("clueworld", str(mine), cache_dir=tmp_path)
-    with pytest.raises(DataError, match="does not exist"):
-        load(str(tmp_path / "none.jsonl"), cache_dir=tmp_path)
-
-
-def test_cache_folder_may_be_named_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    samples = load("clueworld", cache_dir=Path("cache"))
-    check_samples(samples, need_turns=True)

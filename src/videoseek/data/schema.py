@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ from videoseek.types import KINDS, Interval, Sample
 
 SCHEMA_VERSION = 1
 _FIELDS = {"version", "id", "video", "question", "options", "answer", "kind", "clues", "turns", "window"}
-_FRAMES_PER_SECOND = re.compile(r"#fps=[0-9.]+$")
 
 
 class DataError(Exception):
@@ -89,11 +87,10 @@ def confined(video: str, video_root: Path) -> Path:
     A folder of frames keeps its rate: `DIR#fps=4`.
     """
     root = video_root.resolve()
-    rate = _FRAMES_PER_SECOND.search(video)
+    frames, mark, rate = video.rpartition("#fps=")
     try:
-        if rate and (root / video[: rate.start()]).is_dir():
-            folder = (root / video[: rate.start()]).resolve()
-            path = folder.with_name(folder.name + rate.group())
+        if mark and (root / frames).is_dir() and not (root / video).is_dir():
+            path = Path(f"{(root / frames).resolve()}{mark}{rate}")
         else:
             path = (root / video).resolve()
     except (ValueError, OSError) as error:  # a NUL, a name too long, a link to itself

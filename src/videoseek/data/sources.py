@@ -1,44 +1,232 @@
-"""From the names in a recipe to samples: JSONL files, or the generated clue world."""
+"""From the names in a recipe to samples: data files of any format that is read, or the generated clue world.
+
+A source is `[FORMAT:]PATH[*WEIGHT]`. Weights are relative: a sample of a source with weight 2 is drawn twice as often
+as one of a source with weight 1. An epoch is the shortest stretch in which every sample comes up: once for the source
+of the lowest weight, and as many times more for the others as their weight is higher.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
+from typing import overload
 
+import numpy as np
+
+from videoseek.config import UsageError
 from videoseek.data.clueworld import prepare
-from videoseek.data.schema import DataError, read_samples
+from videoseek.data.readers import FORMATS, Reader
+from videoseek.data.readers.calls import in_form
+from videoseek.data.readers.rows import Problem, VideoPaths
+from videoseek.data.schema import DataError, RecordError
 from videoseek.types import Sample
 
 #: Generated sources -> the splits that training and held-out data come from.
 GENERATED = {"clueworld": ("train", "heldout"), "clueworld_base": ("base", "base_heldout")}
+#: Beyond this the epoch's order would outgrow the data.
+_MAX_WEIGHT_RATIO = 100.0
+_REPORT_EVERY = 512
+_SOURCE = re.compile(rf"(?:(?P<format>{'|'.join(FORMATS)}):)?(?P<name>.+?)(?:\*(?P<weight>[^*/]*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data file or a name of `GENERATED`. `format` None: as the file looks."""
+
+    name: str
+    format: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How sources become samples. Calls of recorded turns are put into the form `call_format` (None: left alone)."""
+
+    num_generated: int
+    seed: int
+    cache_dir: str
+    held_out: bool = False
+    paths: VideoPaths = field(default_factory=VideoPaths)
+    call_format: str | None = None
+    skip_bad: bool = False
+
+
+def parse_source(text: str) -> Source:
+    """Raises UsageError for a weight that is no number above 0."""
+    match = _SOURCE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"a data source is [FORMAT:]PATH[*WEIGHT], got {text!r}")
+    weight = match["weight"]
+    try:
+        number = 1.0 if weight is None else float(weight)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UsageError(f"the weight of data source {text!r} must be a number above 0, got {weight!r}")
+    return Source(match["name"], match["format"], number)
+
+
+class SampleFile(Sequence[Sample]):
+    """The good samples of a data file, read once to their places and parsed when they are asked for.
+
+    16 bytes a sample stay in memory. `bad` are the records that were passed over: where, and why.
+    """
+
+    def __init__(self, reader: Reader, call_format: str | None) -> None:
+        self._reader, self._call_format = reader, call_format
+        self._places, self._numbers = array("q"), array("q")
+        self.bad: list[tuple[str, Problem]] = []
+
+    def scan(self, seen: set[str], *, skip_bad: bool, on_progress: Callable[[int, int], None] | None) -> None:
+        """Reads the whole file. Raises DataError for the first bad record unless `skip_bad`, and if none is good."""
+        size = self._reader.records.size
+        for place, number, row in self._reader.rows(seen):
+            problem = row.problem or self._turn_problem(row.sample)
+            if problem is None:
+                self._places.append(place)
+                self._numbers.append(number)
+            elif skip_bad:
+                self.bad.append((row.where, problem))
+            else:
+                raise DataError(f"{row.where}: {problem.message}")
+            if on_progress is not None and number % _REPORT_EVERY == 0:
+                on_progress(place, size)
+        if on_progress is not None:
+            on_progress(size, size)
+        if not self._places:
+            raise DataError(f"data file {str(self._reader.path)!r} holds no samples")
+
+    def drop(self, problem_of: Callable[[Sample], Problem | None]) -> None:
+        """Moves the samples for which there is a problem to `bad`. Raises DataError when none is left."""
+        places, numbers = array("q"), array("q")
+        for position, (place, number) in enumerate(zip(self._places, self._numbers, strict=True)):
+            problem = problem_of(self[position])
+            if problem is None:
+                places.append(place)
+                numbers.append(number)
+            else:
+                self.bad.append((self._reader.where(number), problem))
+        self._places, self._numbers = places, numbers
+        if not places:
+            raise DataError(f"data file {str(self._reader.path)!r} holds no samples that can be used")
+
+    def _turn_problem(self, sample: Sample | None) -> Problem | None:
+        try:
+            if sample is not None:
+                self._in_form(sample)
+        except RecordError as error:
+            return Problem(error.code, str(error))
+        return None
+
+    def _in_form(self, sample: Sample) -> Sample:
+        if self._call_format is None:
+            return sample
+        turns = in_form(sample.turns, self._call_format)
+        return sample if turns is sample.turns else replace(sample, turns=turns)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._in_form(self._reader.sample(self._places[index], self._numbers[index]))
+
+
+class Mixture(Sequence[Sample]):
+    """Several files as one row of draws: each file's samples in order, repeated as its weight asks.
+
+    Where a weight is no multiple of the lowest, the samples that come up once more are drawn from the seed.
+    """
+
+    def __init__(self, files: Sequence[SampleFile], weights: Sequence[float], seed: int) -> None:
+        lowest = min(weights, default=1.0)
+        if max(weights, default=1.0) > _MAX_WEIGHT_RATIO * lowest:
+            raise UsageError(
+                f"weights of data sources may differ by a factor of {_MAX_WEIGHT_RATIO:g} at most, "
+                f"got {lowest:g} and {max(weights):g}"
+            )
+        self.files = list(files)
+        self._weights, self._seed = list(weights), seed
+        self._arrange()
+
+    def _arrange(self) -> None:
+        lowest = min(self._weights, default=1.0)
+        self._rest: list[np.ndarray] = []
+        lengths = []
+        for number, (file, weight) in enumerate(zip(self.files, self._weights, strict=True)):
+            times, share = divmod(weight / lowest, 1)
+            order = np.random.default_rng([self._seed, number]).permutation(len(file))
+            self._rest.append(order[: round(share * len(file))])
+            lengths.append(int(times) * len(file) + len(self._rest[-1]))
+        self._starts = list(accumulate(lengths, initial=0))
+
+    def drop(self, problem_of: Callable[[Sample], Problem | None]) -> None:
+        """Moves samples with a problem to their file's `bad`. Raises DataError when a file has none left."""
+        for file in self.files:
+            file.drop(problem_of)
+        self._arrange()
+
+    def distinct(self) -> Mixture:
+        """Every sample once."""
+        return Mixture(self.files, [1.0] * len(self.files), self._seed)
+
+    def bad(self) -> Iterator[tuple[str, Problem]]:
+        return (bad for file in self.files for bad in file.bad)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = bisect_right(self._starts, position) - 1
+        file, offset = self.files[number], position - self._starts[number]
+        repeated = self._starts[number + 1] - self._starts[number] - len(self._rest[number])
+        return file[offset % len(file)] if offset < repeated else file[int(self._rest[number][offset - repeated])]
 
 
 def load_samples(
-    sources: Sequence[str],
-    *,
-    held_out: bool,
-    num_generated: int,
-    seed: int,
-    video_root: str | None,
-    cache_dir: str,
-    on_video: Callable[[int, int], None] | None = None,
-) -> list[Sample]:
-    """Samples of all sources in order. A name of `GENERATED` stands for `num_generated` samples of its split.
+    sources: Sequence[str], loading: Loading, on_progress: Callable[[int, int], None] | None = None
+) -> Mixture:
+    """All samples of all sources, by place. A name of `GENERATED` stands for `num_generated` samples of its split.
 
-    Raises DataError when a file is missing or malformed, or when two sources use one id.
+    Raises DataError when a file is missing or a record malformed (unless `skip_bad`) or two records share an id, and
+    UsageError for a source that is not written as one.
     """
-    samples: list[Sample] = []
-    for source in sources:
-        if source in GENERATED:
-            split = GENERATED[source][held_out]
-            path = prepare(Path(os.path.expanduser(cache_dir)), split, num_generated, seed, on_video)
-            samples += read_samples(path)
-        else:
-            samples += read_samples(Path(source), Path(video_root) if video_root else None)
+    named = [parse_source(text) for text in sources]
+    if loading.held_out and len({source.weight for source in named}) > 1:
+        raise UsageError(f"held-out sources have no weights, got {', '.join(sources)}")
     seen: set[str] = set()
-    for sample in samples:
-        if sample.id in seen:
-            raise DataError(f"id {sample.id!r} is used in two of {', '.join(sources)}")
-        seen.add(sample.id)
-    return samples
+    files = []
+    for source in named:
+        file = SampleFile(_reader(source, loading, on_progress), loading.call_format)
+        file.scan(seen, skip_bad=loading.skip_bad, on_progress=on_progress)
+        files.append(file)
+    return Mixture(files, [source.weight for source in named], loading.seed)
+
+
+def _reader(source: Source, loading: Loading, on_progress: Callable[[int, int], None] | None) -> Reader:
+    if source.name not in GENERATED:
+        return Reader(Path(source.name).expanduser(), source.format, loading.paths)
+    split = GENERATED[source.name][loading.held_out]
+    cache_dir = Path(os.path.expanduser(loading.cache_dir))
+    path = prepare(cache_dir, split, loading.num_generated, loading.seed, on_progress)
+    return Reader(path, "videoseek", VideoPaths())

@@ -13,16 +13,13 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from videoseek.checkpoint import CheckpointError, discard_after, is_complete, link, read_state, save_weights
 from videoseek.config import TrainConfig, UsageError, config_yaml
-from videoseek.data.check import check_samples
 from videoseek.data.clueworld import phrases
-from videoseek.data.sources import load_samples
 from videoseek.engine import TrainEngine, barrier, gather, my_share, start_distributed
 from videoseek.evaluate.held_out import answer_questions, scores
 from videoseek.model.load import model_folder, save_pretrained, tokens_per_second
@@ -45,6 +42,7 @@ from videoseek.runtime import (
 )
 from videoseek.stages.dry_run import dry_run
 from videoseek.stages.grpo import train_grpo
+from videoseek.stages.loading import Data, load_data, load_split
 from videoseek.stages.run import (
     RunPlace,
     StageRun,
@@ -59,15 +57,6 @@ from videoseek.video.decode import FRAME_CACHE
 
 #: What a stage's model is called in summary and report.
 MODEL_NAMES = {"direct": "direct", "sft": "sft", "grpo": "sft_rl"}
-
-
-@dataclass(slots=True)
-class Data:
-    """Samples of a run; the held-out ones share no video with the others when they are generated."""
-
-    sft: list[Sample]
-    rl: list[Sample]
-    held_out: list[Sample]
 
 
 def run(config: TrainConfig, *, only_plan: bool) -> None:
@@ -85,6 +74,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
         return
     if rank() == 0:
         start_folder(config, output_dir)
+        data.write_bad(output_dir)
     barrier()
     run_stages(place, start_weights(config, output_dir), data)
     if rank() == 0:
@@ -102,7 +92,7 @@ def evaluate(config: TrainConfig, *, only_check: bool) -> None:
     place = open_place(config)
     folder = model_folder(config.model)
     name = folder.name
-    samples = _split(config, "eval", config.data.eval, config.data.num_eval)[: config.evaluate.num_questions]
+    samples = load_split(config, "eval")[: config.evaluate.num_questions]
     if only_check:
         say(f"  {len(samples)} questions are in order")
         return
@@ -182,41 +172,6 @@ def start_weights(config: TrainConfig, output_dir: Path) -> Path:
         save_pretrained(build_model(tiny_config(tokenizer), config.seed), tokenizer, folder)
     barrier()
     return folder
-
-
-def load_data(config: TrainConfig) -> Data:
-    """Reads, or generates, the samples of all stages and checks each before any training."""
-    needed = {"sft": "sft" in config.stages or "direct" in config.stages, "rl": "grpo" in config.stages}
-    data = Data(
-        sft=_split(config, "sft", config.data.sft, config.data.num_sft) if needed["sft"] else [],
-        rl=_split(config, "rl", config.data.rl, config.data.num_rl) if needed["rl"] else [],
-        held_out=_split(config, "eval", config.data.eval, config.data.num_eval),
-    )
-    data.held_out = data.held_out[: config.evaluate.num_questions]
-    return data
-
-
-def _split(config: TrainConfig, name: str, sources: list[str], count: int) -> list[Sample]:
-    """Rank 0 generates what has to be generated; the others find it made."""
-
-    def load(on_video: Callable[[int, int], None] | None) -> list[Sample]:
-        return load_samples(
-            sources,
-            held_out=name == "eval",
-            num_generated=count,
-            seed=config.seed,
-            video_root=config.data.video_root,
-            cache_dir=config.data.cache_dir,
-            on_video=on_video,
-        )
-
-    with Progress(f"videos for {name}", 1) as progress:
-        samples = load(progress.track) if rank() == 0 else []
-    barrier()
-    samples = samples or load(None)
-    with Progress(f"check {name}", len(samples)) as progress:
-        check_samples(samples, need_turns=name == "sft", on_progress=progress.track)
-    return samples
 
 
 def without_tool(sample: Sample) -> Sample:

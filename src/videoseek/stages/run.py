@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,22 +202,37 @@ def find_resume_point(output_dir: Path, stage: str) -> Path | None:
     return fitting[-1] if fitting else None
 
 
-class ReplayedEpisodes(Sequence[Episode]):
-    """Recorded trajectories as episodes, replayed at first use and kept: token ids and references, no pixels."""
+#: Tokens of replayed episodes that are kept, at about 40 bytes each.
+_KEPT_TOKENS = 2**23
 
-    def __init__(self, samples: Sequence[Sample], environment: Environment) -> None:
+
+class ReplayedEpisodes(Sequence[Episode]):
+    """Recorded trajectories as episodes, replayed when asked for: token ids and references, no pixels.
+
+    Those used last are kept, up to `kept_tokens`.
+    """
+
+    def __init__(self, samples: Sequence[Sample], environment: Environment, kept_tokens: int = _KEPT_TOKENS) -> None:
         self._samples = samples
         self._environment = environment
-        self._episodes: dict[int, Episode] = {}
+        self._episodes: OrderedDict[int, Episode] = OrderedDict()
+        self._num_tokens, self._kept_tokens = 0, kept_tokens
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Episode:  # type: ignore[override]
-        if index not in self._episodes:
-            sample = self._samples[index]
-            try:
-                self._episodes[index] = self._environment.replay(sample)
-            except (ValueError, VideoError) as error:
-                raise DataError(f"sample {sample.id!r}: {error}") from error
-        return self._episodes[index]
+        if index in self._episodes:
+            self._episodes.move_to_end(index)
+            return self._episodes[index]
+        sample = self._samples[index]
+        try:
+            episode = self._environment.replay(sample)
+        except (ValueError, VideoError) as error:
+            raise DataError(f"sample {sample.id!r}: {error}") from error
+        self._episodes[index] = episode
+        self._num_tokens += len(episode.token_ids)
+        while self._num_tokens > self._kept_tokens:
+            _, oldest = self._episodes.popitem(last=False)
+            self._num_tokens -= len(oldest.token_ids)
+        return episode

@@ -43,7 +43,7 @@ class Reader:
     def rows(self, seen: set[str]) -> Iterator[tuple[int, int, Row]]:
         """(place, number, row) of every record. An id that is in `seen` is a problem; new ones are added to it."""
         for record in self.records:
-            where = f"{self.path}, {self.records.unit} {record.number}"
+            where = self.where(record.number)
             try:
                 sample = self._sample(record.value, record.number)
                 if sample.id in seen:
@@ -53,6 +53,10 @@ class Reader:
             else:
                 seen.add(sample.id)
                 yield record.place, record.number, Row(where, sample, None)
+
+    def where(self, number: int) -> str:
+        """How a record is named to the user."""
+        return f"{self.path}, {self.records.unit} {number}"
 
     def sample(self, place: int, number: int) -> Sample:
         """The sample that `rows` gave for this place."""

@@ -1,0 +1,105 @@
+"""The samples of a run: read or generated, checked before any training, and what was passed over by name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from videoseek.config import TrainConfig
+from videoseek.data.check import check_samples, gate_errors
+from videoseek.data.readers.rows import Problem, VideoPaths
+from videoseek.data.sources import Loading, Mixture, load_samples
+from videoseek.engine import barrier, gather, my_share
+from videoseek.runtime import Progress, rank, write_text_atomic
+from videoseek.types import Sample
+
+
+@dataclass(slots=True)
+class Data:
+    """Samples of a run; the held-out ones share no video with the others when they are generated.
+
+    `bad` are the records that data.bad_samples=skip passed over, where and why, by the key of their sources.
+    """
+
+    sft: Sequence[Sample] = ()
+    rl: Sequence[Sample] = ()
+    held_out: list[Sample] = field(default_factory=list)
+    bad: dict[str, list[tuple[str, Problem]]] = field(default_factory=dict)
+
+    def write_bad(self, output_dir: Path) -> None:
+        """Every record that was passed over, in `skipped.jsonl`, if there is one."""
+        lines = [
+            json.dumps({"data": name, "where": where, "code": problem.code, "message": problem.message})
+            for name, found in self.bad.items()
+            for where, problem in found
+        ]
+        if lines:
+            write_text_atomic(output_dir / "skipped.jsonl", "\n".join(lines) + "\n")
+
+
+def load_data(config: TrainConfig) -> Data:
+    """The samples of all stages. Raises DataError for the first bad one, unless data.bad_samples=skip."""
+    parts: dict[str, Mixture] = {}
+    if {"direct", "sft"} & set(config.stages):
+        parts["sft"] = load_split(config, "sft")
+    if "grpo" in config.stages:
+        parts["rl"] = load_split(config, "rl")
+    parts["eval"] = load_split(config, "eval")
+    bad = {name: list(part.bad()) for name, part in parts.items()}
+    held_out = parts["eval"][: config.evaluate.num_questions]
+    return Data(sft=parts.get("sft", ()), rl=parts.get("rl", ()), held_out=held_out, bad=bad)
+
+
+def load_split(config: TrainConfig, name: str) -> Mixture:
+    """The samples of `data.NAME`. Rank 0 generates what has to be generated; the others find it made."""
+    data = config.data
+    skip_bad = data.bad_samples == "skip"
+    loading = Loading(
+        num_generated=getattr(data, f"num_{name}"),
+        seed=config.seed,
+        cache_dir=data.cache_dir,
+        held_out=name == "eval",
+        paths=VideoPaths.of(data.video_root, data.video_prefixes),
+        call_format=config.prompt.format if name == "sft" else None,
+        skip_bad=skip_bad,
+    )
+    sources = getattr(data, name)
+    with Progress(f"data for {name}", 1) as progress:
+        first = load_samples(sources, loading, progress.track) if rank() == 0 else None
+    barrier()
+    samples = first if first is not None else load_samples(sources, loading)
+    once = samples.distinct()
+    with Progress(f"check {name}", len(once)) as progress:
+        if skip_bad:
+            _drop_bad(samples, once, progress, need_turns=name == "sft")
+        else:
+            check_samples(once, need_turns=name == "sft", on_progress=progress.track)
+    if rank() == 0 and (bad := list(samples.bad())):
+        print(bad_table(name, bad), file=sys.stderr, flush=True)
+    return samples
+
+
+def _drop_bad(samples: Mixture, once: Mixture, progress: Progress, *, need_turns: bool) -> None:
+    """Each rank checks its share; all drop what any of them found, so that all go on with the same samples."""
+    share = my_share(len(once))
+    found: list[tuple[str, Problem]] = []
+    for done, index in enumerate(share, 1):
+        sample = once[index]
+        found += [(sample.id, problem) for problem in gate_errors(sample, need_turns=need_turns)][:1]
+        progress.track(done, len(share))
+    if problems := dict(gather(found)):
+        samples.drop(lambda sample: problems.get(sample.id))
+
+
+def bad_table(name: str, bad: Sequence[tuple[str, Problem]]) -> str:
+    """How many records were passed over for which reason, each reason with its first case."""
+    firsts: dict[str, str] = {}
+    for where, problem in bad:
+        firsts.setdefault(problem.code, f"{where}: {problem.message}")
+    counts = Counter(problem.code for _, problem in bad)
+    lines = [f"  data.{name}: {len(bad)} records passed over (data.bad_samples=skip); skipped.jsonl names each"]
+    return "\n".join([*lines, *(f"  {count:>9}  {code:<18} {firsts[code]}" for code, count in counts.most_common())])
