@@ -29,12 +29,14 @@ CORE = [
 EXTRAS = {
     "gpu": ["triton>=3.4", "flash-attn", "liger-kernel"],
     "vllm": ["vllm>=0.33"],
-    "data": ["pyarrow>=17"],
+    "data": ["jsonschema>=4", "openai>=1.50", "pyarrow>=17"],
+    "ray": ["ray[data]>=2.30"],
     "dev": [
         "build",
         "hypothesis",
         "jsonschema",
         "mypy",
+        "openai>=1.50",
         "pyarrow>=17",
         "pytest",
         "pytest-timeout",
@@ -45,6 +47,7 @@ EXTRAS = {
         "setuptools>=77",
         "triton>=3.4; platform_system == 'Linux'",  # its interpreter runs the kernels on a CPU
         "types-PyYAML",
+        "types-jsonschema",
         "wheel",
     ],
 }

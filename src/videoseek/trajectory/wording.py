@@ -6,6 +6,8 @@ parameters, which learns the protocol from examples alone and pays for every tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from videoseek.types import Sample
 
 STYLES = ("full", "brief")
@@ -35,7 +37,7 @@ def system_text(style: str, call_example: str, answer_example: str) -> str:
     return _FULL_SYSTEM.format(call_example=call_example, answer_example=answer_example)
 
 
-def _lettered(options: tuple[str, ...]) -> list[str]:
+def lettered(options: Sequence[str]) -> list[str]:
     """Options with their letters, which data sets sometimes carry already."""
     letters = [chr(ord("A") + index) for index in range(len(options))]
     if all(option.startswith((f"{letter}.", f"{letter})")) for letter, option in zip(letters, options, strict=True)):
@@ -44,7 +46,7 @@ def _lettered(options: tuple[str, ...]) -> list[str]:
 
 
 def question_text(style: str, sample: Sample) -> str:
-    options = _lettered(sample.options)
+    options = lettered(sample.options)
     if style == "brief":
         return f"Question: {sample.question}" + (f"\nOptions: {' '.join(options)}" if options else "")
     lines = [f"Question: {sample.question}"]

@@ -1,0 +1,103 @@
+"""Clips as an endpoint takes them, JPEG pictures with their times or an MP4, as `data:` URLs; what a clip is known by."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+from dataclasses import asdict
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from videoseek.types import Clip
+from videoseek.video.decode import read_frames
+from videoseek.video.errors import VideoError
+from videoseek.video.folder import FrameFolder
+from videoseek.video.timeline import time_sentence
+
+#: Changes when a clip would be sent as other bytes than before: cached replies were given to other pictures then.
+ENCODING_VERSION = 1
+_JPEG_QUALITY = 90
+_MP4_OPTIONS = {"crf": "18", "preset": "veryfast", "threads": "1"}
+
+
+def clip_parts(clip: Clip, media: str) -> list[dict[str, Any]]:
+    """Content parts of a chat message: what the clip covers in words, then its frames. Raises VideoError."""
+    pixels = read_frames(clip).numpy()
+    if media == "video":
+        url = _data_url("video/mp4", _mp4(pixels, clip.sample_fps))
+        words = f"{time_sentence(clip)} Its first frame is at {clip.frame_seconds[0]:.1f} seconds."
+        return [_text(words), {"type": "video_url", "video_url": {"url": url}}]
+    parts = [_text(time_sentence(clip))]
+    for seconds, picture in zip(clip.frame_seconds, pixels, strict=True):
+        url = _data_url("image/jpeg", _jpeg(picture))
+        parts += [_text(f"{seconds:.1f} s:"), {"type": "image_url", "image_url": {"url": url}}]
+    return parts
+
+
+def clip_identity(clip: Clip) -> dict[str, Any]:
+    """What decides the pixels of a clip, without decoding it: the file's content and which frames at which size."""
+    facts = asdict(clip) | {"video": video_digest(clip.video)}
+    return facts | {"encoding": ENCODING_VERSION}
+
+
+def video_digest(video: str) -> str:
+    """SHA-256 of the content of a file, or of a frame folder's files; remembered until its size or time of change
+    differ. Raises VideoError."""
+    folder = FrameFolder.parse(video)
+    path = Path(video if folder is None else folder.folder)
+    rate = "" if folder is None else f"fps={folder.fps}"
+    try:
+        status = os.stat(path)
+        return _digest(path, rate, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise VideoError("missing_file", f"{video!r} cannot be read: {error.strerror}.") from error
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, rate: str, num_bytes: int, modified_ns: int) -> str:
+    if not rate:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256(rate.encode())
+    for image in sorted(entry for entry in path.iterdir() if entry.is_file()):
+        whole.update(os.fsencode(image.name) + b"\0" + hashlib.sha256(image.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    """Colour at full resolution: writing in one colour on another survives."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return file.getvalue()
+
+
+def _mp4(pixels: np.ndarray, fps: float) -> bytes:
+    """H.264 of uint8 frames [F, H, W, 3], played at the rate at which they were sampled."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate, options=_MP4_OPTIONS)
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in pixels:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(VideoReformatter().reformat(frame, format="yuv420p", threads=1)))
+        container.mux(stream.encode(None))
+    return file.getvalue()
