@@ -214,6 +214,8 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
         yield from container.demux(stream)
     except (av.InvalidDataError, av.EOFError):
         return
+    except IndexError:  # PyAV at the end of a recording in which another stream began later; ours is flushed by then
+        return
 
 
 def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

@@ -23,7 +23,7 @@ from videoseek.video.reader import decode_frames, read_index
 
 READY = "ready"
 #: A worker whose parent was killed meanwhile ends itself this long after the deadline.
-ORPHAN_SECONDS = 5.0
+ORPHAN_SECONDS = 2.0
 _LENGTH_BYTES = 8
 
 
