@@ -77,6 +77,9 @@ class VideoConfig:
     min_window_seconds: float = option(1.0, "shortest window a crop shows, in seconds", above=0)
     frame_policy: str = option("linspace", "how frames are spread over a window", choices=("linspace", "uniform"))
     cache_megabytes: int = option(512, "memory for decoded clips, in MiB", at_least=0)
+    decode_deadline_seconds: float | None = option(
+        120.0, "most seconds a decode may take, in a process that can be killed (null: in the run's own)", at_least=0
+    )
 
 
 @dataclass(frozen=True)

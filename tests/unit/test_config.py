@@ -16,7 +16,7 @@ gradient_checkpointing
 data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples data.num_sft data.num_rl data.num_eval data.cache_dir
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
 video.min_frames video.max_frames video.max_tokens_per_grid video.min_window_seconds video.frame_policy
-video.cache_megabytes
+video.cache_megabytes video.decode_deadline_seconds
 tdam.rule tdam.share
 prompt.format prompt.style
 sft.steps sft.samples_per_step sft.max_tokens_per_micro_batch sft.learning_rate sft.warmup_steps sft.schedule

@@ -79,7 +79,7 @@ def outcome(path: Path) -> str:
 @pytest.mark.timeout(3600)
 def test_mutants_end_as_frames_or_as_named_errors(tmp_path, tmp_path_factory, record_property) -> None:
     sound = {name: Path(KINDS[name].write(tmp_path_factory.mktemp(name))) for name in FILES}
-    rng = np.random.default_rng(int(os.environ.get("VIDEOSEEK_SEED", 0)))
+    rng = np.random.default_rng(int(os.environ.get("VIDEOSEEK_SEED", 1)))
     outcomes: Counter[str] = Counter()
     for number in range(NUM_MUTANTS):
         name = FILES[number % len(FILES)]

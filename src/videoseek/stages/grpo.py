@@ -26,6 +26,7 @@ from videoseek.runtime import Progress
 from videoseek.stages.harvest import Group, harvest, harvest_metrics, judge
 from videoseek.stages.run import StageRun
 from videoseek.types import Sample, TokenBatch
+from videoseek.video.errors import error_metrics
 
 
 def train_grpo(run: StageRun, samples: Sequence[Sample]) -> TrainEngine:
@@ -53,7 +54,7 @@ def train_grpo(run: StageRun, samples: Sequence[Sample]) -> TrainEngine:
             rate = learning_rate(step, settings.steps, settings.learning_rate, settings.warmup_steps, "constant")
             values |= learner.update(parts, spare, rate)
             values["step_time"] = time.perf_counter() - started
-            run.metrics.write(run.name, step + 1, values)
+            run.metrics.write(run.name, step + 1, values | error_metrics())
             run.record(f"{run.name}_step_{step + 1:06d}", crop.every)
             progress.update(step + 1, {"reward": values["reward/mean"], "accuracy": values["rewards/accuracy/mean"]})
             run.save(engine, step + 1)

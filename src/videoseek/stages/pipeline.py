@@ -54,6 +54,7 @@ from videoseek.stages.run import (
 from videoseek.stages.sft import train_sft
 from videoseek.types import Sample
 from videoseek.video.decode import FRAME_CACHE
+from videoseek.video.worker import use_worker
 
 #: What a stage's model is called in summary and report.
 MODEL_NAMES = {"direct": "direct", "sft": "sft", "grpo": "sft_rl"}
@@ -115,6 +116,7 @@ def open_place(config: TrainConfig) -> RunPlace:
     seed_everything(config.seed)
     start_distributed(place.device)
     FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
+    use_worker(config.video.decode_deadline_seconds)
     return place
 
 

@@ -16,6 +16,7 @@ from videoseek.engine import OptimizerSettings, TrainEngine, all_max, all_sum, l
 from videoseek.runtime import Progress
 from videoseek.stages.run import ReplayedEpisodes, StageRun
 from videoseek.types import Sample
+from videoseek.video.errors import error_metrics
 
 
 def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = None) -> TrainEngine:
@@ -60,7 +61,7 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
             values = {"loss": loss_total, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": num_tokens}
             values |= {"tdam/masked_samples": num_masked, "step_time": seconds}
             values |= {"perf/tokens_per_s": num_tokens / seconds}
-            run.metrics.write(run.name, step + 1, values)
+            run.metrics.write(run.name, step + 1, values | error_metrics())
             progress.update(step + 1, {"loss": loss_total})
             run.save(engine, step + 1)
     return engine

@@ -33,7 +33,7 @@ MAX_PIXELS = 2**26
 #: More than a day at 60 fps. Bounds the memory of an index (8 bytes a frame) and of its scan.
 MAX_FRAMES = 6_000_000
 #: Nobody asks about more; a time stamp that wrapped or was hit by damage claims years.
-MAX_SECONDS = 48 * 3600.0
+MAX_HOURS = 48.0
 #: Header rate and measured rate this close are one: millisecond time bases blur the measured one.
 RATE_TOLERANCE = 0.005
 
@@ -164,14 +164,12 @@ def check_pixels(path: str, width: int, height: int) -> None:
 
 
 def check_extent(path: str, num_frames: int, duration_seconds: float) -> None:
-    """Raises VideoError for more than MAX_FRAMES or MAX_SECONDS."""
+    """Raises VideoError for more than MAX_FRAMES or MAX_HOURS."""
     if num_frames > MAX_FRAMES:
         raise VideoError("too_large", f"{path} has more than the {MAX_FRAMES} frames that are opened.")
-    if not 0 < duration_seconds <= MAX_SECONDS:
+    if not 0 < duration_seconds <= MAX_HOURS * 3600:
         hours = f"{duration_seconds / 3600:.6g} hours"
-        raise VideoError(
-            "too_large", f"{path} claims to last {hours}; above 0 and at most {MAX_SECONDS / 3600:g} is opened."
-        )
+        raise VideoError("too_large", f"{path} claims to last {hours}; it must be above 0 and at most {MAX_HOURS:g}.")
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:
