@@ -29,12 +29,13 @@ CORE = [
 EXTRAS = {
     "gpu": ["triton>=3.4", "flash-attn", "liger-kernel"],
     "vllm": ["vllm>=0.33"],
-    "data": ["jsonschema>=4", "openai>=1.50", "pyarrow>=17"],
+    "data": ["jsonschema>=4", "matplotlib>=3.8", "openai>=1.50", "pyarrow>=17"],
     "ray": ["ray[data]>=2.30"],
     "dev": [
         "build",
         "hypothesis",
         "jsonschema",
+        "matplotlib>=3.8",
         "mypy",
         "openai>=1.50",
         "pyarrow>=17",

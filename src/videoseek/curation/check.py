@@ -11,7 +11,7 @@ from videoseek.config import option
 from videoseek.curation.audit import Audit, Finding
 from videoseek.curation.journal import Journal
 from videoseek.curation.lengths import PlannedCrop
-from videoseek.curation.measure import Measurer
+from videoseek.curation.measure import Measurer, decode_workers
 from videoseek.curation.settings import MeasureSettings, existing_files, output_file, parse_sources
 from videoseek.data.check import is_error
 from videoseek.data.schema import DataError
@@ -54,7 +54,10 @@ def run_audit(files: Sequence[Path], held_out: Sequence[Path], settings: CheckSe
     if settings.metadata_only:
         audit.find_missing_files()
     else:
-        with Journal(Path(settings.cache).expanduser() if settings.cache is not None else None) as journal:
+        with (
+            Journal(settings.cache_file) as journal,
+            decode_workers(settings.deadline_seconds, settings.num_workers),
+        ):
             measurer = Measurer(settings.environment(PlannedCrop), journal, decode=True)
             audit.measure(measurer, settings.num_workers)
     return audit

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from videoseek.video.decode import probe
 from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoInfo
 from videoseek.video.reader import source_stamp
+from videoseek.video.worker import use_worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -96,6 +98,16 @@ class Measurer:
             length = Problem(error.code, error.message)
         self._journal.put(key, None if length is None else asdict(length))
         return length
+
+
+@contextmanager
+def decode_workers(deadline_seconds: float, num_workers: int) -> Iterator[None]:
+    """Videos are read in processes that a damaged file can hang or crash without harm to this one."""
+    use_worker(deadline_seconds, num_workers)
+    try:
+        yield
+    finally:
+        use_worker(None)
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:

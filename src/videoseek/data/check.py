@@ -89,8 +89,8 @@ def question_problems(sample: Sample) -> Iterator[Problem]:
         yield from _option_problems(sample)
     if sample.kind == "temporal_grounding" and not sample.clues:
         yield Problem("nothing_to_ground", "kind 'temporal_grounding' needs a clue, the window that is asked for")
-    if sample.kind.endswith("_w_tool") and not sample.clues:
-        yield Problem("no_clue", f"kind {sample.kind!r} without a clue: no crop can be told from another")
+    if sample.kind.endswith("_w_tool") and not sample.clues and not sample.turns:  # recorded turns need no reward
+        yield Problem("no_clue", f"kind {sample.kind!r} without a clue: no crop can be rewarded")
 
 
 def _option_problems(sample: Sample) -> Iterator[Problem]:

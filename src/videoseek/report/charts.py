@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from videoseek.report.markup import Markup, tag
@@ -102,6 +102,29 @@ def line_chart(title: str, series: Sequence[Series], *, include: Sequence[float]
     return tag("figure", heading, drawing, class_="chart")
 
 
+def column_chart(
+    title: str, horizontal: Axis, edges: Sequence[float], counts: Sequence[int], *, unit: str, colour: str
+) -> Markup:
+    """A figure of how often values fall between each two of the ascending `edges`, which `horizontal` spans."""
+    vertical = Axis.fit([0, *counts])
+    columns = []
+    for start, end, count in zip(edges, edges[1:], counts, strict=False):
+        left, right, top = _x(horizontal, start), _x(horizontal, end), _y(vertical, count)
+        hint = tag("title", f"{plain_number(start)} to {plain_number(end)} {unit}: {count:,}")
+        size = {"width": max(right - left - 1, 0.5), "height": _y(vertical, 0) - top}
+        columns += [tag("rect", hint, x=left + 0.5, y=top, fill=colour, **size)] if count else []
+    drawing = tag(
+        "svg",
+        *_grid(horizontal, vertical, plain_number),
+        *columns,
+        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+        role="img",
+        aria_label=f"{title}, in {unit}",
+    )
+    heading = tag("figcaption", tag("strong", title), tag("span", unit, class_="swatch"))
+    return tag("figure", heading, drawing, class_="chart")
+
+
 def swatch(label: str, colour: str) -> Markup:
     return tag("span", tag("i", style=f"background:{colour}"), label, class_="swatch")
 
@@ -131,14 +154,19 @@ def number_text(value: float) -> str:
     return re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e") if abs(value) > 1e-12 else "0"
 
 
-def _grid(horizontal: Axis, vertical: Axis) -> Iterator[Markup]:
+def plain_number(value: float) -> str:
+    """As `number_text`, but large ones in full."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else number_text(value)
+
+
+def _grid(horizontal: Axis, vertical: Axis, show: Callable[[float], str] = number_text) -> Iterator[Markup]:
     for tick in vertical.ticks:
         y = _y(vertical, tick)
         yield tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid")
-        yield tag("text", number_text(tick), x=_LEFT - 6, y=y + 4, text_anchor="end")
+        yield tag("text", show(tick), x=_LEFT - 6, y=y + 4, text_anchor="end")
     for tick in horizontal.ticks:
         anchor = "end" if horizontal.place(tick) > 0.97 else "middle"
-        yield tag("text", number_text(tick), x=_x(horizontal, tick), y=_HEIGHT - 6, text_anchor=anchor)
+        yield tag("text", show(tick), x=_x(horizontal, tick), y=_HEIGHT - 6, text_anchor=anchor)
 
 
 def _paths(line: Series, horizontal: Axis, vertical: Axis) -> Iterator[Markup]:

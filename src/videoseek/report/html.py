@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from videoseek.report.charts import MODEL_COLOURS, Bar, Series, bar_chart, line_chart, percent
+from videoseek.report.document import document
 from videoseek.report.markup import Markup, join, tag
 from videoseek.report.records import RunFiles, model_label
 from videoseek.report.selection import choose_questions
@@ -31,29 +29,8 @@ def write_report(output_dir: Path) -> Path:
 def page(run: RunFiles) -> str:
     colours = {model: MODEL_COLOURS[index % len(MODEL_COLOURS)] for index, model in enumerate(run.models)}
     title = _title(run)
-    script = Markup(_asset("page.js"))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("link", rel="icon", href="data:,"),
-        tag("style", Markup(_asset("page.css"))),
-    )
     sections = [_verdict(run, colours), _curves(run), _episodes(run, colours), training_group(run), _details(run)]
-    body = tag("body", tag("main", tag("h1", title), *sections), tag("script", script))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _asset(name: str) -> str:
-    return (files("videoseek.report") / name).read_text(encoding="utf-8")
-
-
-def _policy(script: str) -> str:
-    """What a browser may do with the page: show its own pictures and run this very script, ask nobody."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return document(title, sections)
 
 
 def _title(run: RunFiles) -> str:

@@ -38,6 +38,21 @@ def viewer(chosen: Sequence[Chosen], models: Sequence[str], colours: Mapping[str
     return join([tag("nav", *links, class_="chooser", aria_label="Questions"), *articles])
 
 
+def record_article(trajectory: Trajectory, label: str, notices: Sequence[str]) -> Markup:
+    """One recorded sample: question, time line and turns; `notices` are what is wrong with it."""
+    sample = trajectory.sample
+    return tag(
+        "article",
+        tag("h3", sample.question),
+        tag("p", f"{KIND_LABELS.get(sample.kind, sample.kind)} · {sample.id} · {sample.video}", class_="quiet"),
+        *(tag("p", notice, class_="notice") for notice in notices),
+        _options(sample),
+        _times(Question(sample, {label: [trajectory]}), [label]),
+        tag("div", *_turns(trajectory), _rewards(trajectory), class_="episode"),
+        class_="question",
+    )
+
+
 def _link(number: int, choice: Chosen, models: Sequence[str]) -> Markup:
     marks = []
     for model in models:

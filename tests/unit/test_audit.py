@@ -1,0 +1,168 @@
+"""The `check` command on data that is broken in every way that we know of, whole runs of it as a user types them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import broken_data
+import pytest
+
+from videoseek.command import run_command
+from videoseek.data.__main__ import main
+from videoseek.data.check import is_error
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object) -> Done:
+    """The command in this process: a fresh one takes seconds to import torch."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = run_command(main, list(map(str, arguments)))
+        except SystemExit as ending:
+            code = int(ending.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "videoseek.data", *map(str, arguments)]
+    return subprocess.Popen(command, text=True, env=os.environ | {"PYTHONPATH": str(SOURCE)}, **options)
+
+
+def codes_by_place(report: Path) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for finding in json.loads(report.read_text())["findings"]:
+        found.setdefault(finding["where"], set()).add(finding["code"])
+    return found
+
+
+def test_every_fault_is_named_and_nothing_else(tmp_path: Path) -> None:
+    files, held_out, expected = broken_data.build(tmp_path)
+    report = tmp_path / "report.json"
+    faults = [place for place, codes in expected.items() if codes]
+    assert len(faults) >= 40
+    arguments = ["check", *files, f"held_out=[{held_out}]", "need_turns=true", f"report={report}", "workers=2"]
+    process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 1, stderr
+    assert codes_by_place(report) == {place: codes for place, codes in expected.items() if codes}
+    summary = json.loads(report.read_text())
+    num_errors = sum(finding["severity"] == "error" for finding in summary["findings"])
+    assert summary["num_errors"] == num_errors and summary["num_warnings"] == len(summary["findings"]) - num_errors
+    for code in {code for codes in expected.values() for code in codes}:
+        assert f"{'error' if is_error(code) else 'warning':<8} {code} " in stdout
+    assert f"{num_errors} errors" in stderr.splitlines()[-1]
+
+
+def write_records(path: Path, videos: Sequence[str], **change: Any) -> Path:
+    records = [broken_data.record(i) | {"video": video} | change for i, video in enumerate(videos)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`good.jsonl`: forty records, each about a video of its own."""
+    folder = tmp_path_factory.mktemp("good")
+    first = folder / "0.mp4"
+    broken_data.write_video(first, broken_data.steady(80, 8), options=broken_data.x264(8))
+    for index in range(1, 40):
+        (folder / f"{index}.mp4").hardlink_to(first)
+    write_records(folder / "good.jsonl", [f"{index}.mp4" for index in range(40)])
+    return folder
+
+
+def test_a_killed_run_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
+    cache, report = tmp_path / "cache", tmp_path / "report.json"
+    arguments = ["check", folder / "good.jsonl", f"cache={cache}", f"report={report}", "workers=1"]
+    first = start(*arguments, stderr=subprocess.DEVNULL)
+    while not cache.exists() or cache.read_bytes().count(b"\n") < 12:
+        assert first.poll() is None, "it ended before it was killed"
+        time.sleep(0.002)
+    first.kill()
+    first.wait()
+    known = cache.read_bytes()
+    assert 12 <= known.count(b"\n") < 81
+    cache.write_bytes(known[:-7])  # as if the kill had come in the middle of a line
+    assert run(*arguments).returncode == 0
+    lines = cache.read_bytes().split(b"\n")
+    assert b"\n".join(lines).startswith(known[: known[:-7].rfind(b"\n")])
+    keys = [json.loads(line)[0] for line in lines[1:] if line.startswith(b"[") and line.endswith((b"}]", b"null]"))]
+    assert len(keys) == len(set(keys)) == 80, "forty videos and forty lengths, none of them measured twice"
+    assert json.loads(report.read_text())["num_records"] == 40
+    before = cache.read_bytes()
+    (folder / "7.mp4").unlink()
+    broken_data.write_video(folder / "7.mp4", broken_data.steady(24, 8), options=broken_data.x264(8))
+    assert run(*arguments).returncode == 1, "a changed file is looked at again"
+    assert codes_by_place(report) == {f"{folder / 'good.jsonl'}, line 8": {"clue_outside", "call_outside"}}
+    assert cache.read_bytes().startswith(before)
+    (folder / "7.mp4").unlink()
+    (folder / "7.mp4").hardlink_to(folder / "0.mp4")
+
+
+def test_warnings_alone_are_no_failure(folder: Path, tmp_path: Path) -> None:
+    path = write_records(tmp_path / "rl.jsonl", ["0.mp4"], turns=[], clues=[])
+    done = run("check", path, f"video_root={folder}")
+    assert done.returncode == 0 and "warning  no_clue " in done.stdout
+    assert "1 records of 1 files, 1 videos: 0 errors, 1 warnings" in done.stdout
+
+
+def test_metadata_only_opens_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    path = write_records(tmp_path / "data.jsonl", ["text.mp4", "gone.mp4"], clues=[[0, 999]])
+    report = tmp_path / "report.json"
+    assert run("check", path, "metadata_only=true", f"report={report}").returncode == 1
+    assert codes_by_place(report) == {f"{path}, line 2": {"missing_file"}}
+
+
+def test_quotas_and_limits_come_from_the_recipe_and_the_command_line(folder: Path) -> None:
+    path = folder / "good.jsonl"
+    assert "0 errors" in run("check", path, "recipe=sft_rl", "max_tokens=1500").stdout
+    done = run("check", path, "recipe=sft_rl", "max_tokens=100")
+    assert done.returncode == 1 and "too_many_tokens" in done.stdout
+    assert "(4 of the overview, 2 of crops, " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["check"], "no data file was given"),
+        (["check", "gone.jsonl"], "data file 'gone.jsonl' does not exist"),
+        (["check", "{good}", "held_out=[gone.jsonl]"], "data file 'gone.jsonl' does not exist"),
+        (["check", "{good}", "report=report.txt"], "report=report.txt must end in .json"),
+        (["check", "{good}", "report=nowhere/report.json"], "in a folder that exists"),
+        (["check", "{good}", "cache={good}"], "is not a file of this command"),
+        (["check", "{good}", "format=riddle"], "is not one of videoseek"),
+        (["check", "{good}", "colour=red"], "unknown key 'colour'"),
+        (["check", "{good}", "workers=-1"], "workers must be at least 0"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(folder: Path, arguments: list[str], words: str) -> None:
+    done = run(*(argument.format(good=folder / "good.jsonl") for argument in arguments))
+    assert done.returncode == 2 and words in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_help_names_every_key() -> None:
+    done = run("check", "--help")
+    assert done.returncode == 0
+    for key in ("need_turns", "held_out", "report", "cache", "workers", "metadata_only", "video.overview_tokens"):
+        assert f"  {key}" in done.stdout
