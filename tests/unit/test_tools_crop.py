@@ -79,6 +79,13 @@ def test_no_call_raises(video, start, end, strategy) -> None:
         assert len(outcome.message) < 200
 
 
+def test_file_trouble_is_named_once_to_the_user(tmp_path, caplog) -> None:
+    path = tmp_path / "gone.mp4"
+    for _ in range(3):
+        assert isinstance(CROP.run(str(path), Call(0.0, 4.0, "fine")), Fault)
+    assert [str(path) in record.message for record in caplog.records] == [True]
+
+
 def test_file_trouble_is_a_fault_without_its_path(tmp_path) -> None:
     broken = tmp_path / "secret_name.mp4"
     broken.write_bytes(b"nothing")

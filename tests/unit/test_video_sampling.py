@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from videoseek.video.sampling import count_frames, frame_times, linspace_frames, smart_size
 
+NUM_CLIPS = 1000
+
 
 @pytest.fixture(scope="module")
 def peer() -> ModuleType:
@@ -52,9 +54,11 @@ def test_sizes_equal_the_peers(peer) -> None:
     assert compared > 2500
 
 
-def test_frame_indices_equal_the_peers(peer) -> None:
+def test_frame_indices_and_sizes_equal_the_peers(peer) -> None:
+    """Size, duration, rate, limits and window at random; what the peer does before it resizes a clip."""
     rng = np.random.default_rng(1)
-    for _ in range(1000):
+    compared = 0
+    while compared < NUM_CLIPS:
         fps = float(rng.choice([1, 10, 15, 23.976, 24, 25, 29.97, 30, 50, 59.94, 120]))
         total = int(rng.integers(8, 20000))
         limits = {
@@ -72,6 +76,15 @@ def test_frame_indices_equal_the_peers(peer) -> None:
         count = peer.smart_nframes(limits, total_frames=available, video_fps=fps)
         expected = torch.linspace(first, last, count).round().long().tolist()
         assert list(linspace_frames(first, last, fps, **limits)) == expected
+        height, width = (int(side) for side in rng.integers(64, 2200, 2))
+        quota = int(rng.choice([2048, 4096, 6144, 16384])) * 784
+        least = 20 * 784.0
+        most = max(min(768 * 784.0, quota / count * 2), least * 1.05)
+        size = peer.smart_resize(height, width, factor=28, min_pixels=least, max_pixels=most)
+        if min(size) == 0 or size[0] * size[1] > most:
+            continue  # there the peer leaves its own limits
+        assert smart_size(height, width, least, most) == size
+        compared += 1
 
 
 @given(
