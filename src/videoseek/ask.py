@@ -13,17 +13,18 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from videoseek.command import parse, recipe_of_model, run_command
-from videoseek.config import UsageError, load_settings, option
+from videoseek.config import UsageError, config_keys, load_settings, option
 from videoseek.types import CallRecord, Clip, Episode, Sample
 
-USAGE = 'python -m videoseek.ask VIDEO "QUESTION" model=DIR [options=[ANSWER, ...]] [key=value ...]'
+USAGE = 'python -m videoseek.ask VIDEO "QUESTION" model=DIR [options=[ANSWER, ...]] [out=FILE.html] [key=value ...]'
 
 
 @dataclass(frozen=True)
 class AskSettings:
-    """The one key that no training run has."""
+    """The keys that no training run has."""
 
     options: list[str] = option([], "answers to choose from; without any, the model answers in words")
+    out: str | None = option(None, "page to write (.html), with the frames of every clip")
 
 
 def main(arguments: list[str]) -> None:
@@ -32,14 +33,19 @@ def main(arguments: list[str]) -> None:
     if len(arguments) < 2:
         raise UsageError(f"a video and a question are wanted; usage: {USAGE}")
     video, question, *rest = arguments
-    own = [argument for argument in rest if argument.removeprefix("--").startswith("options=")]
+    own = [argument for argument in rest if argument.removeprefix("--").partition("=")[0] in config_keys(AskSettings())]
     settings = load_settings(AskSettings(), own)
+    if settings.out is not None and not settings.out.endswith(".html"):
+        raise UsageError(f"out must end in .html, got {settings.out!r}")
     _, config = parse(recipe_of_model([argument for argument in rest if argument not in own]), USAGE)
     # torch and transformers take seconds to import; what is wrong with the arguments is said before.
-    from videoseek.runtime import choose_accelerator, choose_device, choose_dtype
+    from videoseek.runtime import choose_accelerator, choose_device, choose_dtype, write_text_atomic
 
     choose_accelerator(config.device)
     from videoseek.model.load import model_folder, tokens_per_second
+    from videoseek.report.document import document
+    from videoseek.report.records import Trajectory
+    from videoseek.report.viewer import record_article
     from videoseek.rollout.native import NativeEngine
     from videoseek.stages.run import RunPlace, load_policy, sampling_settings
 
@@ -56,6 +62,9 @@ def main(arguments: list[str]) -> None:
     engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
     [[episode]] = engine.rollout([sample], 1, config.seed, sampling_settings(config, temperature=0.0))
     sys.stdout.writelines(f"{line}\n" for line in trail(episode))
+    if settings.out is not None:
+        article = record_article(Trajectory.from_json(episode.to_json()), "Calls", [])
+        write_text_atomic(Path(settings.out), document(f"Answer: {_answer(episode)}", [article]))
 
 
 def trail(episode: Episode) -> Iterator[str]:

@@ -39,10 +39,13 @@ def test_evaluate_scores_and_leaves_the_run_as_it_was(finished: Path, output_dir
     assert not (finished / "summary.json").exists()
 
     video = json.loads(episodes[0])["video"]
-    said = run([video, "Is a red card shown?", "options=[yes, no]", f"model={finished / 'final'}"], launcher=ASK)
+    page = output_dir / "answer.html"
+    asked = [video, "Is a <red> card shown?", "options=[yes, no]", f"model={finished / 'final'}", f"out={page}"]
+    said = run(asked, launcher=ASK)
     lines = said.splitlines()
     assert lines[1] == "overview  0.0 to 32.0 s: 16 frames of 28 x 28 px, 8 tokens"
     assert lines[2].startswith("turn 1    ") and lines[-1].startswith("answer    ")
+    assert "Is a &lt;red&gt; card shown?" in page.read_text() and "data:image/" in page.read_text()
 
 
 def test_evaluate_check_only(finished: Path, output_dir: Path) -> None:
