@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def write_videos(folder: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         container.start_encoding()
     (videos / "mixed").mkdir()
-    write_frames(videos / "mixed")
+    write_frames(videos / "mixed", [(64, 48), (64, 48), (48, 64)])
 
 
 def write_truncated(path: Path, source: Path) -> None:
@@ -209,6 +209,6 @@ def write_audio(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def write_frames(folder: Path) -> None:
-    for number, size in enumerate([(64, 48), (64, 48), (48, 64)]):
+def write_frames(folder: Path, sizes: Sequence[tuple[int, int]]) -> None:
+    for number, size in enumerate(sizes):
         Image.new("RGB", size).save(folder / f"{number:03d}.png")

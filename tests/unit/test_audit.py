@@ -142,6 +142,30 @@ def test_quotas_and_limits_come_from_the_recipe_and_the_command_line(folder: Pat
     assert "(4 of the overview, 2 of crops, " in done.stdout
 
 
+def test_no_control_character_of_a_record_reaches_the_terminal(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "\x1b[31mred.mp4").hardlink_to(folder / "0.mp4")
+    done = run("check", write_records(tmp_path / "data.jsonl", ["\x1b[31mred.mp4"], clues=[[90, 95]]))
+    assert "\x1b" not in done.stdout and r"\x1b[31mred.mp4 (10.0 seconds)" in done.stdout
+
+
+def test_a_held_out_video_is_known_by_its_content(folder: Path, tmp_path: Path) -> None:
+    """Whatever its name: as one file, and as a folder of frames."""
+    (tmp_path / "other.mp4").write_bytes((folder / "0.mp4").read_bytes())
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        broken_data.write_frames(tmp_path / name, [(64, 48)] * (3 if name == "c" else 4))
+    data = write_records(
+        tmp_path / "data.jsonl", ["other.mp4", "a", "c"], clues=[], turns=[], kind="clue_single_wo_tool"
+    )
+    held_out = write_records(tmp_path / "held_out.jsonl", ["own.mp4", "b"])
+    (tmp_path / "own.mp4").hardlink_to(folder / "0.mp4")
+    report = tmp_path / "report.json"
+    done = run("check", data, f"held_out=[{held_out}]", "metadata_only=true", f"report={report}")
+    assert done.returncode == 1
+    assert codes_by_place(report) == {f"{data}, line 1": {"leakage"}, f"{data}, line 2": {"leakage"}}
+    assert str(tmp_path / "own.mp4") in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 from videoseek.curation.facts import content_digest, content_size
 from videoseek.curation.measure import Length, Measurer, in_parallel
@@ -27,6 +28,9 @@ from videoseek.runtime import Progress
 from videoseek.types import Sample
 from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoInfo
+from videoseek.video.reader import source_stamp
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class Audit:
         with Progress("files", len(self.by_video)) as progress:
             for done, (video, records) in enumerate(self.by_video.items(), 1):
                 try:
-                    content_size(video)
+                    source_stamp(video)
                 except VideoError as error:
                     for record in records:
                         self._add(record, [Problem(error.code, error.message)])
@@ -175,21 +179,21 @@ class Audit:
 
 
 def _same_content(videos: Iterable[str], held_out: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Pairs with the same bytes. Only files of one size are read; those that are not there have no content."""
-    digest = cache(content_digest)
+    """Pairs with the same bytes. Only files of one size are read; those that cannot be read have no content."""
+    digest = cache(partial(_known, content_digest))
     by_size: dict[int, list[str]] = defaultdict(list)
     for video in held_out:
-        if (size := _size(video)) is not None:
+        if (size := _known(content_size, video)) is not None:
             by_size[size].append(video)
     for video in videos:
-        size = _size(video)
-        twin = next((other for other in by_size.get(size or 0, []) if digest(other) == digest(video)), None)
+        alike = by_size.get(_known(content_size, video) or 0, [])
+        twin = next((other for other in alike if digest(video) is not None and digest(other) == digest(video)), None)
         if twin is not None:
             yield video, twin
 
 
-def _size(video: str) -> int | None:
+def _known(function: Callable[[str], Value], video: str) -> Value | None:
     try:
-        return content_size(video)
+        return function(video)
     except VideoError:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from videoseek.data.readers.rows import Problem
@@ -31,19 +32,26 @@ class VideoFacts:
 
 def content_size(video: str) -> int:
     """Bytes of a file, or of all images of a folder. Raises VideoError."""
-    try:
+    with _reachable(video):
         return sum(os.stat(file).st_size for file in _files(video))
-    except (OSError, ValueError) as error:
-        raise VideoError("missing_file", f"{video!r} does not exist or cannot be reached.") from error
 
 
 def content_digest(video: str) -> str:
-    """SHA-256 of a file's bytes, or of those of a folder's images in order. Raises OSError and VideoError."""
+    """SHA-256 of a file's bytes, or of those of a folder's images in order. Raises VideoError."""
     whole = hashlib.sha256()
-    for name in _files(video):
-        with open(name, "rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+    with _reachable(video):
+        for name in _files(video):
+            with open(name, "rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()
+
+
+@contextmanager
+def _reachable(video: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise VideoError("missing_file", f"{video!r} does not exist or cannot be reached.") from error
 
 
 def _files(video: str) -> list[str]:
