@@ -103,7 +103,11 @@ def _caption(given: dict[str, Any], shown: list[Shown]) -> Any:
     start, end = given["stretch"]
     return {
         "captions": [
-            {"start": max(card.start, start), "end": min(card.end, end), "text": f"a {card.colour} card with {card.pattern}"}
+            {
+                "start": max(card.start, start),
+                "end": min(card.end, end),
+                "text": f"a {card.colour} card with {card.pattern}",
+            }
             for card in shown
         ]
     }
@@ -121,13 +125,19 @@ def _question(given: dict[str, Any], shown: list[Shown]) -> Any:
     which = which_lined(first, second)
     made = [
         (f"What is on the {first.colour} card?", first.pattern, [p for p in PATTERNS if p != first.pattern], [first]),
-        (f"Are the {first.colour} and {second.colour} cards lined?", which, [w for w in WHICH if w != which], [first, second]),
+        (
+            f"Are the {first.colour} and {second.colour} cards lined?",
+            which,
+            [w for w in WHICH if w != which],
+            [first, second],
+        ),
         ("Which of these cards is shown?", second.colour, absent, [second]),
         (f"Which card comes last, after the {first.colour} card?", second.colour, absent, [first, second]),
     ]
     return {
         "questions": [
-            {"question": q, "correct": c, "wrong": w, "evidence": [[card.start, card.end] for card in e]} for q, c, w, e in made
+            {"question": q, "correct": c, "wrong": w, "evidence": [[card.start, card.end] for card in e]}
+            for q, c, w, e in made
         ]
     }
 

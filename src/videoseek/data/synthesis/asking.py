@@ -127,4 +127,3 @@ def _unfenced(text: str) -> str:
     """Models without structured output put their JSON between Markdown fences, however they are asked."""
     fenced = _FENCE.fullmatch(text)
     return fenced.group(1) if fenced else text
-

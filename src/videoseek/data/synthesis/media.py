@@ -1,4 +1,4 @@
-"""Clips as an endpoint takes them, JPEG pictures with their times or an MP4, as `data:` URLs; what a clip is known by."""
+"""Clips as an endpoint takes them, JPEG pictures with their times or an MP4, as `data:` URLs; how one is known."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from videoseek.config import UsageError, VideoConfig
+from videoseek.config import UsageError
 from videoseek.data.schema import DataError, write_samples
 from videoseek.data.synthesis.balance import balanced
 from videoseek.data.synthesis.items import UNFINISHED, Item, Usage
@@ -129,7 +129,7 @@ def read_shards(settings: SynthesisSettings) -> tuple[list[Item], SynthesisSetti
             raise UsageError(f"{part} was made with other settings than shard 1: {_differing(first, summary)}")
         items += _read_items(part / ITEMS)
     shaped = (first or {})["settings"]
-    shaped = shaped | {"video": VideoConfig(**shaped["video"])}
+    shaped = shaped | {"video": replace(settings.video, **shaped["video"])}
     return sorted(items, key=lambda item: item.id), replace(settings, **shaped)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from videoseek.data.synthesis.items import Clue, Question
 from videoseek.rewards.accuracy import tolerant_match
+from videoseek.trajectory.grammar import seconds_number
+from videoseek.types import Interval
 
 #: A model's times may be rounded up beyond the end.
 ROUNDING_SECONDS = 1.0
@@ -21,6 +23,11 @@ _META = re.compile(
 _WORD = re.compile(r"[^\W_]{4,}")
 #: A thought that holds this share of a finding's own words, and this many of them, tells the finding.
 _TOLD_SHARE, _TOLD_WORDS = 0.5, 2
+
+
+def written(window: Interval) -> list[int | float]:
+    """A window as a call writes it: whole seconds without a point."""
+    return [seconds_number(seconds) for seconds in window]
 
 
 def window_fault(start: float, end: float, first_seconds: float, last_seconds: float) -> str | None:
@@ -88,7 +95,7 @@ def trajectory_fault(reply: dict[str, Any], question: Question, clues: Sequence[
         return f"there must be {len(clues)} steps, one for each window, got {len(steps)}."
     for number, (step, clue) in enumerate(zip(steps, clues, strict=True), 1):
         if step["window"] != list(clue.window):
-            return f"the window of step {number} must be copied as {list(clue.window)}, got {step['window']}."
+            return f"the window of step {number} must be copied as {written(clue.window)}, got {step['window']}."
     if not tolerant_match(final["answer"], question.answer):
         return f"the final answer must stay {question.answer!r}, got {final['answer']!r}."
     thinks = [step["think"] for step in steps] + [final["think"]]

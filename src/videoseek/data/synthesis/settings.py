@@ -17,7 +17,7 @@ QUADRANTS = ("clue_single_w_tool", "clue_multi_w_tool", "clue_single_wo_tool", "
 #: Keys that say how the work is done, not what comes out of it; the keys of the endpoint's address among them.
 _HOW = frozenset(
     ("out", "endpoint", "api_key_env", "concurrency", "attempts", "deadline_seconds", "max_wait_seconds", "cache_dir")
-    + ("decode_seconds", "shard", "merge", "dry_run", "driver", "review", "video_root")
+    + ("shard", "merge", "dry_run", "driver", "review", "video_root")
 )
 
 
@@ -44,9 +44,6 @@ class SynthesisSettings:
     concurrency: int = option(16, "most requests under way at once", at_least=1)
     attempts: int = option(6, "tries of a request that meets a time-out, 429 or 5xx", at_least=1)
     deadline_seconds: float = option(180.0, "most seconds one try may take", above=0)
-    decode_seconds: float = option(
-        60.0, "most seconds that opening a video or decoding a clip may take (0: no limit)", at_least=0
-    )
     max_wait_seconds: float = option(120.0, "longest wait before another try, Retry-After included", above=0)
     cache_dir: str | None = option(None, "folder of cached replies, which shards may share (null: OUT/cache)")
     video_root: str | None = option(None, "folder that a JSONL file's videos may not leave (null: the file's own)")
@@ -107,7 +104,8 @@ class SynthesisSettings:
 
     def content(self) -> dict[str, Any]:
         """The keys that decide what comes out, for the summary: shards that differ in them do not belong together."""
-        return {name: value for name, value in asdict(self).items() if name not in _HOW}
+        decisive = {name: value for name, value in asdict(self).items() if name not in _HOW}
+        return decisive | {"video": asdict(self.limits)}
 
 
 def shard_name(index: int, count: int) -> str:

@@ -23,6 +23,7 @@ from videoseek.data.synthesis.rules import (
     question_fault,
     trajectory_fault,
     verdict_fault,
+    written,
 )
 from videoseek.data.synthesis.settings import SynthesisSettings
 from videoseek.rewards.accuracy import tolerant_match
@@ -178,7 +179,7 @@ async def _answer_from(clips: list[Clip], item: Item, asker: Asker, *, overview:
 async def trajectory(item: Item, asker: Asker) -> list[Item]:
     """Thoughts around the calls, in the project's grammar. From words alone: the pictures were read by `verify`."""
     looks = item.clues if item.needs_tool else ()
-    windows = [{"window": list(c.window), "cue": c.cue, "finding": c.finding} for c in looks]
+    windows = [{"window": written(c.window), "cue": c.cue, "finding": c.finding} for c in looks]
     given = _question_lines(item) | {"windows": windows, "seen": item.seen}
     reply = await asker.ask(
         "trajectory",
