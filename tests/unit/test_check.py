@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_world import tiny_world
+from tiny_world import FORMAT, MALFORMED, answer, look, tiny_world
 
-from videoseek.data.check import check_samples
+from videoseek.data.check import Rules, check_samples, question_problems, turn_problems
 from videoseek.data.schema import DataError
 from videoseek.types import Sample
 from videoseek.video.decode import probe
@@ -54,3 +54,31 @@ def test_turns_are_wanted_for_sft_only(sample: Sample) -> None:
     check_samples([bare], need_turns=False)
     with pytest.raises(DataError, match="has no turns; SFT needs"):
         check_samples([bare], need_turns=True)
+
+
+RULES = Rules(FORMAT, max_turns=4, min_window_seconds=1.0)
+MENDED = (look(4, 8).replace("[4, 8]", "[8, 4]"), look(4, 8), answer("A"))
+
+
+def test_the_protocol_is_held_against_turns_that_are_used(sample: Sample) -> None:
+    good = replace(sample, answer="A", turns=MENDED)
+    check_samples([good], need_turns=True, rules=RULES)  # a reversed call that is mended is a demonstration
+    assert [problem.code for problem in turn_problems(good, RULES)] == ["call_reversed"]
+    for turns, words in (
+        ((answer("A"), answer("A")), "turn 1 of 2 answers"),
+        ((look(4, 8),), "calls the tool and does not answer"),
+        ((MALFORMED, answer("A")), "turn 1: The call must hold one JSON object"),
+        ((look(4, 8),) * 4 + (answer("A"),), "5 turns; an episode of this kind ends after 4"),
+    ):
+        bad = replace(good, turns=turns)
+        with pytest.raises(DataError, match=words):
+            check_samples([good, bad], need_turns=True, rules=RULES)
+        check_samples([bad], need_turns=False, rules=RULES)
+
+
+def test_warnings_do_not_stop_a_run(sample: Sample) -> None:
+    odd = replace(sample, options=("rows", "Rows"), answer="rows", turns=())
+    assert {problem.code for problem in question_problems(odd)} == {"repeated_option", "answer_not_letter"}
+    check_samples([odd], need_turns=False)
+    with pytest.raises(DataError, match="none of the options A to B"):
+        check_samples([replace(odd, answer="C")], need_turns=False)
