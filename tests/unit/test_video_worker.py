@@ -223,6 +223,22 @@ def test_forked_process_reads_by_itself(video, started) -> None:
     assert started in children()
 
 
+def test_process_forked_while_a_read_is_under_way_reads_too(tmp_path, video, started) -> None:
+    other = str(write_video(tmp_path / "v.mp4", steady(8, 4)))
+    os.kill(started, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(probe, other)
+        time.sleep(0.2)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            os._exit(0 if numbers(video, 1.0, 2.0) == [4, 8] else 1)
+        status = os.waitpid(child, 0)[1]
+        os.kill(started, signal.SIGCONT)
+        assert reading.result().num_frames == 8
+    assert status == 0
+
+
 def test_worker_of_a_killed_run_ends_even_if_it_hangs(tmp_path) -> None:
     code = """
 import sys, threading
