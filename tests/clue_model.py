@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 from openai_server import shape_of
 from PIL import Image
@@ -56,8 +57,10 @@ def look(content: list[dict[str, Any]]) -> list[Shown]:
     seconds = 0.0
     for part in content:
         if part["type"] == "text":
-            found = re.fullmatch(r"(\d+\.\d) s:", part["text"])
-            seconds = float(found.group(1)) if found else seconds
+            found = re.search(r"^(\d+\.\d) s:$|first frame is at (\d+\.\d)", part["text"])
+            seconds = float(found.group(1) or found.group(2)) if found else seconds
+        elif part["type"] == "video_url":
+            pictures += watch(part["video_url"]["url"], seconds)
         else:
             data = base64.b64decode(part["image_url"]["url"].partition("base64,")[2])
             pictures.append((seconds, np.asarray(Image.open(io.BytesIO(data)), dtype=np.float32)))
@@ -71,6 +74,15 @@ def look(content: list[dict[str, Any]]) -> list[Shown]:
         else:
             shown.append(Shown(sight.colour, sight.seconds, sight.seconds + step, sight.pattern))
     return shown
+
+
+def watch(url: str, first_seconds: float) -> list[tuple[float, np.ndarray]]:
+    """The frames of an MP4 with their times in the whole video."""
+    with av.open(io.BytesIO(base64.b64decode(url.partition("base64,")[2]))) as film:
+        return [
+            (first_seconds + float(frame.pts * frame.time_base), frame.to_ndarray(format="rgb24").astype(np.float32))
+            for frame in film.decode(video=0)
+        ]
 
 
 def see(seconds: float, picture: np.ndarray) -> Sight | None:

@@ -110,6 +110,16 @@ def test_every_question_of_every_quadrant_comes_through(videos: Path, tmp_path: 
     assert len(server.calls) == 3 * VIDEOS + 5 * ITEMS
 
 
+def test_clips_as_films_lead_to_the_same_windows(videos: Path, tmp_path: Path) -> None:
+    """A film has half the resolution in colour, so hues may be taken for others; times stay."""
+    with serving(clue_model.reply) as server:
+        for media in ("frames", "video"):
+            synthesize(videos, tmp_path / media, server, f"media={media}", "limit=1")
+    pictures, films = (lines(tmp_path / media / "samples.jsonl") for media in ("frames", "video"))
+    assert len(films) == QUESTIONS
+    assert [sample["clues"] for sample in films] == [sample["clues"] for sample in pictures]
+
+
 def test_what_does_not_hold_is_rejected_with_its_reason(videos: Path, tmp_path: Path) -> None:
     """Each quadrant's question fails at another stage."""
 
@@ -262,9 +272,13 @@ def test_kill_at_random_points_and_go_on(videos: Path, tmp_path: Path) -> None:
 
 
 def test_shards_join_to_the_same_bytes(videos: Path, tmp_path: Path) -> None:
+    def change(shape: str, given: dict[str, Any], reply: dict[str, Any]) -> None:
+        if shape == "localise" and given["question"].startswith("What is on"):
+            reply["clues"] = []
+
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    with serving(clue_model.reply) as server:
-        shares = "shares=[1,1,1,0]"
+    with serving(changed(change)) as server:
+        shares = "shares=[0,1,1,0]"
         synthesize(videos, whole, server, shares)
         num_calls = len(server.calls)
         for index in (1, 2):

@@ -39,6 +39,12 @@ def test_quota_of_the_papers_worked_example(seconds: float, wanted: str) -> None
     assert sampling_strategy(seconds, "medium", LIMITS) == wanted
 
 
+@pytest.mark.parametrize(("detail", "coarse", "medium"), [("large", 32, 64), ("medium", 16, 32), ("small", 8, 16)])
+def test_quotas_of_the_documented_table(detail: str, coarse: int, medium: int) -> None:
+    chosen = [sampling_strategy(seconds, detail, LIMITS) for seconds in range(2, 100)]
+    assert chosen == ["coarse"] * (coarse - 1) + ["medium"] * (medium - coarse) + ["fine"] * (99 - medium)
+
+
 def test_quota_grows_with_length_and_with_detail() -> None:
     rank = STRATEGIES.index
     for detail in DETAILS:

@@ -54,6 +54,7 @@ class Shared:
             reply = self._cache.get(digest)
             if reply is not None:
                 self.num_cached += 1
+                self._endpoint.has_answered = True
                 return reply
             async with self._endpoint.slots:
                 body = await asyncio.to_thread(request.body, self.settings)

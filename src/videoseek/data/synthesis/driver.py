@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Sequence
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -16,6 +17,7 @@ from videoseek.data.synthesis.running import run_stage
 from videoseek.data.synthesis.settings import SynthesisSettings
 from videoseek.data.synthesis.stages import STAGES
 from videoseek.runtime import Progress
+from videoseek.video.worker import use_worker
 
 #: A Ray task waits for replies most of its time.
 _CPUS_PER_TASK = 0.5
@@ -56,7 +58,8 @@ def _drive_on_ray(items: Sequence[Item], settings: SynthesisSettings) -> list[It
         raise UsageError("driver=ray needs Ray Data: pip install 'videoseek[data,ray]'") from error
     read_key(settings.api_key_env)  # said here in one sentence rather than by every task
     num_batches = max(ceil(len(items) / settings.concurrency), 1)
-    dataset = ray.data.from_items([{"item": item.to_json()} for item in items], override_num_blocks=num_batches)
+    rows = [{"item": item.to_json(), "failure": ""} for item in items]
+    dataset = ray.data.from_items(rows, override_num_blocks=num_batches)
     for name in STAGES:
         dataset = dataset.map_batches(
             _run_batch,
@@ -64,25 +67,38 @@ def _drive_on_ray(items: Sequence[Item], settings: SynthesisSettings) -> list[It
             batch_size=settings.concurrency,
             num_cpus=_CPUS_PER_TASK,
         )
-    try:
-        return [Item.from_json(row["item"]) for row in dataset.iter_rows()]
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, EndpointError | UsageError):
-            raise error.cause from None
-        raise
+    finished = []
+    for row in dataset.iter_rows():
+        if row["failure"]:
+            raise EndpointError(row["failure"])
+        finished.append(Item.from_json(row["item"]))
+    return finished
 
 
 def _run_batch(batch: dict[str, Any], name: str, settings: SynthesisSettings) -> dict[str, list[str]]:
-    """One stage over a batch of items as JSON; Ray shows its own progress."""
-    items = [Item.from_json(text) for text in batch["item"]]
-    return {"item": [item.to_json() for item in asyncio.run(_run_one_stage(name, items, settings))]}
+    """One stage over a batch of items as JSON. What ends the run is handed on as text: Ray would wrap an exception."""
+    texts = list(batch["item"])
+    if any(batch["failure"]):
+        return {"item": texts, "failure": list(batch["failure"])}
+    _read_under_deadline(settings.video.decode_deadline_seconds)
+    try:
+        made = asyncio.run(_run_one_stage(name, [Item.from_json(text) for text in texts], settings))
+    except EndpointError as error:
+        return {"item": texts, "failure": [str(error)] * len(texts)}
+    return {"item": [item.to_json() for item in made], "failure": [""] * len(made)}
+
+
+@cache
+def _read_under_deadline(seconds: float | None) -> None:
+    """Once for each process that runs tasks."""
+    use_worker(seconds)
 
 
 async def _run_one_stage(name: str, items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
-    ended = [item for item in items if item.ending is not None]
     going = [item for item in items if item.ending is None]
     async with Endpoint(settings) as endpoint:
-        return ended + await run_stage(name, going, Shared(settings, endpoint), lambda done, numbers: None)
+        made = await run_stage(name, going, Shared(settings, endpoint), lambda done, numbers: None)
+    return made + [item for item in items if item.ending is not None]
 
 
 _DRIVERS = {"local": _drive_here, "ray": _drive_on_ray}

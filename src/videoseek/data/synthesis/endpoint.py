@@ -19,7 +19,7 @@ from videoseek.data.synthesis.settings import SynthesisSettings
 _PASSING = frozenset((408, 409, 425, 429))
 #: Refusals of one request, as too long or with a part that is not taken; other requests may pass.
 _REFUSALS = frozenset((400, 413, 422))
-#: This many calls in a row that fail, whatever their reason, are the endpoint's failure, not theirs.
+#: This many calls without an answer in a row, or refused before any was answered, are not the requests' own fault.
 PATIENCE = 8
 _FIRST_WAIT_SECONDS = 1.0
 _MAX_QUOTED = 300
@@ -46,7 +46,9 @@ class Endpoint:
     def __init__(self, settings: SynthesisSettings) -> None:
         self._settings = settings
         self._key = read_key(settings.api_key_env)
-        self._failed_in_a_row = 0
+        self._failed_in_a_row = self._num_refused = 0
+        #: Whether requests like these are known to be taken: one was answered, in this run or, from the cache, before.
+        self.has_answered = False
         self.slots = asyncio.Semaphore(settings.concurrency)
 
     async def __aenter__(self) -> Endpoint:
@@ -76,7 +78,7 @@ class Endpoint:
             except _Passing as failure:
                 problem, asked_seconds = failure.problem, failure.retry_after_seconds
             else:
-                self._failed_in_a_row = 0
+                self._failed_in_a_row, self.has_answered = 0, True
                 return reply
             if asked_seconds is not None and asked_seconds > self._settings.max_wait_seconds:
                 allowed = f"max_wait_seconds is {self._settings.max_wait_seconds:g}"
@@ -85,7 +87,9 @@ class Endpoint:
             if attempt + 1 < self._settings.attempts:
                 longest = self._settings.max_wait_seconds
                 await asyncio.sleep(wait_seconds(attempt, asked_seconds, longest, chance))
-        self._count_failure(problem)
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= PATIENCE:
+            raise EndpointError(f"{PATIENCE} calls in a row went unanswered; the last: {problem}")
         raise CallFailed(f"no answer after {attempt + 1} tries: {problem}")
 
     async def _try(self, body: dict[str, Any]) -> Reply:
@@ -117,15 +121,11 @@ class Endpoint:
         if status in _PASSING or status >= 500:
             return _Passing(problem, retry_after_seconds(error.response.headers, datetime.now(UTC)))
         if status in _REFUSALS:
-            self._count_failure(problem)
+            self._num_refused += 1
+            if self._num_refused >= PATIENCE and not self.has_answered:
+                return EndpointError(f"the first {PATIENCE} calls were refused; the last: {problem}")
             return CallRefused(problem)
         return EndpointError(f"{problem} (endpoint {self._settings.endpoint}, model {self._settings.model})")
-
-    def _count_failure(self, problem: str) -> None:
-        """Raises EndpointError when calls fail one after another."""
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= PATIENCE:
-            raise EndpointError(f"{PATIENCE} calls in a row failed; the last: {problem}")
 
     def _cleaned(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
