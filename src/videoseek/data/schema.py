@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,14 +144,23 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
 
     Videos become relative to its folder where they lie inside it, and absolute elsewhere.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent.resolve()
-    partial_file = path.with_name(path.name + ".partial")
-    with partial_file.open("w", encoding="utf-8") as out:
+    with whole_file(path) as partial_file, partial_file.open("w", encoding="utf-8") as out:
         for sample in samples:
             record = sample_to_record(sample) | {"video": relative_video(sample.video, folder)}
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
-    partial_file.replace(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` at the end and goes when the writing fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        yield partial_file
+        partial_file.replace(path)
+    finally:
+        partial_file.unlink(missing_ok=True)
 
 
 def relative_video(video: str, folder: Path) -> str:

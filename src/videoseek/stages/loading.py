@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from videoseek.config import TrainConfig
 from videoseek.data.check import check_samples, gate_errors
-from videoseek.data.readers.rows import Problem, VideoPaths
+from videoseek.data.readers.rows import Problem, VideoPaths, problem_lines
 from videoseek.data.sources import Loading, Mixture, load_samples
 from videoseek.engine import barrier, gather, my_share
 from videoseek.runtime import Progress, rank, write_text_atomic
@@ -79,7 +78,8 @@ def load_split(config: TrainConfig, name: str) -> Mixture:
         else:
             check_samples(once, need_turns=name == "sft", on_progress=progress.track)
     if rank() == 0 and (bad := list(samples.bad())):
-        print(bad_table(name, bad), file=sys.stderr, flush=True)
+        head = f"  data.{name}: {len(bad)} records passed over (data.bad_samples=skip); skipped.jsonl names each"
+        print("\n".join([head, *problem_lines(bad)]), file=sys.stderr, flush=True)
     return samples
 
 
@@ -93,13 +93,3 @@ def _drop_bad(samples: Mixture, once: Mixture, progress: Progress, *, need_turns
         progress.track(done, len(share))
     if problems := dict(gather(found)):
         samples.drop(lambda sample: problems.get(sample.id))
-
-
-def bad_table(name: str, bad: Sequence[tuple[str, Problem]]) -> str:
-    """How many records were passed over for which reason, each reason with its first case."""
-    firsts: dict[str, str] = {}
-    for where, problem in bad:
-        firsts.setdefault(problem.code, f"{where}: {problem.message}")
-    counts = Counter(problem.code for _, problem in bad)
-    lines = [f"  data.{name}: {len(bad)} records passed over (data.bad_samples=skip); skipped.jsonl names each"]
-    return "\n".join([*lines, *(f"  {count:>9}  {code:<18} {firsts[code]}" for code, count in counts.most_common())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,3 +82,12 @@ class Format:
 
     summary: str
     prepare: Callable[[Place], Convert]
+
+
+def problem_lines(bad: Sequence[tuple[str, Problem]]) -> list[str]:
+    """How many records have which problem, the commonest first, each with its first case."""
+    firsts: dict[str, str] = {}
+    for where, problem in bad:
+        firsts.setdefault(problem.code, f"{where}: {problem.message}")
+    counts = Counter(problem.code for _, problem in bad)
+    return [f"  {count:>9}  {code:<18} {firsts[code]}" for code, count in counts.most_common()]
