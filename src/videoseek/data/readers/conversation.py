@@ -52,7 +52,6 @@ class Facts:
     answer: str | None = None
     kind: str | None = None
     clues: tuple[Interval, ...] = ()
-    options: tuple[str, ...] = ()
 
 
 def sample_from_conversation(
@@ -65,6 +64,9 @@ def sample_from_conversation(
     parsed = parse_turns(turns)
     check_windows(parsed, [text for _, text in rounds], media)
     asked, options = split_options(without_media(question))
+    if facts.question is not None:
+        asked, own_options = split_options(facts.question)
+        options = own_options or options
     answer, kind = facts.answer, facts.kind
     if answer is None:
         answer, kind = recorded_answer(turns, parsed, kind)
@@ -75,8 +77,8 @@ def sample_from_conversation(
     return checked_sample(
         id=facts.id,
         video=place.locate(media[0].video),
-        question=asked if facts.question is None else facts.question,
-        options=facts.options or options,
+        question=asked,
+        options=options,
         answer=answer,
         kind=kind or kind_from_evidence(answer, clues, parsed),
         clues=clues,
