@@ -78,11 +78,13 @@ def read_rows(path: Path, fmt: str | None, paths: VideoPaths) -> Iterator[Row]:
 
 
 def open_records(path: Path) -> RecordFile:
-    """By extension (`.parquet`), else by the first character. Raises DataError when there is no such file."""
+    """By extension (`.parquet`, `.jsonl`), else by the first character. Raises DataError when there is no such file."""
     if not path.is_file():
         raise DataError(f"data file {str(path)!r} does not exist")
     if path.suffix == ".parquet":
         return ParquetRows(path)
+    if path.suffix == ".jsonl":
+        return JsonLines(path)
     with path.open("rb") as file:
         start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     return JsonList(path) if start == b"[" else JsonLines(path)
