@@ -251,7 +251,7 @@ numbers(path, 0.0, 0.25)
     arguments = [sys.executable, "-c", code, str(tmp_path / "f"), str(Path(__file__).parent)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as run:
         pid = int(run.stdout.readline())
-        time.sleep(0.3)
+        time.sleep(0.3)  # the read is under way
         run.kill()
     until = time.monotonic() + 20
     while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":

@@ -22,8 +22,6 @@ from videoseek.video.errors import VideoError
 from videoseek.video.reader import decode_frames, read_index
 
 READY = "ready"
-#: A worker whose parent was killed meanwhile ends itself this long after the deadline.
-ORPHAN_SECONDS = 2.0
 _LENGTH_BYTES = 8
 
 
@@ -79,13 +77,15 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         try:
             send(parent, {"state": READY})
             while True:
                 request, _ = receive(parent)
                 os.chdir(request["working_folder"])
-                signal.setitimer(signal.ITIMER_REAL, request["deadline_seconds"] + ORPHAN_SECONDS)
+                # The kernel's own alarm ends a decoder that never returns, also when nobody is left to kill it.
+                signal.setitimer(signal.ITIMER_REAL, request["deadline_seconds"])
                 reply = answer(request)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 send(parent, *reply)

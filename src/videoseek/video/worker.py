@@ -2,7 +2,7 @@
 
 FFmpeg cannot be interrupted: a decoder that hangs or crashes over a damaged file takes its process along. A worker is
 therefore a fresh interpreter that inherits nothing but a socket, so threads, CUDA and open files of this process do no
-harm. It serves one request at a time; one that misses the deadline is killed, and the next request starts another.
+harm. It serves one request at a time and dies of its own alarm at the deadline; the next request starts another.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: A fresh interpreter takes 0.3 s to import FFmpeg and numpy; from a cold network disk much longer.
 START_SECONDS = 120.0
+#: A worker that is still silent this long after its deadline cannot even die by itself, and is killed from here.
+GRACE_SECONDS = 2.0
 #: A killed process that is still there after this hangs in the kernel, as on a dead network disk, and is left to it.
 KILL_SECONDS = 2.0
 
@@ -140,15 +142,19 @@ class _Worker:
 
     def ask(self, request: dict[str, Any], deadline_seconds: float) -> tuple[dict[str, Any], list[np.ndarray]]:
         """The reply. Raises VideoError when none comes; then the worker is of no more use."""
-        self._socket.settimeout(deadline_seconds)
+        path = request["path"]
+        self._socket.settimeout(deadline_seconds + GRACE_SECONDS)
         try:
             send(self._socket, request)
             return receive(self._socket)
         except TimeoutError as error:
-            sentence = f"{request['path']} was not read within {deadline_seconds:g} s."
-            raise VideoError("timeout", sentence) from error
+            cause: Exception = error
         except (EOFError, ConnectionError) as error:
-            raise VideoError("crashed", f"the decoder died over {request['path']} ({self._ending()}).") from error
+            ending = self._ending()
+            if ending != signal.SIGALRM.name:
+                raise VideoError("crashed", f"the decoder died over {path} ({ending}).") from error
+            cause = error
+        raise VideoError("timeout", f"{path} was not read within {deadline_seconds:g} s.") from cause
 
     def kill(self) -> None:
         self._socket.close()
