@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from videoseek.data.schema import (
     SCHEMA_VERSION,
     DataError,
+    RecordError,
     confined,
     read_samples,
     sample_from_record,
@@ -173,3 +176,75 @@ def test_video_root_replaces_the_files_own_folder(tmp_path: Path) -> None:
 def test_record_must_be_an_object() -> None:
     with pytest.raises(ValueError, match="must be a JSON object, got list"):
         sample_from_record([], str)
+
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "data/schema/sample.schema.json").read_text())
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.floats(allow_nan=False, allow_infinity=False),
+    TEXT,
+    st.sampled_from(KINDS),
+    st.lists(TEXT | st.integers(0, 3), max_size=2),
+    st.lists(st.lists(st.integers(-1, 9) | st.floats(0, 9) | st.booleans(), max_size=3), max_size=2),
+    st.lists(st.integers(-1, 9) | TEXT, min_size=2, max_size=2),
+)
+
+
+def in_order(record: object) -> bool:
+    """Whether every interval starts before it ends: the one rule within a record that JSON Schema cannot say."""
+    fields = record if isinstance(record, dict) else {}
+    pairs = [*(fields.get("clues") or []), fields.get("window") or [0, 1]]
+    return all(start < end for start, end in pairs)
+
+
+@settings(deadline=None, max_examples=2000 if os.environ.get("VIDEOSEEK_FULL") == "1" else 150)
+@given(
+    kept=st.sets(st.sampled_from(sorted(GOOD)), min_size=4),
+    changes=st.dictionaries(st.sampled_from([*SCHEMA["properties"], "more"]), VALUES, max_size=2),
+)
+def test_the_json_schema_and_the_reader_agree(kept: set[str], changes: dict[str, object]) -> None:
+    record = {name: value for name, value in GOOD.items() if name in kept} | changes
+    valid = Draft202012Validator(SCHEMA).is_valid(record)
+    try:
+        sample_from_record(record, str)
+        read = True
+    except RecordError:
+        read = False
+    assert read == (valid and in_order(record))
+
+
+def test_the_json_schema_knows_fields_kinds_and_version() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["properties"]["kind"]["enum"] == list(KINDS)
+    assert SCHEMA["properties"]["version"]["const"] == SCHEMA_VERSION
+    filled = Sample(**GOOD, options=("x",), clues=((1.0, 2.0),), turns=("t",), window=(0.0, 1.0))
+    assert set(sample_to_record(filled)) == set(SCHEMA["properties"])
+    Draft202012Validator(SCHEMA).validate(sample_to_record(filled))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"answer": "  "}, "no_answer"),
+        ({"answer": 2}, "wrong_type"),
+        ({"kind": "riddle"}, "bad_kind"),
+        ({"clue": []}, "unknown_field"),
+        ({"version": True}, "wrong_type"),
+        ({"clues": [[4, 4]]}, "bad_interval"),
+        ({"clues": [[0, 10**400]]}, "bad_interval"),
+        ({"window": [3, 1]}, "bad_interval"),
+        ({"options": [1]}, "wrong_type"),
+        ({"video": "../v.mp4"}, "outside_root"),
+        ({"video": "a\0b"}, "wrong_type"),
+        ({"video": "x" * 5000 + "#fps=4"}, "wrong_type"),
+        ({"video": "loop"}, "wrong_type"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_every_fault_has_its_code(change: dict[str, object], code: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(RecordError) as caught:
+        sample_from_record(GOOD | change, lambda video: str(confined(video, tmp_path)))
+    assert caught.value.code == code
