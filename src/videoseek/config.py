@@ -348,6 +348,8 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(
             f"grpo.updates_per_batch {grpo.updates_per_batch} exceeds grpo.prompts_per_step {grpo.prompts_per_step}"
         )
+    if config.deepspeed.offload and config.deepspeed.stage == 0:
+        raise UsageError("deepspeed.offload=true needs a deepspeed.stage of 1 or more; stage 0 has nothing to offload")
     if config.resume not in ("no", "auto") and not Path(config.resume).is_dir():
         raise UsageError(f"resume must be no, auto or an existing checkpoint folder, got {config.resume!r}")
 

@@ -53,12 +53,18 @@ def sft_loss(logprobs: torch.Tensor, num_targets: int) -> torch.Tensor:
 
 
 def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, kind: str) -> torch.Tensor:
-    """Per-token estimate [N] of KL(policy || reference): k1 unbiased, k2 low variance, k3 both and never negative."""
+    """Per-token estimate [N] of KL(policy || reference), of tokens drawn from the policy, to be added to a loss.
+
+    As values, k1 and k3 are unbiased and k3 is never negative. As gradients, only k2's is that of the divergence; k1's
+    own would be 0 on average (the score function's mean), so k1 is given here with k2's. k3's gradient is that of the
+    opposite divergence, KL(reference || policy).
+    """
     log_ratio = reference_logprobs - logprobs
+    k2 = 0.5 * log_ratio**2
     if kind == "k1":
-        return -log_ratio
+        return k2 - k2.detach() - log_ratio.detach()
     if kind == "k2":
-        return 0.5 * log_ratio**2
+        return k2
     return log_ratio.exp() - 1 - log_ratio
 
 

@@ -122,8 +122,6 @@ class CallFormat(ABC):
     name: ClassVar[str]
     call_tag: ClassVar[str]
     several_calls: ClassVar[bool]
-    #: Sampling of a turn stops after any of these.
-    stop_strings: ClassVar[tuple[str, ...]]
 
     def __init__(self, style: str = "full") -> None:
         if style not in STYLES:
@@ -256,7 +254,6 @@ class GroundingFormat(CallFormat):
     name = "grounding"
     call_tag = "grounding"
     several_calls = False
-    stop_strings = ("</grounding>", "</answer>")
 
     def _write_call(self, call: Call) -> str:
         return json.dumps(_call_arguments(call))
@@ -271,7 +268,6 @@ class HermesFormat(CallFormat):
     name = "hermes"
     call_tag = "tool_call"
     several_calls = True
-    stop_strings = ("</answer>",)  # a turn of calls ends with the end-of-turn token
 
     def _write_call(self, call: Call) -> str:
         return json.dumps({"name": "crop_video", "arguments": _call_arguments(call)})

@@ -71,8 +71,9 @@ def token_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """key_class and visible, int32 [T], of one document under a rule of `RULES`.
 
-    Rules act from the first crop token on, so a document without crops sees everything, and a row never depends on
-    what comes after the token that it predicts. The last row predicts nothing and sees everything.
+    Rules act from the first crop token on, so a document without crops sees everything. The last row predicts nothing
+    and sees everything. Under `turns` and `isolated` a row's mask depends on how its turn will end, in a call or in an
+    answer, which a policy that samples the turn cannot know; under `spans` only on the token that the row predicts.
     """
     if rule not in RULES:
         raise ValueError(f"tdam.rule {rule!r} is not one of {', '.join(RULES)}")
