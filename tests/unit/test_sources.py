@@ -119,7 +119,7 @@ def test_bad_records_stop_or_are_passed_over_by_name(tmp_path: Path) -> None:
     samples.drop(lambda sample: Problem("missing_file", "gone") if sample.id == "a" else None)
     assert [sample.id for sample in samples] == ["c"]
     assert list(samples.bad())[-1] == (f"{path}, line 1", Problem("missing_file", "gone"))
-    with pytest.raises(DataError, match="no samples that can be used"):
+    with pytest.raises(DataError, match="line 2: no valid JSON.*; none of the file's 5 records can be used"):
         samples.drop(lambda sample: Problem("missing_file", "gone"))
 
 

@@ -102,10 +102,12 @@ def confined(video: str, video_root: Path) -> Path:
     return path
 
 
-def parse_json(text: bytes) -> Any:
+def parse_json(text: bytes | str) -> Any:
     """Raises RecordError."""
     try:
         return json.loads(text)
+    except json.JSONDecodeError as error:  # its own line and column would count within the record
+        raise RecordError("bad_json", f"no valid JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:
         raise RecordError("bad_json", f"no valid JSON: {error}") from error
 

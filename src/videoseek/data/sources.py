@@ -99,8 +99,7 @@ class SampleFile(Sequence[Sample]):
                 on_progress(place, size)
         if on_progress is not None:
             on_progress(size, size)
-        if not self._places:
-            raise DataError(f"data file {str(self._reader.path)!r} holds no samples")
+        self._require_samples()
 
     def drop(self, problem_of: Callable[[Sample], Problem | None]) -> None:
         """Moves the samples for which there is a problem to `bad`. Raises DataError when none is left."""
@@ -113,8 +112,14 @@ class SampleFile(Sequence[Sample]):
             else:
                 self.bad.append((self._reader.where(number), problem))
         self._places, self._numbers = places, numbers
-        if not places:
-            raise DataError(f"data file {str(self._reader.path)!r} holds no samples that can be used")
+        self._require_samples()
+
+    def _require_samples(self) -> None:
+        if not self._places and self.bad:
+            where, problem = self.bad[0]
+            raise DataError(f"{where}: {problem.message}; none of the file's {len(self.bad)} records can be used")
+        if not self._places:
+            raise DataError(f"data file {str(self._reader.path)!r} holds no samples")
 
     def _turn_problem(self, sample: Sample | None) -> Problem | None:
         try:

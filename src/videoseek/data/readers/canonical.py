@@ -31,7 +31,7 @@ def sample_from_extra(extra: Any, messages: Sequence[Message], media: Sequence[M
     `extra` is a record without video and turns, or its JSON text. Raises RecordError.
     """
     if isinstance(extra, str):
-        extra = parse_json(extra.encode("utf-8", "surrogatepass"))
+        extra = parse_json(extra)
     if not isinstance(extra, dict):
         raise RecordError("not_object", f"field 'videoseek' must be a JSON object, got {type(extra).__name__}")
     question, rounds = split_rounds(messages)

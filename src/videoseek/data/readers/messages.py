@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,7 +119,7 @@ def recorded_messages(record: Mapping[str, Any], column: str) -> list[Any]:
         halves = zip(("prompt", "completion"), ("user", "assistant"), strict=True)
         return [message for name, role in halves for message in _half(record.get(name), name, role)]
     if isinstance(value, str):
-        value = parse_json(value.encode("utf-8", "surrogatepass"))
+        value = parse_json(value)
     if not isinstance(value, list):
         code = "wrong_type" if column in record else "missing_field"
         raise RecordError(code, f"field {column!r} must be a list of messages, got {value!r}")
@@ -197,9 +196,9 @@ def _read_content(content: Any, number: int, inline: list[Medium]) -> str:
 def _read_call(text: str, number: int) -> str:
     """The text of a message that is nothing but calls: one as an object, or several as a list."""
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise RecordError("bad_turn", f"the call in message {number} is no JSON: {error}") from error
+        value = parse_json(text)
+    except RecordError as error:
+        raise RecordError("bad_turn", f"the call in message {number} is broken: {error}") from error
     calls = value if isinstance(value, list) else [value]
     if not all(isinstance(call, dict) for call in calls):
         raise RecordError("bad_turn", f"the call in message {number} must be an object, got {text}")

@@ -59,7 +59,7 @@ def prepare(place: Place) -> Convert:
 
 def _object(name: str, value: Any) -> Mapping[str, Any]:
     if isinstance(value, str):
-        value = parse_json(value.encode("utf-8", "surrogatepass"))
+        value = parse_json(value)
     if value is None:
         return {}
     if not isinstance(value, dict):
