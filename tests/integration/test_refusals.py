@@ -81,7 +81,7 @@ def without_turns(record: Record) -> None:
         (lambda record: record.update(kind="riddle"), "line 4: kind 'riddle' .* is not one of clue_single_w_tool"),
         (lambda record: record.update(id="train-00000-0"), "line 4: id 'train-00000-0' is used twice"),
         (lambda record: record.update(anwser="A"), "line 4: unknown field 'anwser'"),
-        (without_turns, "sample 'train-00000-3' has no turns"),
+        (without_turns, "sample 'train-00000-3': the record has no turns"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )
@@ -103,9 +103,9 @@ def test_data(
     [
         (None, "mine.jsonl' does not exist"),
         ("", "mine.jsonl' holds no samples"),
-        ('\n{"id": "a",\n', "mine.jsonl, line 2: Expecting property name"),
+        ('\n{"id": "a",\n', "mine.jsonl, line 2: no valid JSON: Expecting property name"),
         ("[1]\n", "mine.jsonl, line 1: a record must be a JSON object, got list"),
-        (b"\x00\xff\n", "mine.jsonl, line 1: 'utf-8' codec can't decode byte 0xff"),
+        (b"\x00\xff\n", "mine.jsonl, line 1: no valid JSON: 'utf-8' codec can't decode byte 0xff"),
     ],
     ids=["missing", "empty", "syntax", "no_object", "binary"],
 )

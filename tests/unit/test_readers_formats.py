@@ -247,6 +247,8 @@ def test_unknown_and_unclear_formats(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="format 'alpaca' of .* is not one of videoseek"):
         Reader(path, "alpaca", VideoPaths())
     with pytest.raises(DataError, match="holds no samples"):
+        detect_format(write(tmp_path))
+    with pytest.raises(DataError, match="line 1: a record must be a JSON object, got int"):
         detect_format(write(tmp_path, 1, [2]))
 
 

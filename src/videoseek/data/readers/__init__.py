@@ -92,10 +92,16 @@ def open_records(path: Path) -> RecordFile:
 
 def detect_format(path: Path) -> str:
     """The format of a file, by its first record that is an object. Raises DataError when that is unclear."""
-    for record in open_records(path):
+    records = open_records(path)
+    first: str | None = None
+    for record in records:
         if isinstance(record.value, Mapping):
             return _format_of(record.value, path)
-    raise DataError(f"data file {str(path)!r} holds no samples")
+        if first is None:
+            kind = f"a record must be a JSON object, got {type(record.value).__name__}"
+            first = f"{path}, {records.unit} {record.number}: "
+            first += str(record.value) if isinstance(record.value, RecordError) else kind
+    raise DataError(first or f"data file {str(path)!r} holds no samples")
 
 
 def _format_of(record: Mapping[str, Any], path: Path) -> str:
