@@ -80,7 +80,7 @@ class Audit:
         ids: set[str] = set()
         for path in files:
             try:
-                reader = Reader(path, fmt, paths)
+                reader = Reader(path, fmt, paths, self._rules.fmt.name)
             except DataError as error:
                 self._found.append((self.num_records, Finding(str(path), None, "unreadable_file", str(error))))
                 continue

@@ -45,8 +45,9 @@ def main(arguments: list[str]) -> None:
 
 def find(path: Path, settings: ShowSettings) -> Sample:
     """The sample with the wanted id or number. Raises DataError when there is none, or it cannot be read."""
+    reader = Reader(path, settings.format, settings.paths, settings.prompt.format)
     number = 0
-    for number, (_, _, row) in enumerate(Reader(path, settings.format, settings.paths).rows(set()), 1):
+    for number, (_, _, row) in enumerate(reader.rows(set()), 1):
         if row.problem is not None and number == settings.index:
             raise DataError(f"{row.where}: {row.problem.message}")
         if row.sample is not None and (number == settings.index or row.sample.id == settings.id):

@@ -53,7 +53,7 @@ def collect(files: Sequence[Path], settings: StatsSettings) -> Statistics:
     """Raises DataError for a file that cannot be read as a whole, and UsageError."""
     statistics, ids = Statistics(), set[str]()
     by_video: dict[str, list[tuple[Reader, int, int]]] = {}
-    for reader in [Reader(path, settings.format, settings.paths) for path in files]:
+    for reader in [Reader(path, settings.format, settings.paths, settings.prompt.format) for path in files]:
         with Progress(f"read {reader.path.name}", reader.records.size) as progress:
             for place, number, row in reader.rows(ids):
                 progress.update(place, {"samples": statistics.num_samples})

@@ -12,7 +12,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import overload
@@ -22,9 +22,8 @@ import numpy as np
 from videoseek.config import UsageError
 from videoseek.data.clueworld import prepare
 from videoseek.data.readers import FORMATS, Reader
-from videoseek.data.readers.calls import in_form
 from videoseek.data.readers.rows import Problem, VideoPaths
-from videoseek.data.schema import DataError, RecordError
+from videoseek.data.schema import DataError
 from videoseek.types import Sample
 
 #: Generated sources -> the splits that training and held-out data come from.
@@ -78,8 +77,8 @@ class SampleFile(Sequence[Sample]):
     16 bytes a sample stay in memory. `bad` are the records that were passed over: where, and why.
     """
 
-    def __init__(self, reader: Reader, call_format: str | None) -> None:
-        self._reader, self._call_format = reader, call_format
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
         self._places, self._numbers = array("q"), array("q")
         self.bad: list[tuple[str, Problem]] = []
 
@@ -87,14 +86,13 @@ class SampleFile(Sequence[Sample]):
         """Reads the whole file. Raises DataError for the first bad record unless `skip_bad`, and if none is good."""
         size = self._reader.records.size
         for place, number, row in self._reader.rows(seen):
-            problem = row.problem or self._turn_problem(row.sample)
-            if problem is None:
+            if row.problem is None:
                 self._places.append(place)
                 self._numbers.append(number)
             elif skip_bad:
-                self.bad.append((row.where, problem))
+                self.bad.append((row.where, row.problem))
             else:
-                raise DataError(f"{row.where}: {problem.message}")
+                raise DataError(f"{row.where}: {row.problem.message}")
             if on_progress is not None and number % _REPORT_EVERY == 0:
                 on_progress(place, size)
         if on_progress is not None:
@@ -121,20 +119,6 @@ class SampleFile(Sequence[Sample]):
         if not self._places:
             raise DataError(f"data file {str(self._reader.path)!r} holds no samples")
 
-    def _turn_problem(self, sample: Sample | None) -> Problem | None:
-        try:
-            if sample is not None:
-                self._in_form(sample)
-        except RecordError as error:
-            return Problem(error.code, str(error))
-        return None
-
-    def _in_form(self, sample: Sample) -> Sample:
-        if self._call_format is None:
-            return sample
-        turns = in_form(sample.turns, self._call_format)
-        return sample if turns is sample.turns else replace(sample, turns=turns)
-
     def __len__(self) -> int:
         return len(self._places)
 
@@ -145,7 +129,7 @@ class SampleFile(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self._in_form(self._reader.sample(self._places[index], self._numbers[index]))
+        return self._reader.sample(self._places[index], self._numbers[index])
 
 
 class Mixture(Sequence[Sample]):
@@ -222,7 +206,7 @@ def load_samples(
     seen: set[str] = set()
     files = []
     for source in named:
-        file = SampleFile(_reader(source, loading, on_progress), loading.call_format)
+        file = SampleFile(_reader(source, loading, on_progress))
         file.scan(seen, skip_bad=loading.skip_bad, on_progress=on_progress)
         files.append(file)
     return Mixture(files, [source.weight for source in named], loading.seed)
@@ -230,8 +214,8 @@ def load_samples(
 
 def _reader(source: Source, loading: Loading, on_progress: Callable[[int, int], None] | None) -> Reader:
     if source.name not in GENERATED:
-        return Reader(Path(source.name).expanduser(), source.format, loading.paths)
+        return Reader(Path(source.name).expanduser(), source.format, loading.paths, loading.call_format)
     split = GENERATED[source.name][loading.held_out]
     cache_dir = Path(os.path.expanduser(loading.cache_dir))
     path = prepare(cache_dir, split, loading.num_generated, loading.seed, on_progress)
-    return Reader(path, "videoseek", VideoPaths())
+    return Reader(path, "videoseek", VideoPaths(), loading.call_format)

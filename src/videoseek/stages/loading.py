@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from videoseek.config import TrainConfig
-from videoseek.data.check import check_samples, gate_errors
+from videoseek.data.check import Rules, check_samples, gate_errors
 from videoseek.data.readers.rows import Problem, VideoPaths, problem_lines
 from videoseek.data.sources import Loading, Mixture, load_samples
 from videoseek.engine import barrier, gather, my_share
 from videoseek.runtime import Progress, rank, write_text_atomic
+from videoseek.trajectory.grammar import FORMATS
 from videoseek.types import Sample
 
 
@@ -67,6 +68,8 @@ def load_split(config: TrainConfig, name: str) -> Mixture:
         skip_bad=skip_bad,
     )
     sources = getattr(data, name)
+    fmt = FORMATS[config.prompt.format](config.prompt.style)
+    rules = Rules(fmt, config.rollout.max_turns, config.video.min_window_seconds)
     with Progress(f"data for {name}", 1) as progress:
         first = load_samples(sources, loading, progress.track) if rank() == 0 else None
     barrier()
@@ -74,22 +77,22 @@ def load_split(config: TrainConfig, name: str) -> Mixture:
     once = samples.distinct()
     with Progress(f"check {name}", len(once)) as progress:
         if skip_bad:
-            _drop_bad(samples, once, progress, need_turns=name == "sft")
+            _drop_bad(samples, once, progress, rules, need_turns=name == "sft")
         else:
-            check_samples(once, need_turns=name == "sft", on_progress=progress.track)
+            check_samples(once, need_turns=name == "sft", rules=rules, on_progress=progress.track)
     if rank() == 0 and (bad := list(samples.bad())):
         head = f"  data.{name}: {len(bad)} records passed over (data.bad_samples=skip); skipped.jsonl names each"
         print("\n".join([head, *problem_lines(bad)]), file=sys.stderr, flush=True)
     return samples
 
 
-def _drop_bad(samples: Mixture, once: Mixture, progress: Progress, *, need_turns: bool) -> None:
+def _drop_bad(samples: Mixture, once: Mixture, progress: Progress, rules: Rules, *, need_turns: bool) -> None:
     """Each rank checks its share; all drop what any of them found, so that all go on with the same samples."""
     share = my_share(len(once))
     found: list[tuple[str, Problem]] = []
     for done, index in enumerate(share, 1):
         sample = once[index]
-        found += [(sample.id, problem) for problem in gate_errors(sample, need_turns=need_turns)][:1]
+        found += [(sample.id, problem) for problem in gate_errors(sample, need_turns=need_turns, rules=rules)][:1]
         progress.track(done, len(share))
     if problems := dict(gather(found)):
         samples.drop(lambda sample: problems.get(sample.id))

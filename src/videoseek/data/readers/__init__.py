@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from videoseek.config import UsageError
 from videoseek.data.readers import canonical, messages, seeker_rl, verl
+from videoseek.data.readers.calls import in_form
 from videoseek.data.readers.parquet import ParquetRows
 from videoseek.data.readers.records import JsonLines, JsonList, RecordFile
 from videoseek.data.readers.rows import Format, Place, Problem, Row, VideoPaths
@@ -29,16 +31,18 @@ FORMATS: dict[str, Format] = {
 class Reader:
     """One data file in one format: its rows in order, or the sample of one place.
 
-    Raises DataError when the file is not there or its format is unclear, and UsageError for an unknown format.
+    With a `call_format`, calls of recorded turns are put into that form. Raises DataError when the file is not there or
+    its format is unclear, and UsageError for an unknown format.
     """
 
-    def __init__(self, path: Path, fmt: str | None, paths: VideoPaths) -> None:
+    def __init__(self, path: Path, fmt: str | None, paths: VideoPaths, call_format: str | None = None) -> None:
         name = detect_format(path) if fmt is None else fmt
         if name not in FORMATS:
             raise UsageError(f"format {name!r} of {path} is not one of {', '.join(FORMATS)}")
         self.path, self.format = path, name
         self.records = open_records(path)
         self._convert = FORMATS[name].prepare(Place(path, paths))
+        self._call_format = call_format
 
     def rows(self, seen: set[str]) -> Iterator[tuple[int, int, Row]]:
         """(place, number, row) of every record. An id that is in `seen` is a problem; new ones are added to it."""
@@ -65,7 +69,11 @@ class Reader:
     def _sample(self, value: Any | RecordError, number: int) -> Sample:
         if isinstance(value, RecordError):
             raise value
-        return self._convert(value, number)
+        sample = self._convert(value, number)
+        if self._call_format is None:
+            return sample
+        turns = in_form(sample.turns, self._call_format)
+        return sample if turns is sample.turns else replace(sample, turns=turns)
 
 
 def read_rows(path: Path, fmt: str | None, paths: VideoPaths) -> Iterator[Row]:
