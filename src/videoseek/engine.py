@@ -19,8 +19,9 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 
-from videoseek.model.policy import Policy
+from videoseek.model.policy import Policy, num_projections
 from videoseek.runtime import rank, world_size
+from videoseek.types import TokenBatch
 
 T = TypeVar("T")
 
@@ -94,8 +95,15 @@ class TrainEngine:
             },
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.engine(*args, **kwargs)
+    def __call__(
+        self, batch: TokenBatch, features: torch.Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `Policy.forward` returns. Every call of a module that holds a share of a weight gathers that weight from
+        all ranks; so under ZeRO-3 all make as many calls as the one with the most labels."""
+        least = num_projections(len(batch.labels))
+        if self.stage == 3:
+            least = all_max(least, self.policy.device)
+        return self.engine(batch, features, temperature, least)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Adds the gradient of one part of the batch's loss; `last` marks the final part before `step`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import curve, numbers, reached, run, start, stop, summary, weights
+from runs import curve, environment, numbers, reached, run, start, stop, summary, weights
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
@@ -17,6 +18,24 @@ TWO_RANKS += ["videoseek.train"]
 #: One rank cuts a batch into twice as many rows as each of two does.
 COMMON = ["stages=[sft,grpo]", "save_every_steps=0", "sft.max_tokens_per_micro_batch=300"]
 COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.filter_zero_spread=false"]
+
+
+UNEQUAL = Path(__file__).with_name("unequal_ranks.py")
+
+
+def unequal(case: str, stage: int, ranks: int, folder: Path) -> dict[str, list[float]]:
+    """What a case of `unequal_ranks.py` gives on so many ranks."""
+    file = folder / f"{case}_{stage}_{ranks}.json"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    done = subprocess.run(
+        [*launcher, str(UNEQUAL), case, str(stage), str(file)],
+        env=environment(DS_ACCELERATOR="cpu"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[float]] = json.loads(file.read_text())
+    return found
 
 
 def two_processes(arguments: list[str]) -> list[subprocess.Popen[str]]:
@@ -71,3 +90,15 @@ def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path)
     assert numbers(killed) == numbers(uninterrupted)
     wanted = weights(uninterrupted / "final")
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(killed / "final").items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("case", ["labels"])
+def test_ranks_that_differ_in_what_they_do_stay_in_step(case: str, tmp_path: Path) -> None:
+    """With weights that ZeRO-3 really partitions: a rank with another number of module calls would hang or crash."""
+    alone = unequal(case, 0, 1, tmp_path)
+    together = unequal(case, 3, 2, tmp_path)
+    assert together.keys() == alone.keys()
+    for name, values in alone.items():
+        assert together[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name

@@ -179,6 +179,27 @@ def test_projection_in_pieces_changes_nothing(
     assert_same_gradients(gradients(policy, pieces.sum()), whole, 1e-5)
 
 
+@pytest.mark.parametrize("num_labels", [0, 5, 7, 20])
+def test_surplus_projections_are_calls_and_nothing_else(
+    world: TinyWorld, policy: Policy, monkeypatch: pytest.MonkeyPatch, num_labels: int
+) -> None:
+    """Calls and recomputation depend on the number agreed on only, so that ranks stay in step with any labels."""
+    monkeypatch.setattr(policy_module, "_PROJECTION_ROWS", 7)
+    hidden = torch.randn(num_labels, world.config.text_config.hidden_size, requires_grad=True)
+    labels = torch.arange(num_labels)
+    calls: list[int] = []
+    hook = policy.model.lm_head.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape[0]))
+    try:
+        logprobs, _ = policy.label_logprobs(hidden, labels, 1.0, 4)
+        (gradient,) = torch.autograd.grad(logprobs.sum(), hidden)
+    finally:
+        hook.remove()
+    wanted = policy.model.lm_head(hidden).log_softmax(-1)[torch.arange(num_labels), labels]
+    torch.testing.assert_close(logprobs, wanted)
+    torch.testing.assert_close(gradient, torch.autograd.grad(wanted.sum(), hidden)[0])
+    assert (len(calls), sum(calls)) == (8, 2 * num_labels)
+
+
 def test_given_features_are_those_computed_here(world: TinyWorld, policy: Policy, episodes: list[Episode]) -> None:
     batch = pack_documents(episodes, world.packing)
     with torch.no_grad():

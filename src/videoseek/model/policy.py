@@ -5,6 +5,7 @@ Legend: T packed tokens, V vision tokens, N labelled rows, B sequences, C hidden
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +21,11 @@ from videoseek.video.patches import patchify
 
 #: Rows projected to the vocabulary at a time: 4,096 rows of 152k logits are 2.5 GB in fp32.
 _PROJECTION_ROWS = 4096
+
+
+def num_projections(num_labels: int) -> int:
+    """How many calls of the vocabulary projection so many labels take; no labels take one too."""
+    return max(1, math.ceil(num_labels / _PROJECTION_ROWS))
 
 
 class Policy(nn.Module):
@@ -65,27 +71,35 @@ class Policy(nn.Module):
         ).last_hidden_state
 
     def forward(
-        self, batch: TokenBatch, features: torch.Tensor | None = None, temperature: float = 1.0
+        self,
+        batch: TokenBatch,
+        features: torch.Tensor | None = None,
+        temperature: float = 1.0,
+        least_projections: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-prob [N] of every label and entropy [N] (no gradient) of the distribution it was drawn from.
 
-        `features` [V, C], if given, are those of `batch.clips`; otherwise they are computed here.
+        `features` [V, C], if given, are those of `batch.clips`; otherwise they are computed here. The vocabulary
+        projection is called `least_projections` times at least: ranks that share its weights must agree on a number.
         """
         features = self.encode(batch.clips) if features is None else features
         embeddings = self.embed(batch.token_ids, batch.vision_rows, features[batch.feature_rows])
         attention = plan_attention(batch.end, batch.key_class, batch.visible, self.device)
         hidden = self.decode(embeddings[None], batch.positions[:, None], attention)[0]
-        return self.label_logprobs(hidden[batch.label_rows], batch.labels, temperature)
+        return self.label_logprobs(hidden[batch.label_rows], batch.labels, temperature, least_projections)
 
     def label_logprobs(
-        self, hidden: torch.Tensor, labels: torch.Tensor, temperature: float
+        self, hidden: torch.Tensor, labels: torch.Tensor, temperature: float, least_projections: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """hidden [N, C], labels [N] -> log-probs [N], entropies [N]; logits are never kept for the backward pass."""
+        """hidden [N, C], labels [N] -> log-probs [N], entropies [N]; of several pieces, no logits are kept."""
+        surplus = max(0, least_projections - num_projections(len(labels)))
+        rows = [*hidden.split(_PROJECTION_ROWS), *[hidden[:0]] * surplus]
+        wanted = [*labels.split(_PROJECTION_ROWS), *[labels[:0]] * surplus]
         pieces = [
-            checkpoint(self._project, rows, wanted, temperature, use_reentrant=False)
-            if torch.is_grad_enabled() and len(hidden) > _PROJECTION_ROWS
-            else self._project(rows, wanted, temperature)
-            for rows, wanted in zip(hidden.split(_PROJECTION_ROWS), labels.split(_PROJECTION_ROWS), strict=True)
+            checkpoint(self._project, *piece, temperature, use_reentrant=False)
+            if torch.is_grad_enabled() and len(rows) > 1
+            else self._project(*piece, temperature)
+            for piece in zip(rows, wanted, strict=True)
         ]
         logprobs, entropies = zip(*pieces, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)

@@ -93,7 +93,7 @@ class _Learner:
         num_updates = self.config.grpo.updates_per_batch
         if num_updates > 1:
             with torch.no_grad():
-                for part in parts:
+                for part in self._in_step(parts, spare):
                     part.old_logprobs, _ = self._logprobs(part)
         values: dict[str, float] = {}
         for update in range(num_updates):
@@ -109,10 +109,9 @@ class _Learner:
         if not num_documents:
             return {"loss": 0.0, "grad_norm": 0.0}
         settings = self._loss_settings(int(num_tokens), int(num_documents))
-        num_rows = all_max(len(parts), device)
+        rows = self._in_step(parts, spare)
         sums, metrics = [0.0, 0.0], []
-        for index in range(num_rows):
-            part = parts[index] if index < len(parts) else spare
+        for index, part in enumerate(rows):
             logprobs, entropy = self._logprobs(part)
             loss, part_metrics = LOSSES[self.config.grpo.loss](
                 logprobs,
@@ -123,7 +122,7 @@ class _Learner:
                 rollout_logprobs=part.batch.behaviour_logprobs,
                 reference_logprobs=self._reference_logprobs(part),
             )
-            self.engine.backward(loss * float(part is not spare), last=index == num_rows - 1)
+            self.engine.backward(loss * float(part is not spare), last=index == len(rows) - 1)
             if part is not spare:
                 sums = [sums[0] + loss.item(), sums[1] + entropy.sum().item()]
                 metrics.append(part_metrics)
@@ -131,6 +130,11 @@ class _Learner:
         loss_total, entropy_total = all_sum(sums, device)
         values = {"loss": loss_total, "grad_norm": grad_norm, "learning_rate": rate}
         return combine_metrics(metrics) | values | {"entropy": entropy_total / num_tokens}
+
+    def _in_step(self, parts: Sequence[_Part], spare: _Part) -> list[_Part]:
+        """The parts, and the spare one as often as another rank has more: under ZeRO-3 all must call all modules."""
+        num_rows = all_max(len(parts), spare.batch.token_ids.device)
+        return [*parts, *[spare] * (num_rows - len(parts))]
 
     def _loss_settings(self, num_tokens: int, num_documents: int) -> PolicyLossSettings:
         grpo, rollout = self.config.grpo, self.config.rollout

@@ -1,0 +1,96 @@
+"""Run on several ranks, which differ in what they have to do: writes what the asked-for case gives on rank 0 as JSON.
+
+python -m torch.distributed.run .. unequal_ranks.py CASE ZERO_STAGE FILE
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_world import TinyWorld, answer, look, tiny_world
+
+from videoseek.algorithms.losses import sft_loss
+from videoseek.config import TrainConfig
+from videoseek.data.packing import pack_documents
+from videoseek.engine import OptimizerSettings, TrainEngine, all_sum, my_share
+from videoseek.model import policy as policy_module
+from videoseek.model.attention import adopt
+from videoseek.model.policy import Policy
+from videoseek.model.tiny import build_model, tiny_config
+from videoseek.rollout.native import NativeEngine
+from videoseek.runtime import rank
+from videoseek.stages.grpo import _Learner, _Part
+
+#: DeepSpeed keeps weights of up to 100,000 elements whole on every rank; of a vocabulary this large it does not.
+LARGE_VOCABULARY = 4096
+CPU = torch.device("cpu")
+
+
+def engine_of(world: TinyWorld, stage: int, seed: int = 0) -> TrainEngine:
+    return TrainEngine(large_policy(world, seed).train(), OptimizerSettings(), stage=stage)
+
+
+def large_policy(world: TinyWorld, seed: int) -> Policy:
+    config = tiny_config(world.vocabulary.tokenizer)
+    config.text_config.vocab_size = LARGE_VOCABULARY
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    return Policy(adopt(build_model(config, seed)))
+
+
+def labels(world: TinyWorld, stage: int) -> dict[str, list[float]]:
+    """SFT steps on two rows: one of many labels, which are projected in pieces, and one of few."""
+    policy_module._PROJECTION_ROWS = 20
+    engine = engine_of(world, stage)
+    rows = [pack_documents([episode], world.packing) for episode in (world.episodes()[4], world.episodes()[0])]
+    assert policy_module.num_projections(len(rows[0].labels)) > policy_module.num_projections(len(rows[1].labels))
+    num_labels = sum(len(row.labels) for row in rows)
+    values: dict[str, list[float]] = {"loss": [], "grad_norm": []}
+    for _ in range(3):
+        losses, mine = [], list(my_share(len(rows)))
+        for index in mine:
+            loss = sft_loss(engine(rows[index])[0], num_labels)
+            engine.backward(loss, last=index == mine[-1])
+            losses.append(loss.item())
+        values["loss"] += all_sum([sum(losses)], CPU)
+        values["grad_norm"].append(engine.step(1e-3))
+    return values
+
+
+def rows(world: TinyWorld, stage: int) -> dict[str, list[float]]:
+    """GRPO batches of three rows, so that of two ranks one has a row less; two optimizer steps a batch."""
+    config = TrainConfig()
+    grpo = replace(config.grpo, updates_per_batch=2, kl_coef=0.1, importance_cap=None)
+    config = replace(config, grpo=grpo, rollout=replace(config.rollout, max_turns=4, max_new_tokens_per_turn=48))
+    engine = engine_of(world, stage)
+    reference = large_policy(world, seed=1).requires_grad_(False).eval()
+    sampler = NativeEngine(engine.policy, world.environment, world.packing.tokens_per_second)
+    learner = _Learner(config, engine, sampler, reference)
+    groups = [
+        [world.replay(index, look(4, 8), answer("A")), world.replay(index, answer("B" * (index % 3)))]
+        for index in (0, 1, 8)
+    ]
+    parts = [_Part.of([(groups[i], [1.0, -0.5 - i])], world.packing, CPU) for i in my_share(len(groups))]
+    spare = _Part.of([(groups[rank()][:1], [0.0])], world.packing, CPU)
+    values: dict[str, list[float]] = {}
+    for _ in range(2):
+        for name, value in learner.update(parts, spare, 1e-3).items():
+            values.setdefault(name, []).append(value)
+    return values
+
+
+CASES: dict[str, Callable[[TinyWorld, int], dict[str, list[float]]]] = {"labels": labels, "rows": rows}
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(90, exit=True)  # ranks out of step wait for each other without end
+    case, stage, file = sys.argv[1:]
+    found = CASES[case](tiny_world(), int(stage))
+    if rank() == 0:
+        Path(file).write_text(json.dumps(found))
