@@ -58,7 +58,7 @@ def tdam_attention(
     _check(q, k, v, mask_or_plan, scale, impl)
     chosen = impl
     if impl == "auto":
-        chosen = choose(q, mask_or_plan)
+        chosen = choose(q)
         if return_lse and chosen == "composition":
             chosen = "triton" if q.device.type == "cuda" else "reference"
     log_choice("tdam_attention", impl, chosen, str(q.device), q.dtype)

@@ -30,7 +30,7 @@ from videoseek_kernels.plan import plan
 from videoseek_kernels.tier1.backward import dkdv_launch, dq_launch
 from videoseek_kernels.tier1.decode import merge_launch, split_launch
 from videoseek_kernels.tier1.forward import forward_launch
-from videoseek_kernels.tier1.launch import Launch, tile_config
+from videoseek_kernels.tier1.launch import CANDIDATES, Launch, TileConfig, tile_config
 from videoseek_kernels.tier1.rope import rotate_launch
 
 #: Bytes of shared memory that one block may take, by compute capability.
@@ -80,22 +80,39 @@ class Report:
 
 
 def attention_cases(capability: int, dtype: torch.dtype, head_dim: int, heads: tuple[int, int]) -> Iterator[Case]:
-    """The three passes of one configuration, as `tier1.attention` launches them."""
+    """The three passes of one configuration, as `tier1.attention` launches them; dk and dv also cut into parts."""
+    for stage, num_parts in (("forward", 1), ("dq", 1), ("dkdv", 1), ("dkdv", 2)):
+        config = tile_config(stage, capability, dtype)
+        launch = _attention_launch(stage, config, dtype, head_dim, heads, num_parts)
+        name = f"{stage}{' in parts' if num_parts > 1 else ''} {_TYPE_NAMES[dtype]} D{head_dim} {heads[0]}:{heads[1]}"
+        yield Case(name, capability, launch, _matrix_instruction(capability, dtype))
+
+
+def candidate_cases() -> Iterator[Case]:
+    """The tiles that the sweep tries on Hopper beside the shipped ones."""
+    dtype, heads = torch.bfloat16, HEADS["7B"]
+    for stage, candidates in CANDIDATES.items():
+        shipped = tile_config(stage, 90, dtype)
+        for config in (TileConfig(*tile, tma=True) for tile in candidates):
+            if config != shipped:
+                yield Case(f"candidate {stage}", 90, _attention_launch(stage, config, dtype, 128, heads, 1), "HGMMA")
+
+
+def _attention_launch(
+    stage: str, config: TileConfig, dtype: torch.dtype, head_dim: int, heads: tuple[int, int], num_parts: int
+) -> Launch:
     num_tokens, (num_heads, num_kv_heads) = 300, heads
     ready = plan(TokenMask.documents([num_tokens]))
     q, out, d_out, dq = (torch.zeros(num_tokens, num_heads, head_dim, dtype=dtype) for _ in range(4))
     k, v = (torch.zeros(num_tokens, num_kv_heads, head_dim, dtype=dtype) for _ in range(2))
     lse, delta = (torch.zeros(num_heads, num_tokens) for _ in range(2))
-    dk, dv = (torch.zeros(1, num_tokens, num_kv_heads, head_dim, dtype=dtype) for _ in range(2))
-    configs = {stage: tile_config(stage, capability, dtype) for stage in ("forward", "dq", "dkdv")}
-    launches = {
-        "forward": forward_launch((q, k, v), (out, lse), ready, 1.0, configs["forward"]),
-        "dq": dq_launch((q, k, v), (out, lse), (d_out, None), (dq, delta), ready, 1.0, configs["dq"]),
-        "dkdv": dkdv_launch((q, k, v), (d_out, lse, delta), (dk, dv), ready, 1.0, configs["dkdv"]),
-    }
-    for stage, launch in launches.items():
-        name = f"{stage} {_TYPE_NAMES[dtype]} D{head_dim} {num_heads}:{num_kv_heads}"
-        yield Case(name, capability, launch, _matrix_instruction(capability, dtype))
+    if stage == "forward":
+        return forward_launch((q, k, v), (out, lse), ready, 1.0, config)
+    if stage == "dq":
+        return dq_launch((q, k, v), (out, lse), (d_out, None), (dq, delta), ready, 1.0, config)
+    part_type = dtype if num_parts == 1 else torch.float32
+    dk, dv = (torch.zeros(num_parts, *k.shape, dtype=part_type) for _ in range(2))
+    return dkdv_launch((q, k, v), (d_out, lse, delta), (dk, dv), ready, 1.0, config)
 
 
 def decode_cases(capability: int, dtype: torch.dtype, head_dim: int, heads: tuple[int, int]) -> Iterator[Case]:
@@ -130,6 +147,7 @@ def cases(quick: bool) -> Iterator[Case]:
     if quick:
         yield from attention_cases(90, torch.bfloat16, 128, HEADS["7B"])
         return
+    yield from candidate_cases()
     for capability in (90, 80):
         yield from decode_cases(capability, torch.bfloat16, 128, HEADS["7B"])
         yield from decode_cases(capability, torch.float32, 32, (4, 2))

@@ -14,21 +14,26 @@ from torch.nn.attention.bias import causal_lower_right
 
 from videoseek_kernels.pieces import Piece
 
-_PREFERENCE = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+#: Which of torch's kernels serve on CUDA, the first that can. cuDNN's is faster on Hopper at a length it has met, but
+#: plans anew for each new length, which takes longer than many calls.
+FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, *FLASH_FIRST]
 
 
-def compose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: list[Piece], scale: float) -> torch.Tensor:
+def compose(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pieces: list[Piece],
+    scale: float,
+    backends: list[SDPBackend] = FLASH_FIRST,
+) -> torch.Tensor:
     """q [T, Hq, D], k and v [T, Hkv, D], pieces in the order of `find_pieces` -> [T, Hq, D]; differentiable."""
     base = [piece for piece in pieces if not piece.override]
     special = [piece for piece in pieces if piece.override]
     parts: list[torch.Tensor] = []
     filled = 0
-    with _backends(q.device):
+    with _prefer(backends, q.device):
         for piece in base:
             if filled < piece.start:
                 parts.append(torch.zeros_like(q[filled : piece.start]))
@@ -39,7 +44,7 @@ def compose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: list[Piec
         out = torch.cat(parts)
         if not special:
             return out
-        rows = torch.cat([torch.arange(piece.start, piece.stop) for piece in special]).to(q.device)
+        rows = torch.cat([torch.arange(piece.start, piece.stop, device=q.device) for piece in special])
         return out.index_copy(0, rows, torch.cat([_attend(q, k, v, piece, scale) for piece in special]))
 
 
@@ -64,6 +69,5 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, piece: Piece, sca
     return out.squeeze(0).transpose(0, 1)
 
 
-def _backends(device: torch.device) -> AbstractContextManager[None]:
-    """cuDNN first: on Hopper it is nearly twice as fast as torch's own flash kernel."""
-    return sdpa_kernel(_PREFERENCE, set_priority=True) if device.type == "cuda" else nullcontext()
+def _prefer(backends: list[SDPBackend], device: torch.device) -> AbstractContextManager[None]:
+    return sdpa_kernel(backends, set_priority=True) if device.type == "cuda" else nullcontext()

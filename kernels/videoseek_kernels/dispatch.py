@@ -11,50 +11,25 @@ from types import ModuleType
 
 import torch
 
-from videoseek_kernels.mask import TokenMask
-from videoseek_kernels.plan import Plan
-
 IMPLEMENTATIONS = ("auto", "triton", "composition", "reference")
 TRITON_HEAD_DIMS = (32, 64, 128)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-#: Extra work, as a share of the visible pairs, up to which the composition is expected to beat tier 1 on Hopper.
-COMPOSITION_EXTRA = 0.10
-
 _log = logging.getLogger("videoseek_kernels")
 
 
-def choose(q: torch.Tensor, mask_or_plan: TokenMask | Plan) -> str:
+def choose(q: torch.Tensor) -> str:
     """What `impl="auto"` means for these inputs; the same inputs always give the same answer. See the README."""
     if q.device.type != "cuda" or find_spec("triton") is None:
         return "composition"
-    capability = torch.cuda.get_device_capability(q.device)
-    return choose_on_gpu(capability, q.dtype, q.shape[-1], mask_or_plan)
+    return choose_on_gpu(torch.cuda.get_device_capability(q.device), q.dtype, q.shape[-1])
 
 
-def choose_on_gpu(
-    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, mask_or_plan: TokenMask | Plan
-) -> str:
-    """The rule for CUDA with Triton, from plain facts.
-
-    On Hopper cuDNN's causal attention outruns plain Triton, so a plan that it can serve nearly alone goes there; but
-    only a plan built on the host knows its pieces, since asking the GPU would stall it.
-    """
+def choose_on_gpu(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> str:
+    """The rule for CUDA with Triton, from plain facts."""
     if capability < (8, 0) or dtype not in TRITON_DTYPES or head_dim not in TRITON_HEAD_DIMS:
         return "composition"
-    hopper = capability[0] == 9 and dtype != torch.float32
-    if hopper and isinstance(mask_or_plan, Plan) and mask_or_plan.host_mask and composition_is_cheap(mask_or_plan):
-        return "composition"
     return "triton"
-
-
-def composition_is_cheap(plan: Plan) -> bool:
-    """One document, no tree, and special rows that add little: the calls are few and large."""
-    base = [piece for piece in plan.pieces if not piece.override]
-    special = [piece for piece in plan.pieces if piece.override]
-    if len(base) != 1 or len(base[0].context):
-        return False
-    return sum(piece.num_pairs for piece in special) <= COMPOSITION_EXTRA * base[0].num_pairs
 
 
 def tier1(module: str) -> ModuleType:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from videoseek_kernels import TokenMask, plan, tdam_attention
 from videoseek_kernels.dispatch import choose_on_gpu, log_choice
-from videoseek_kernels.plan import plan_with_torch
 from videoseek_kernels.testing import (
     eager_attention,
     excess,
@@ -34,16 +33,8 @@ def run(impl: str, inputs: list[torch.Tensor], mask_or_plan: object, **options: 
 
 
 def check_budget(got: list[torch.Tensor], inputs: list[torch.Tensor], mask: TokenMask) -> None:
-    """Every result within twice the error of the eager maths in the same 16-bit type, or within 1e-5 in float32.
-
-    Twice is too strict in float32: dP - delta, exactly 0 in eager maths for a row that sees one key, cancels only to
-    rounding in any flash backward.
-    """
+    """Every result within the budget: twice the error of the eager maths in the same type, and a floor."""
     exact = run("reference", [x.detach().double().requires_grad_() for x in inputs], mask)
-    if inputs[0].dtype == torch.float32:
-        for a, b in zip(got, exact, strict=True):
-            torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)
-        return
     plain = eager(inputs, mask)
     for name, a, b, c in zip(("out", "dq", "dk", "dv"), got, exact, plain, strict=True):
         assert excess(a, b, c) <= 1, f"{name}: {excess(a, b, c):.2f} of the error budget"
@@ -232,27 +223,28 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
     [
         ((5, 2, 48), torch.float32, "head sizes"),
         ((5, 2, 32), torch.float64, "float64"),
-        ((5, 2, 32), torch.bfloat16, "interp"),
+        pytest.param(
+            *((5, 2, 32), torch.bfloat16, "interp"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is not used on a GPU"),
+        ),
     ],
     ids=["head-size", "fp64", "bf16-on-cpu"],
 )
-def test_a_forced_kernel_never_falls_back(shape: tuple[int, ...], dtype: torch.dtype, message: str) -> None:
-    x = torch.zeros(shape, dtype=dtype)
+def test_a_forced_kernel_never_falls_back(
+    shape: tuple[int, ...], dtype: torch.dtype, message: str, device: str
+) -> None:
+    x = torch.zeros(shape, dtype=dtype, device=device)
     with pytest.raises(ValueError, match=message):
-        tdam_attention(x, x, x, TokenMask.documents([5]), impl="triton")
+        tdam_attention(x, x, x, TokenMask.documents([5]).to(device), impl="triton")
 
 
 def test_rule_on_gpu() -> None:
-    few_special_rows = plan(trajectory_mask(4096, 2, "spans"))
-    packed, built_on_gpu = plan(TokenMask.documents([2048, 2048])), plan_with_torch(trajectory_mask(4096, 2), 128, 128)
-    bf16 = torch.bfloat16
-    assert choose_on_gpu((9, 0), bf16, 128, few_special_rows) == "composition"
-    assert choose_on_gpu((9, 0), bf16, 128, packed) == "triton"
-    assert choose_on_gpu((9, 0), bf16, 128, built_on_gpu) == "triton"
-    assert choose_on_gpu((8, 0), bf16, 128, few_special_rows) == "triton"
-    assert choose_on_gpu((7, 5), bf16, 128, packed) == "composition"
-    assert choose_on_gpu((9, 0), bf16, 80, packed) == "composition"
-    assert choose_on_gpu((9, 0), torch.float64, 128, packed) == "composition"
+    """The kernels wherever they can run: the composition on cuDNN plans anew for every length."""
+    for capability in ((8, 0), (8, 9), (9, 0), (10, 0)):
+        assert choose_on_gpu(capability, torch.bfloat16, 128) == "triton"
+    assert choose_on_gpu((7, 5), torch.float16, 128) == "composition"
+    assert choose_on_gpu((9, 0), torch.bfloat16, 80) == "composition"
+    assert choose_on_gpu((9, 0), torch.float64, 128) == "composition"
 
 
 def test_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

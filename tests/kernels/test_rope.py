@@ -51,8 +51,8 @@ def test_kernel_equals_reference(num_tokens: int, dtype: torch.dtype, device: st
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-3)
 
 
-def test_gradient_turns_back() -> None:
-    q, k, cos, sin = inputs(9)
+def test_gradient_turns_back(device: str) -> None:
+    q, k, cos, sin = inputs(9, device)
     rotated = apply_mrope(q, k, cos, sin, impl="triton")
     for x, grad in zip((q, k), torch.autograd.grad(rotated, (q, k), rotated), strict=True):
         torch.testing.assert_close(grad, x, rtol=0, atol=1e-5)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videoseek_kernels.attention import tdam_attention
+from videoseek_kernels.benchmark.measure import noting
+from videoseek_kernels.composition import CUDNN_FIRST, compose
 from videoseek_kernels.plan import Plan
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -20,42 +22,79 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """run maps q [T, Hq, D], k, v [T, Hkv, D] to [T, Hq, D]. `causal` ones ignore the mask: yardsticks, not rivals."""
+    """run maps q [T, Hq, D], k, v [T, Hkv, D] to [T, Hq, D].
+
+    `causal` ones ignore the mask: yardsticks, not rivals. Those without `backward` have a forward pass alone.
+    """
 
     name: str
     run: Attention
     causal: bool = False
     build_seconds: float = 0.0
+    backward: bool = True
 
 
-def contestants(plan: Plan, num_heads: int) -> tuple[list[Contestant], dict[str, str]]:
-    """All that can run for this mask on this machine, ours first, and {name: why not} for the rest."""
-    num_tokens = len(plan)
-    found = [
+#: FlashAttention 3 from its sources, then as PyPI's fa3-fwd has it: (module, has a backward pass).
+_FA3 = (("flash_attn_interface", True), ("fa3_fwd_interface", False))
+#: Peak bytes of a forward and backward pass per query head and pair, of a gate that must leave room for the rest.
+_EAGER_BYTES, _FREE_SHARE = 12, 0.8
+
+
+def contestants(plan: Plan, num_heads: int, tuned: bool = False) -> tuple[list[Contestant], dict[str, str]]:
+    """All that can run for this mask on this machine, ours first, and {name: why not} for the rest.
+
+    tuned: FlexAttention a second time, with its tiles searched for, which takes a minute.
+    """
+    found = [*ours(plan), *causal_contestants()]
+    absent: dict[str, str] = {}
+    for name, mode in (("FlexAttention", None), ("FlexAttention tuned", "max-autotune-no-cudagraphs")):
+        if mode is None or tuned:
+            with noting(absent, name):
+                found.append(_flex(plan, name, mode))
+    fa3 = [(module, backward) for module, backward in _FA3 if find_spec(module)]
+    if fa3:
+        with noting(absent, "FA3 causal"):
+            run = _flash(import_module(fa3[0][0]).flash_attn_func)
+            found.append(Contestant("FA3 causal", run, causal=True, backward=fa3[0][1]))
+    else:
+        absent["FA3 causal"] = "neither module " + " nor ".join(module for module, _ in _FA3) + " is installed"
+    if find_spec("flash_attn") and find_spec("flash_attn.cute"):
+        with noting(absent, "FA4 causal"):
+            run = _flash(import_module("flash_attn.cute").flash_attn_func)
+            found.append(Contestant("FA4 causal", run, causal=True))
+    else:
+        absent["FA4 causal"] = "module flash_attn.cute is not installed"
+
+    pairs = len(plan) ** 2
+    needs = {"SDPA dense mask": pairs, "eager 4D mask": _EAGER_BYTES * num_heads * pairs}
+    for name, build in (("SDPA dense mask", _sdpa_dense), ("eager 4D mask", _eager)):
+        torch.cuda.empty_cache()
+        free_bytes = torch.cuda.mem_get_info()[0]
+        if needs[name] > _FREE_SHARE * free_bytes:
+            absent[name] = f"needs about {needs[name] >> 30} GiB, {free_bytes >> 30} GiB are free"
+        else:
+            with noting(absent, name):
+                found.append(build(plan))
+    return found, absent
+
+
+def ours(plan: Plan) -> list[Contestant]:
+    """What this package offers; the composition once as it ships and once with cuDNN, which plans per length."""
+    return [
         Contestant("tier 1", lambda q, k, v: tdam_attention(q, k, v, plan, impl="triton")),
         Contestant("composition", lambda q, k, v: tdam_attention(q, k, v, plan, impl="composition")),
+        Contestant(
+            "composition, cuDNN", lambda q, k, v: compose(q, k, v, plan.pieces, q.shape[-1] ** -0.5, CUDNN_FIRST)
+        ),
+    ]
+
+
+def causal_contestants() -> list[Contestant]:
+    """torch's own, which are everywhere."""
+    return [
         Contestant("cuDNN causal", _causal(SDPBackend.CUDNN_ATTENTION), causal=True),
         Contestant("FA2 causal (torch)", _causal(SDPBackend.FLASH_ATTENTION), causal=True),
     ]
-    absent: dict[str, str] = {}
-    try:
-        found.append(_flex(plan))
-    except RuntimeError as error:
-        absent["FlexAttention"] = str(error).split("\n")[0][:200]
-    for name, module in (("FA3 causal", "flash_attn_interface"), ("FA4 causal", "flash_attn.cute")):
-        if find_spec(module.split(".")[0]) is None or find_spec(module) is None:
-            absent[name] = f"module {module} is not installed"
-        else:
-            found.append(Contestant(name, _flash(import_module(module).flash_attn_func), causal=True))
-
-    free_bytes = torch.cuda.mem_get_info()[0]
-    needs = {"SDPA dense mask": num_tokens**2, "eager 4D mask": 8 * num_heads * num_tokens**2}
-    for name, build in (("SDPA dense mask", _sdpa_dense), ("eager 4D mask", _eager)):
-        if needs[name] > free_bytes // 2:
-            absent[name] = f"needs about {needs[name] >> 30} GiB, {free_bytes >> 30} GiB are free"
-        else:
-            found.append(build(plan))
-    return found, absent
 
 
 def _heads_first(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -75,7 +114,7 @@ def _causal(backend: SDPBackend) -> Attention:
     return run
 
 
-def _flex(plan: Plan) -> Contestant:
+def _flex(plan: Plan, name: str, mode: str | None) -> Contestant:
     """FlexAttention as its authors would: compiled, block mask given, our mask form as three array look-ups."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -92,13 +131,13 @@ def _flex(plan: Plan) -> Contestant:
         block_mask = build(sees, None, None, num_tokens, num_tokens, device=str(plan.device))
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-    attend = torch.compile(flex_attention, dynamic=False)
+    attend = torch.compile(flex_attention, dynamic=False, mode=mode)
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         query, key, value = _heads_first(q, k, v)
         return _tokens_first(attend(query, key, value, block_mask=block_mask, enable_gqa=True))
 
-    return Contestant("FlexAttention", run, build_seconds=seconds)
+    return Contestant(name, run, build_seconds=seconds)
 
 
 def _flash(function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]) -> Attention:

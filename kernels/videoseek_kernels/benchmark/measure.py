@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-WARM_UP, MAX_SAMPLES, MAX_SECONDS, MIN_SAMPLES = 20, 100, 3.0, 5
+WARM_UP_SECONDS, MAX_SAMPLES, MAX_SECONDS, MIN_SAMPLES = 0.3, 100, 1.0, 5
 _FLUSH_BYTES = 256 * 2**20
+#: About a millisecond in which the GPU is kept busy, so that the host has queued a call before the clock starts.
+_HEAD_START_CYCLES = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +27,66 @@ class Timing:
     peak_bytes: int
 
 
-def interleave(calls: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
-    """Time each call by CUDA events, in rounds, until it has MAX_SAMPLES or has used MAX_SECONDS."""
+def interleave(calls: Mapping[str, Callable[[], object]]) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Time each call by CUDA events, in rounds, until it has MAX_SAMPLES or has used MAX_SECONDS.
+
+    Returns the timings, and {name: what it died of} of calls that raised, which do not stop the others.
+    """
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    peaks = {name: _peak_bytes(call) for name, call in calls.items()}
-    for call in calls.values():
-        spent = 0.0
-        for _ in range(WARM_UP):
-            if spent < 1000 * MAX_SECONDS:
-                spent += _milliseconds(call, flush)
-    waiting = set(calls)
+    peaks: dict[str, int] = {}
+    faults: dict[str, str] = {}
+
+    for name, call in calls.items():
+        with noting(faults, name):
+            peaks[name] = _peak_bytes(call)
+            _warm_up(call, flush)
+    waiting = [name for name in calls if name not in faults]
     while waiting:
-        for name in [name for name in calls if name in waiting]:
-            taken = samples[name]
-            taken.append(_milliseconds(calls[name], flush))
-            enough = len(taken) >= MAX_SAMPLES or sum(taken) >= 1000 * MAX_SECONDS
-            if enough and len(taken) >= MIN_SAMPLES:
-                waiting.remove(name)
-    return {name: _summary(taken, peaks[name]) for name, taken in samples.items()}
+        for name in waiting:
+            with noting(faults, name):
+                samples[name].append(_milliseconds(calls[name], flush))
+        waiting = [name for name in waiting if name not in faults and not _enough(samples[name])]
+    timings = {name: _summary(taken, peaks[name]) for name, taken in samples.items() if name not in faults}
+    return timings, faults
+
+
+def time_one(call: Callable[[], object]) -> Timing:
+    """One call by itself; what it raises is raised."""
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    peak_bytes = _peak_bytes(call)
+    _warm_up(call, flush)
+    taken: list[float] = []
+    while not _enough(taken):
+        taken.append(_milliseconds(call, flush))
+    return _summary(taken, peak_bytes)
+
+
+@contextmanager
+def noting(faults: dict[str, str], name: str) -> Iterator[None]:
+    """Whatever the block dies of becomes faults[name], in one line that fits a table."""
+    try:
+        yield
+    except Exception as error:  # a contestant's error is its result
+        faults[name] = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what it held in vain
+
+
+def _enough(taken: list[float]) -> bool:
+    return len(taken) >= MIN_SAMPLES and (len(taken) >= MAX_SAMPLES or sum(taken) >= 1000 * MAX_SECONDS)
+
+
+def _warm_up(call: Callable[[], object], flush: torch.Tensor) -> None:
+    stop = time.perf_counter() + WARM_UP_SECONDS
+    while time.perf_counter() < stop:
+        _milliseconds(call, flush)
 
 
 def _milliseconds(call: Callable[[], object], flush: torch.Tensor) -> float:
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     flush.zero_()
+    torch.cuda._sleep(_HEAD_START_CYCLES)
     start.record()
     call()
     stop.record()

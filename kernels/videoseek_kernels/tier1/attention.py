@@ -55,17 +55,22 @@ class _Attention(torch.autograd.Function):
         config = tile_config("dq", capability, q.dtype)
         dq_launch((q, k, v), (out, lse), (d_out, d_lse), (dq, delta), ctx.plan, ctx.scale, config).run()
 
-        num_splits = _num_splits(k, ctx.plan)
-        part_type = torch.float32 if num_splits > 1 else k.dtype
-        dk, dv = (torch.empty(num_splits, *k.shape, dtype=part_type, device=k.device) for _ in range(2))
+        dk, dv = empty_parts(k, ctx.plan)
         config = tile_config("dkdv", capability, q.dtype)
         dkdv_launch((q, k, v), (d_out, lse, delta), (dk, dv), ctx.plan, ctx.scale, config).run()
-        if num_splits > 1:
+        if len(dk) > 1:
             return dq, dk.sum(0).to(k.dtype), dv.sum(0).to(v.dtype), None, None
         return dq, dk[0], dv[0], None, None
+
+
+def empty_parts(k: torch.Tensor, plan: Plan) -> list[torch.Tensor]:
+    """dk and dv [parts, T, Hkv, D], for the kernel to fill: one part in k's type, several in float32."""
+    num_splits = _num_splits(k, plan)
+    dtype = torch.float32 if num_splits > 1 else k.dtype
+    return [torch.empty(num_splits, *k.shape, dtype=dtype, device=k.device) for _ in range(2)]
 
 
 def _num_splits(k: torch.Tensor, plan: Plan) -> int:
     """Short batches have too few key tiles to fill a GPU: cut their work until every multiprocessor has several."""
     programs = plan.by_key.order.shape[0] * k.shape[1]
-    return max(1, min(_MAX_SPLITS, -(-_WAVES * num_processors(k.device) // programs)))
+    return max(1, min(_MAX_SPLITS, _WAVES * num_processors(k.device) // programs))

@@ -74,6 +74,22 @@ _TILES = {
 }
 
 
+#: Pass -> tiles (M, N, warps, stages) that may be faster on sm_90 in 16 bits: none spills on any supported Triton.
+CANDIDATES = {
+    "forward": [(128, 128, 8, 2), (128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3)],
+    "dq": [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2)],
+    "dkdv": [
+        (32, 128, 8, 2),
+        (32, 128, 8, 3),
+        (64, 64, 8, 2),
+        (64, 64, 8, 3),
+        (64, 64, 4, 1),
+        (64, 128, 8, 1),
+        (32, 64, 4, 2),
+    ],
+}
+
+
 def tile_config(stage: str, capability: int, dtype: torch.dtype) -> TileConfig:
     """The shipped tile of a pass (forward, dq, dkdv); capability is 10 * major + minor, 0 for the interpreter."""
     if capability == 0:
