@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from videoseek_kernels import TokenMask, decode_attention, tdam_attention
+from videoseek_kernels.benchmark.correctness import decode_error
+from videoseek_kernels.benchmark.correctness import random_cache as random_bf16_cache
 from videoseek_kernels.decode import KVCache
 from videoseek_kernels.testing import ALL, CROP_VIDEO, GLOBAL_VIDEO, TEXT
 from videoseek_kernels.tier1 import decode as tier1_decode
@@ -93,6 +97,32 @@ def test_steps_equal_prefill(impl: str, device: str) -> None:
         now = rows[:, step : step + 1]
         got = decode_attention(q[now], cache, prefix=prefix, visible=visible[now], impl=impl)
         torch.testing.assert_close(got, wanted[now], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_parts", [1, 31, 33, 70])
+def test_merge_weighs_any_number_of_parts(num_parts: int, device: str) -> None:
+    """Rows whose first parts, last parts, or all of them saw nothing; sizes from e-30 to e30."""
+    generator = torch.Generator().manual_seed(num_parts)
+    parts = torch.randn(num_parts, 5, 32, generator=generator)
+    lse = torch.randn(num_parts, 5, generator=generator) * torch.tensor([1.0, 40.0, 1.0, 1.0, 1.0])
+    lse[: num_parts // 2, 2], lse[num_parts // 2 + 1 :, 3], lse[:, 4] = (float("-inf"),) * 3
+    parts[lse.isinf()] = 0.0
+    out = torch.full((5, 32), float("nan"), device=device)
+    tier1_decode.merge_launch(parts.to(device), lse.to(device), out).run()
+    weights = (lse.double() * math.log(2)).softmax(0).nan_to_num()
+    wanted = (parts.double() * weights[..., None]).sum(0)
+    torch.testing.assert_close(out.cpu().double(), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_stretch_that_is_not_read_exceeds_the_bound_of_the_gpu_check() -> None:
+    """Against long caches of random values the signal itself is a few hundredths: only a relative error tells."""
+    q, cache = torch.randn(1, 1, 28, 128).bfloat16(), random_bf16_cache(1, 8192, "cpu")
+    cut = KVCache(cache.k, cache.v, cache.lengths - 512)
+    good, bad = (decode_attention(q, held, impl="reference") for held in (cache, cut))
+    assert (good - bad).abs().max() < 5e-2
+    assert "failed" not in decode_error(good, q, cache, None)
+    for wrong in (bad, torch.full_like(good, float("nan"))):
+        assert "failed" in decode_error(wrong, q, cache, None)
 
 
 def test_result_does_not_depend_on_the_batch(device: str) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from videoseek_kernels.decode import KVCache
 
 SPLIT_TOKENS = 512
-_MERGE_TILE = TileConfig(block_m=16, block_n=0, num_warps=4, num_stages=1)
+#: One row per program, this many parts at a time: few rows still fill the GPU, and many parts are few iterations.
+_MERGE_TILE = TileConfig(block_m=1, block_n=32, num_warps=4, num_stages=1)
 
 
 @triton.jit(do_not_specialize=["scale", "num_slots", "num_rows", "num_all_rows", "first_part"])
@@ -97,27 +98,27 @@ def decode_split_kernel(
 
 
 @triton.jit(do_not_specialize=["num_parts", "num_all_rows"])
-def decode_merge_kernel(parts, lse, out, num_parts, num_all_rows, D: tl.constexpr, BM: tl.constexpr):
-    """Weigh the parts [num_parts, rows, D] by exp2 of their lse (log2 units); rows that saw nothing give 0."""
-    o_m = tl.program_id(0) * BM + tl.arange(0, BM)
-    m_row = o_m < num_all_rows
+def decode_merge_kernel(parts, lse, out, num_parts, num_all_rows, D: tl.constexpr, BP: tl.constexpr):
+    """One row: weigh its parts [num_parts, rows, D] by exp2 of their lse (log2 units); 0 if it saw nothing."""
+    i_row = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, D)
-    b_max = tl.full([BM], -1.0e30, tl.float32)
-    b_sum = tl.zeros([BM], tl.float32)
-    b_out = tl.zeros([BM, D], tl.float32)
-    for i_part in range(0, num_parts):
-        o_part = o_m.to(tl.int64) + i_part * num_all_rows
-        b_lse = tl.load(lse + o_part, mask=m_row, other=float("-inf"))
-        b_part = tl.load(parts + o_part[:, None] * D + o_d[None, :], mask=m_row[:, None], other=0.0)
-        b_next = tl.maximum(b_max, b_lse)
-        b_decay = tl.exp2(b_max - b_next)
+    b_max = -1.0e30
+    b_sum = 0.0
+    b_out = tl.zeros([D], tl.float32)
+    for i_first in range(0, num_parts, BP):
+        o_part = i_first + tl.arange(0, BP)
+        m_part = o_part < num_parts
+        p_part = o_part.to(tl.int64) * num_all_rows + i_row
+        b_lse = tl.load(lse + p_part, mask=m_part, other=float("-inf"))
+        b_part = tl.load(parts + p_part[:, None] * D + o_d[None, :], mask=m_part[:, None], other=0.0)  # [BP, D]
+        b_next = tl.maximum(b_max, tl.max(b_lse, 0))
         b_weight = tl.exp2(b_lse - b_next)
-        b_sum = b_sum * b_decay + b_weight
-        b_out = b_out * b_decay[:, None] + b_part * b_weight[:, None]
+        b_decay = tl.exp2(b_max - b_next)
+        b_sum = b_sum * b_decay + tl.sum(b_weight, 0)
+        b_out = b_out * b_decay + tl.sum(b_part * b_weight[:, None], 0)
         b_max = b_next
-    b_out = b_out / tl.where(b_sum > 0, b_sum, 1.0)[:, None]
-    p_out = out + o_m.to(tl.int64)[:, None] * D + o_d[None, :]
-    tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_row[:, None])
+    b_out = b_out / tl.where(b_sum > 0, b_sum, 1.0)
+    tl.store(out + i_row * D + o_d, b_out.to(out.dtype.element_ty))
 
 
 def split_launch(
@@ -174,9 +175,8 @@ def merge_launch(parts: torch.Tensor, lse: torch.Tensor, out: torch.Tensor) -> L
         "num_parts": num_parts,
         "num_all_rows": num_all_rows,
     }
-    constants = {"D": head_dim, "BM": _MERGE_TILE.block_m}
-    grid = (triton.cdiv(num_all_rows, _MERGE_TILE.block_m),)
-    return Launch(decode_merge_kernel, grid, arguments, constants, _MERGE_TILE)
+    constants = {"D": head_dim, "BP": _MERGE_TILE.block_n}
+    return Launch(decode_merge_kernel, (num_all_rows,), arguments, constants, _MERGE_TILE)
 
 
 def decode(
