@@ -49,6 +49,9 @@ def start_distributed(device: torch.device) -> None:
     """Joins the process group that DeepSpeed needs; a process on its own becomes a group of one."""
     if dist.is_initialized():
         return
+    if device.type == "cuda":
+        # What names no device lands on the current one (collectives of objects, caches); without this, all ranks' on 0.
+        torch.cuda.set_device(device)
     if device.type == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce at first use; gloo needs no compiler and is as fast here.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
