@@ -175,6 +175,14 @@ def test_batch_smaller_than_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         check_batches(load_config(["recipe=sft", "sft.samples_per_step=2", "grpo.prompts_per_step=2"]))
 
 
+def test_reward_functions_are_loaded_before_any_stage(tiny: list[str], tmp_path: Path) -> None:
+    reward = tmp_path / "mine.py"
+    reward.write_text("def accuracy(**kwargs):\n    return []\n")
+    arguments = [*tiny, f"reward.functions=[{reward}:accuracy]", f"output_dir={tmp_path / 'out'}"]
+    assert "mine.py:accuracy' has the name of another one or of a part" in refused(arguments, tmp_path, code=1)
+    assert_untouched(tmp_path / "out")
+
+
 def test_full_disk_leaves_the_last_checkpoint(tiny: list[str], tmp_path: Path) -> None:
     """The limit on a file's size stands for the disk: the write fails in the same place, midway through the weights."""
     output_dir = tmp_path / "out"

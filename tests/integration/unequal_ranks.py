@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,14 +21,16 @@ from tiny_world import TinyWorld, answer, look, tiny_world
 from videoseek.algorithms.losses import sft_loss
 from videoseek.config import TrainConfig
 from videoseek.data.packing import pack_documents
-from videoseek.engine import OptimizerSettings, TrainEngine, all_sum, my_share
+from videoseek.engine import OptimizerSettings, TrainEngine, all_sum, my_share, start_distributed
 from videoseek.model import policy as policy_module
 from videoseek.model.attention import adopt
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, tiny_config
+from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import rank
 from videoseek.stages.grpo import _Learner, _Part
+from videoseek.stages.harvest import Harvest, harvest_metrics, reward_episodes
 
 #: DeepSpeed keeps weights of up to 100,000 elements whole on every rank; of a vocabulary this large it does not.
 LARGE_VOCABULARY = 4096
@@ -64,10 +67,10 @@ def labels(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     return values
 
 
-def rows(world: TinyWorld, stage: int) -> dict[str, list[float]]:
-    """GRPO batches of three rows, so that of two ranks one has a row less; two optimizer steps a batch."""
+def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float]]:
+    """GRPO batches of three rows, so that of two ranks one has a row less."""
     config = TrainConfig()
-    grpo = replace(config.grpo, updates_per_batch=2, kl_coef=0.1, importance_cap=None)
+    grpo = replace(config.grpo, updates_per_batch=num_updates, kl_coef=0.1, importance_cap=None)
     config = replace(config, grpo=grpo, rollout=replace(config.rollout, max_turns=4, max_new_tokens_per_turn=48))
     engine = engine_of(world, stage)
     reference = large_policy(world, seed=1).requires_grad_(False).eval()
@@ -86,7 +89,28 @@ def rows(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     return values
 
 
-CASES: dict[str, Callable[[TinyWorld, int], dict[str, list[float]]]] = {"labels": labels, "rows": rows}
+def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
+    """A user's function that applies to one rank's episode and not to the other's, and one that applies to none."""
+
+    def only_multi(kind: list[str], **_: object) -> list[float | None]:
+        return [0.5 if name == "clue_multi_w_tool" else None for name in kind]
+
+    functions = [RewardFunction("multi", only_multi), RewardFunction("none", lambda kind, **_: [None] * len(kind))]
+    kinds = ("clue_single_w_tool", "clue_multi_w_tool")
+    groups = [[world.replay([s.kind for s in world.samples].index(kind), answer("A"))] for kind in kinds]
+    config = TrainConfig()
+    config = replace(config, prompt=replace(config.prompt, style="brief"))
+    start_distributed(CPU)
+    crop = Harvest(every=[groups[i] for i in my_share(len(groups))])
+    reward_episodes(config, functions, [episode for group in crop.every for episode in group])
+    return {name: [value] for name, value in harvest_metrics(crop, functions, CPU).items()}
+
+
+CASES: dict[str, Callable[[TinyWorld, int], dict[str, list[float]]]] = {
+    "labels": labels,
+    "one_update": partial(rows, num_updates=1),
+    "rewards": rewards,
+}
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(90, exit=True)  # ranks out of step wait for each other without end

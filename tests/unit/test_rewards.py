@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from videoseek.rewards.accuracy import option_letter, public_match, tolerant_match
 from videoseek.rewards.clue_score import clue_score, clue_score_per_clue, merge, overlap
 from videoseek.rewards.format import public_format, public_windows
-from videoseek.rewards.functions import RewardFunctionError, load_reward_function
+from videoseek.rewards.functions import RewardFunctionError, load_reward_function, load_reward_functions
 from videoseek.rewards.trajectory_guided import SCORED_KINDS, VARIANTS, episode_reward, score
 from videoseek.types import Call, CallRecord, Clip, Episode, Fault, Interval, Sample, StopReason, Turn
 
@@ -407,6 +407,17 @@ def test_bad_returns_of_user_functions_are_named(file: Path, name: str, complain
 def test_functions_that_cannot_be_loaded(file: Path, suffix: str, complaint: str) -> None:
     with pytest.raises(RewardFunctionError, match=complaint):
         load_reward_function(f"{file}{suffix}")
+
+
+def test_names_of_functions_differ_from_each_other_and_from_the_rules_parts(tmp_path: Path) -> None:
+    names = ("length", "accuracy", "reward")
+    for file in ("one.py", "two.py"):
+        (tmp_path / file).write_text("".join(f"def {name}(**kwargs):\n    return []\n" for name in names))
+    one, two = (f"{tmp_path / file}:" for file in ("one.py", "two.py"))
+    assert [function.name for function in load_reward_functions([f"{one}length"])] == ["length"]
+    for specs in ([f"{one}length", f"{two}length"], [f"{one}accuracy"], [f"{one}length", f"{one}reward"]):
+        with pytest.raises(RewardFunctionError, match=f"{specs[-1]}' has the name of another one or of a part"):
+            load_reward_functions(specs)
 
 
 def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:

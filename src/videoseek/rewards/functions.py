@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from videoseek.rewards.trajectory_guided import REWARD_NAMES
 from videoseek.types import Episode, Turn
 
 
@@ -47,6 +48,20 @@ class RewardFunction:
         if isinstance(value, (bool, int, float)) and math.isfinite(value):
             return float(value)
         raise RewardFunctionError(f"reward function {self.name} returned {value!r}, must be a finite number or None")
+
+
+def load_reward_functions(specs: Sequence[str]) -> list[RewardFunction]:
+    """Load all of a run's functions. Their names must differ, and from those of the rule's own parts."""
+    functions = [load_reward_function(spec) for spec in specs]
+    taken = set(REWARD_NAMES)
+    for spec, function in zip(specs, functions, strict=True):
+        if function.name in taken:
+            raise RewardFunctionError(
+                f"reward function {spec!r} has the name of another one or of a part of the rule's reward "
+                f"({', '.join(REWARD_NAMES)}); rewards are logged by name, so each needs its own"
+            )
+        taken.add(function.name)
+    return functions
 
 
 def load_reward_function(spec: str) -> RewardFunction:

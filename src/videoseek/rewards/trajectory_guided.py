@@ -24,6 +24,8 @@ from videoseek.types import KINDS, Call, Episode, Fault, Interval, ParsedTurn
 
 VARIANTS = ("strict", "paper", "public_code")
 SCORED_KINDS = tuple(kind for kind in KINDS if kind != "perception")
+#: What is written into `Episode.rewards`; `reward` is the total.
+REWARD_NAMES = ("reward", "accuracy", "format", "clue_score", "bonus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +138,10 @@ def episode_reward(
 def write_rewards(
     episodes: Sequence[Episode], variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
 ) -> None:
-    """Writes reward, accuracy, format, clue_score and bonus into `rewards` of each episode."""
+    """Writes REWARD_NAMES into `rewards` of each episode."""
     for episode in episodes:
         parts = episode_reward(episode, variant, decay, call_format)
-        names = ("reward", "accuracy", "format", "clue_score", "bonus")
-        episode.rewards = {name: float(getattr(parts, name)) for name in names}
+        episode.rewards = {name: float(getattr(parts, name)) for name in REWARD_NAMES}
 
 
 def _check(kind: str, variant: str, call_format: str) -> None:

@@ -9,8 +9,12 @@ from videoseek.types import Episode, StopReason
 Sums = dict[str, tuple[float, float]]
 
 
-def episode_sums(groups: Sequence[Sequence[Episode]]) -> Sums:
-    """Metric name -> (sum, count); the metric is their quotient. Rewards must have been written into the episodes."""
+def episode_sums(groups: Sequence[Sequence[Episode]], parts: Sequence[str]) -> Sums:
+    """Metric name -> (sum, count); the metric is their quotient. Rewards must have been written into the episodes.
+
+    `parts` names the parts of the reward. The names of the metrics do not depend on the episodes, since ranks add up
+    their sums: a part that no episode has is (0, 0).
+    """
     episodes = [episode for group in groups for episode in group]
     count = float(len(episodes))
     lengths = [len(episode.token_ids) - episode.prompt_length for episode in episodes]
@@ -35,7 +39,7 @@ def episode_sums(groups: Sequence[Sequence[Episode]]) -> Sums:
     sums["reward/frac_zero_std"] = (float(sum(spread <= 1e-4 for spread in spreads)), num_groups)
     sums["reward/frac_all_right"] = (float(sum(value >= 1 for value in worst)), num_groups)
     sums["reward/frac_all_wrong"] = (float(sum(value <= 0 for value in best)), num_groups)
-    for name in sorted({name for episode in episodes for name in episode.rewards} - {"reward"}):
+    for name in parts:
         values = [episode.rewards[name] for episode in episodes if name in episode.rewards]
         sums[f"rewards/{name}/mean"] = (float(sum(values)), float(len(values)))
     return sums

@@ -18,9 +18,9 @@ from videoseek.algorithms.losses import LOSSES, PolicyLossSettings, combine_metr
 from videoseek.config import TrainConfig
 from videoseek.data.order import micro_batches
 from videoseek.data.packing import PackSettings, pack_groups, tree_length
-from videoseek.engine import OptimizerSettings, TrainEngine, all_max, all_sum, learning_rate
+from videoseek.engine import OptimizerSettings, TrainEngine, all_max, all_sum, gather, learning_rate
 from videoseek.model.policy import Policy
-from videoseek.rewards.functions import load_reward_function
+from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import Progress
 from videoseek.stages.harvest import Group, harvest, harvest_metrics, judge
@@ -29,13 +29,13 @@ from videoseek.types import Sample, TokenBatch
 from videoseek.video.errors import error_metrics
 
 
-def train_grpo(run: StageRun, samples: Sequence[Sample]) -> TrainEngine:
+def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[RewardFunction]) -> TrainEngine:
     """Trains `run.policy` on episodes about `samples`; returns the engine that holds the final weights.
 
-    Raises VideoError when a video cannot be read and RewardFunctionError when a user's reward function misbehaves.
+    `functions` add to the rule's reward. Raises VideoError when a video cannot be read and RewardFunctionError when
+    one of the functions misbehaves.
     """
     settings = run.config.grpo
-    functions = [load_reward_function(spec) for spec in run.config.reward.functions]
     reference = run.reference_policy() if settings.kl_coef > 0 else None
     engine = run.engine(OptimizerSettings((0.9, 0.999), settings.weight_decay, settings.grad_clip))
     sampler = run.native_engine()
@@ -46,7 +46,7 @@ def train_grpo(run: StageRun, samples: Sequence[Sample]) -> TrainEngine:
         for step in range(run.first_step, settings.steps):
             started = time.perf_counter()
             crop = harvest(run, engine, sampler, functions, samples, step)
-            values = harvest_metrics(crop, run.device) | {"time/rollout_s": crop.seconds}
+            values = harvest_metrics(crop, functions, run.device) | {"time/rollout_s": crop.seconds}
             groups, advantages = judge(crop.groups, settings.advantage, settings.over_limit)
             rows = micro_batches([tree_length(group) for group in groups], settings.max_tokens_per_micro_batch)
             parts = [_Part.of([(groups[i], advantages[i]) for i in row], packing, run.device) for row in rows]
@@ -125,11 +125,11 @@ class _Learner:
             self.engine.backward(loss * float(part is not spare), last=index == len(rows) - 1)
             if part is not spare:
                 sums = [sums[0] + loss.item(), sums[1] + entropy.sum().item()]
-                metrics.append(part_metrics)
+                metrics.append({name: value.cpu() for name, value in part_metrics.items()})
         grad_norm = self.engine.step(rate)
         loss_total, entropy_total = all_sum(sums, device)
         values = {"loss": loss_total, "grad_norm": grad_norm, "learning_rate": rate}
-        return combine_metrics(metrics) | values | {"entropy": entropy_total / num_tokens}
+        return combine_metrics(gather(metrics)) | values | {"entropy": entropy_total / num_tokens}
 
     def _in_step(self, parts: Sequence[_Part], spare: _Part) -> list[_Part]:
         """The parts, and the spare one as often as another rank has more: under ZeRO-3 all must call all modules."""

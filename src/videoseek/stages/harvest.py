@@ -13,7 +13,7 @@ from videoseek.config import TrainConfig
 from videoseek.data.order import batch_indices
 from videoseek.engine import TrainEngine, all_sum, my_share
 from videoseek.rewards.functions import RewardFunction
-from videoseek.rewards.trajectory_guided import write_rewards
+from videoseek.rewards.trajectory_guided import REWARD_NAMES, write_rewards
 from videoseek.rollout.native import NativeEngine
 from videoseek.rollout.statistics import episode_sums, means
 from videoseek.stages.run import StageRun, sampling_settings
@@ -72,9 +72,10 @@ def reward_episodes(config: TrainConfig, functions: Sequence[RewardFunction], ep
                 episode.rewards["reward"] += value
 
 
-def harvest_metrics(crop: Harvest, device: torch.device) -> dict[str, float]:
+def harvest_metrics(crop: Harvest, functions: Sequence[RewardFunction], device: torch.device) -> dict[str, float]:
     """Metrics of all that was sampled, over all ranks."""
-    sums = episode_sums(crop.every)
+    parts = {*REWARD_NAMES, *(function.name for function in functions)} - {"reward"}
+    sums = episode_sums(crop.every, sorted(parts))
     totals = iter(all_sum([number for pair in sums.values() for number in pair], device))
     return means({name: (next(totals), next(totals)) for name in sums})
 

@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from videoseek.model.load import model_folder, save_pretrained, tokens_per_secon
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
 from videoseek.plan import stage_steps
 from videoseek.report.html import write_report
+from videoseek.rewards.functions import RewardFunction, load_reward_functions
 from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import (
     MetricsLog,
@@ -69,6 +71,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     check_batches(config)
     if config.model != "scratch":
         model_folder(config.model)
+    functions = load_reward_functions(config.reward.functions) if "grpo" in config.stages else []
     data = load_data(config)
     if only_plan:
         say(dry_run(place, start_weights(config, output_dir), data.sft or data.rl))
@@ -77,7 +80,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
         start_folder(config, output_dir)
         data.write_bad(output_dir)
     barrier()
-    run_stages(place, start_weights(config, output_dir), data)
+    run_stages(place, start_weights(config, output_dir), data, functions)
     if rank() == 0:
         write_summary(config, output_dir, time.monotonic() - started)
         say(f"report: {write_report(output_dir)}")
@@ -181,7 +184,7 @@ def without_tool(sample: Sample) -> Sample:
     return replace(sample, turns=sample.turns[-1:])
 
 
-def run_stages(place: RunPlace, source: Path, data: Data) -> None:
+def run_stages(place: RunPlace, source: Path, data: Data, functions: Sequence[RewardFunction]) -> None:
     """Each stage from its source's weights, or on from where it was; then its scores on the held-out questions."""
     config, output_dir = place.config, place.output_dir
     points = {stage: find_resume_point(output_dir, stage) for stage in config.stages}
@@ -192,7 +195,7 @@ def run_stages(place: RunPlace, source: Path, data: Data) -> None:
         stage_source = output_dir / "sft" if stage == "grpo" and "sft" in config.stages else source
         if not is_complete(folder):
             run = StageRun.open(place, stage, stage_source, metrics, done, points[stage])
-            engine = train_stage(run, data)
+            engine = train_stage(run, data, functions)
             save_weights(folder, engine, run.environment.vocabulary.tokenizer, stage_source)
             del engine, run
         if data.held_out and not (output_dir / f"evaluation-{stage}.json").is_file():
@@ -203,9 +206,9 @@ def run_stages(place: RunPlace, source: Path, data: Data) -> None:
     metrics.close()
 
 
-def train_stage(run: StageRun, data: Data) -> TrainEngine:
+def train_stage(run: StageRun, data: Data, functions: Sequence[RewardFunction]) -> TrainEngine:
     if run.name == "grpo":
-        return train_grpo(run, data.rl)
+        return train_grpo(run, data.rl, functions)
     samples = [without_tool(sample) for sample in data.sft] if run.name == "direct" else data.sft
     return train_sft(run, samples, steps=stage_steps(run.config, run.name))
 
