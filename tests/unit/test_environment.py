@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from damaged_video import damaged_video
 from tiny_world import LIMITS, MALFORMED, TinyWorld, answer, look, tiny_world
 
-from videoseek.types import Call, ParsedTurn, StopReason
-from videoseek.video.decode import probe
+from videoseek.tools.crop import VideoCrop
+from videoseek.types import Call, Clip, Fault, ParsedTurn, StopReason
+from videoseek.video.decode import FRAME_CACHE, probe
 from videoseek.video.errors import VideoError
 from videoseek.video.quotas import crop_clip, overview_clip
 
@@ -124,3 +126,37 @@ def test_replay_refuses_what_rollout_could_not_produce(world: TinyWorld, turns: 
 def test_unreadable_video_is_named(world: TinyWorld, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="gone.mp4"):
         world.environment.open(replace(world.samples[0], video=str(tmp_path / "gone.mp4")))
+
+
+def test_replay_of_a_crop_that_cannot_be_decoded_is_no_observation(world: TinyWorld, tmp_path: Path) -> None:
+    """In a rollout the model is told; a recorded answer that was read from such a crop must not be trained on."""
+    broken = replace(world.samples[0], video=damaged_video(tmp_path / "v.mp4"), turns=(look(24, 28), answer("B")))
+    builder = world.environment.open(broken)
+    assert world.environment.respond(builder, builder.assistant_text(broken.turns[0])) is None
+    assert builder.calls[0].fault is not None and builder.calls[0].fault.code == "decode_failed"
+    episode = world.environment.replay(broken)
+    assert episode.calls[0].fault is None
+    with pytest.raises(VideoError, match="cannot be decoded"):
+        world.policy().encode(episode.clips[1:])
+
+
+def test_replay_decodes_nothing(world: TinyWorld) -> None:
+    FRAME_CACHE.clear()
+    assert len(world.replay(0, look(4, 8), look(8, 12), answer("B")).clips) == 3
+    assert len(FRAME_CACHE) == 0
+
+
+def test_replay_keeps_refusals_by_rule(world: TinyWorld) -> None:
+    fault = world.replay(0, look(500, 504), answer("B")).calls[0].fault
+    assert fault is not None and fault.code == "window_outside"
+
+
+def test_replay_raises_for_a_video_that_goes_away(world: TinyWorld, tmp_path: Path) -> None:
+    class Leaving(VideoCrop):
+        def plan(self, video: str, call: Call) -> Clip | Fault:
+            return super().plan(str(tmp_path / "gone.mp4"), call)
+
+    with pytest.raises(VideoError, match="gone.mp4"):
+        replace(world.environment, tool=Leaving(LIMITS)).replay(
+            replace(world.samples[0], turns=(look(4, 8), answer("B")))
+        )

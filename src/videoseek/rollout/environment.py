@@ -6,7 +6,8 @@ SFT replays recorded turns through it; rollout and evaluation sample turns into 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from videoseek.tools.crop import VideoCrop
 from videoseek.trajectory.builder import EpisodeBuilder
@@ -15,6 +16,9 @@ from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Call, CallRecord, Clip, Episode, Fault, ParsedTurn, Sample, StopReason
 from videoseek.video.decode import probe
 from videoseek.video.quotas import crop_clip, overview_clip
+
+#: What answers a call about a video: `VideoCrop.run` or `VideoCrop.plan`.
+Look = Callable[[str, Call], Clip | Fault]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +47,38 @@ class Environment:
 
         An answer ends it even beside a call: it was given before the call's evidence. Perception has one turn only.
         """
+        return self._respond(builder, parsed, self.tool.run, self.max_context_tokens)
+
+    def _respond(self, builder: EpisodeBuilder, parsed: ParsedTurn, look: Look, max_tokens: int) -> StopReason | None:
         if parsed.answer is not None or builder.sample.kind == "perception":
             return StopReason.ANSWERED
         if builder.num_turns >= self.max_turns:
             return StopReason.TURN_LIMIT if parsed.calls else StopReason.NO_CALL_NO_ANSWER
         turn = builder.num_turns - 1
-        records = [CallRecord(turn, call, *self._run(builder.sample, call)) for call in parsed.calls]
+        records = [CallRecord(turn, call, *_outcome(look(builder.sample.video, call))) for call in parsed.calls]
         records = records or [CallRecord(turn, None)]
-        fits = builder.observe(records, parsed.faults, max_tokens=self.max_context_tokens)
+        fits = builder.observe(records, parsed.faults, max_tokens=max_tokens)
         return None if fits else StopReason.CONTEXT_FULL
-
-    def _run(self, sample: Sample, call: Call) -> tuple[Fault | None, Clip | None]:
-        outcome = self.tool.run(sample.video, call)
-        return (None, outcome) if isinstance(outcome, Clip) else (outcome, None)
 
     def replay(self, sample: Sample) -> Episode:
         """The episode of a recorded trajectory: its turns as they stand, observations made anew.
 
-        `max_context_tokens` limits what is sampled, not what is recorded. Raises ValueError when the sample has no
-        trajectory, or one that goes on after its answer or `max_turns`, and VideoError when its video cannot be read.
+        Crops are planned, not decoded: their pixels are read when they are encoded, and what cannot be read is no
+        observation to train on. `max_context_tokens` limits what is sampled, not what is recorded. Raises ValueError
+        when the sample has no trajectory, or one that goes on after its answer or `max_turns`, and VideoError when its
+        video cannot be opened.
         """
         if not sample.turns:
             raise ValueError(f"sample {sample.id!r} has no turns to train on")
         builder = self.open(sample)
-        unlimited = replace(self, max_context_tokens=sys.maxsize)
         *before, last = sample.turns
         for number, text in enumerate(before, 1):
-            stop = unlimited.respond(builder, builder.assistant_text(text))
+            stop = self._respond(builder, builder.assistant_text(text), self.tool.plan, sys.maxsize)
             if stop is not None:
                 raise ValueError(f"turn {number} of {len(sample.turns)} ends the episode of {sample.id!r}: {stop}")
         builder.assistant_text(last)
         return builder.finish(StopReason.REFERENCE)
+
+
+def _outcome(shown: Clip | Fault) -> tuple[Fault | None, Clip | None]:
+    return (None, shown) if isinstance(shown, Clip) else (shown, None)

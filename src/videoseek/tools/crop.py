@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 from videoseek.types import STRATEGIES, Call, Clip, Fault
 from videoseek.video.decode import probe, read_frames
-from videoseek.video.errors import VideoError
+from videoseek.video.errors import VideoError, name_once
 from videoseek.video.index import VideoInfo
 from videoseek.video.quotas import VideoLimits, crop_clip
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +26,7 @@ class VideoCrop:
             if isinstance(clip, Clip):
                 read_frames(clip)
         except VideoError as error:
-            _name_once(error.message)
+            name_once(error.message)
             return Fault(error.code, "This part of the video cannot be shown; try another window or answer now.")
         return clip
 
@@ -68,9 +64,3 @@ class VideoCrop:
 
 def _clamp(info: VideoInfo, call: Call) -> tuple[float, float]:
     return max(call.start_seconds, 0.0), min(call.end_seconds, info.duration_seconds)
-
-
-@lru_cache(maxsize=1024)
-def _name_once(sentence: str) -> None:
-    """Tells the user, once, what the model is told without the file's name; many episodes meet the same file."""
-    logger.warning("%s", sentence)

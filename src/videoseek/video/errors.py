@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from functools import lru_cache
+
+logger = logging.getLogger(__name__)
 
 CODES = (
     "missing_file",  # no such file, or not a regular one
@@ -41,3 +45,9 @@ BAD_FILES: dict[str, str] = {}
 def error_metrics() -> dict[str, float]:
     """Number of bad files so far by code, as `video/errors_CODE`; codes that did not occur are left out."""
     return {f"video/errors_{code}": float(count) for code, count in sorted(Counter(BAD_FILES.values()).items())}
+
+
+@lru_cache(maxsize=1024)
+def name_once(sentence: str) -> None:
+    """Warns the user of a file that the run goes on without, the first time only: many samples may meet it."""
+    logger.warning("%s", sentence)
