@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from damaged_video import damaged_video
 from tiny_world import TOKENS_PER_SECOND, answer, look, memorised, tiny_world
 
 from videoseek.evaluate.held_out import answer_questions, clue_iou, needs_tool, scores, summarize
 from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.rollout.native import NativeEngine, SamplingSettings
-from videoseek.types import Episode, Sample
+from videoseek.types import Episode, Sample, StopReason
 
 
 def sample(kind: str, key: str = "A", clues: tuple = ((4.0, 8.0),), options: tuple = ("rows", "checks")) -> Sample:
@@ -61,6 +63,9 @@ def test_scores_by_hand(groups: list[list[Episode]]) -> None:
         "chance_tool": 1 / 2,
         "clue_iou": 1 / 2,
         "format": 1.0,
+        "over_limit_rate": 0.0,
+        "deadline_rate": 0.0,
+        "unreadable": 0.0,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     every = [episode for group in groups for episode in group]
@@ -101,3 +106,24 @@ def test_questions_are_answered_sampled_and_greedily() -> None:
     assert [e.token_ids for group in again for e in group] == [e.token_ids for group in sampled for e in group]
     plain = engine.rollout(samples, 1, 99, replace(settings, temperature=0.0))
     assert [group[0].token_ids for group in plain] == [group[0].token_ids for group in greedy]
+
+
+def test_episodes_cut_by_a_limit_are_reported(groups: list[list[Episode]]) -> None:
+    first, second = groups
+    first[0] = replace(first[0], stop_reason=StopReason.DEADLINE)
+    second[1] = replace(second[1], stop_reason=StopReason.TOKEN_LIMIT)
+    values = scores(groups, [], "strict", 0.05, "grounding")
+    assert (values["over_limit_rate"], values["deadline_rate"]) == (1 / 2, 1 / 4)
+
+
+def test_unreadable_questions_are_left_out_and_reported(tmp_path: Path) -> None:
+    policy, samples = memorised()
+    bad = replace(samples[1], video=damaged_video(tmp_path / "v.mp4"))
+    engine = NativeEngine(policy, tiny_world().environment, TOKENS_PER_SECOND)
+    settings = SamplingSettings(max_new_tokens_per_turn=24)
+    mixed = [samples[0], bad, *samples[2:]]
+    sampled, greedy = answer_questions(engine, mixed, 2, 0, settings, skip_unreadable=True)
+    assert [len(group) for group in sampled] == [2, 0, 2, 2] and [len(group) for group in greedy] == [1, 0, 1, 1]
+    values = scores(sampled, greedy, "strict", 0.05, "grounding")
+    without = scores(*answer_questions(engine, [mixed[0], *mixed[2:]], 2, 0, settings), "strict", 0.05, "grounding")
+    assert values == without | {"unreadable": 1 / 4}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from damaged_video import damaged_video
 from tiny_world import TOKENS_PER_SECOND, TinyWorld, memorised, row_logits, tiny_world
 
 from videoseek.data.packing import pack_documents, pack_groups
@@ -19,6 +21,7 @@ from videoseek.rollout.native import NativeEngine, SamplingSettings
 from videoseek.rollout.sampling import episode_generator, sample_tokens
 from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.types import Clip, Episode, ParsedTurn, Sample, StopReason
+from videoseek.video.errors import VideoError, name_once
 
 SETTINGS = SamplingSettings(max_new_tokens_per_turn=24, episodes_per_batch=64)
 COPIES = 8
@@ -324,3 +327,64 @@ def test_groups_follow_their_samples(world: TinyWorld) -> None:
     many: list[Sample] = [replace(sample, id=f"{sample.id}-{i}") for i in range(2) for sample in samples]
     rolled = engine_of(policy, world.environment).rollout(many, 3, 0, replace(SETTINGS, episodes_per_batch=7))
     assert [{episode.sample.id for episode in group} for group in rolled] == [{sample.id} for sample in many]
+
+
+def test_an_unreadable_video_gives_an_empty_group_and_is_named_once(
+    world: TinyWorld, groups: list[list[Episode]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that cannot be opened, and one that opens and cannot be decoded; the others come out as without them."""
+    policy, samples = memorised()
+    name_once.cache_clear()
+    gone = replace(samples[0], video=str(tmp_path / "gone.mp4"))
+    damaged = replace(samples[0], video=damaged_video(tmp_path / "damaged.mp4"))
+    engine = engine_of(policy, world.environment)
+    mixed = [samples[0], gone, damaged, samples[1]]
+    for _ in range(2):
+        rolled = engine.rollout(mixed, COPIES, 0, SETTINGS, skip_unreadable=True)
+        assert [len(group) for group in rolled] == [COPIES, 0, 0, COPIES]
+        assert [[e.token_ids for e in group] for group in (rolled[0], rolled[3])] == [
+            [e.token_ids for e in group] for group in groups[:2]
+        ]
+    for name in ("gone.mp4", "damaged.mp4"):
+        assert len([record for record in caplog.records if name in record.message]) == 1
+    assert engine.rollout([gone, damaged], 2, 0, SETTINGS, skip_unreadable=True) == [[], []]
+    for bad in (gone, damaged):
+        with pytest.raises(VideoError, match=Path(bad.video).name):
+            engine.rollout([samples[0], bad], 2, 0, SETTINGS)
+
+
+def test_a_crop_that_is_lost_before_it_is_encoded_empties_its_group(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tool could decode it, and where the frame cache is too small, a second decode fails."""
+    policy, samples = memorised()
+    encode = policy.encode
+
+    def failing(clips: list[Clip]) -> torch.Tensor:
+        if any(clip.start_seconds == 4.0 for clip in clips):  # the first sample's crop alone
+            raise VideoError("timeout", "took too long")
+        return encode(clips)
+
+    monkeypatch.setattr(policy, "encode", failing)
+    greedy = replace(SETTINGS, temperature=0.0)
+    rolled = engine_of(policy, world.environment).rollout(samples, 2, 0, greedy, skip_unreadable=True)
+    assert [len(group) for group in rolled] == [0, 2, 2, 2]
+    with pytest.raises(VideoError, match="took too long"):
+        engine_of(policy, world.environment).rollout(samples, 2, 0, greedy)
+
+
+def test_the_deadline_does_not_count_the_prompts(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video that is slow to read takes nothing of the time that its episodes have."""
+    policy, samples = memorised()
+    clock = [0.0]
+    monkeypatch.setattr(native, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    encode = policy.encode
+
+    def slow(clips: list[Clip]) -> torch.Tensor:
+        clock[0] += 100.0 if clips and clips[0].start_seconds == 0 and clips[0].end_seconds > 20 else 0.0
+        return encode(clips)
+
+    monkeypatch.setattr(policy, "encode", slow)
+    settings = replace(SETTINGS, temperature=0.0, deadline_seconds=50.0)
+    rolled = engine_of(policy, world.environment).rollout([samples[3]], 1, 0, settings)
+    assert clock[0] >= 100 and rolled[0][0].stop_reason == StopReason.ANSWERED

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from videoseek.rewards.clue_score import overlap
 from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.rollout.native import NativeEngine, SamplingSettings
-from videoseek.types import Episode, Sample
+from videoseek.types import Episode, Sample, StopReason
 
 Groups = list[list[Episode]]
 
@@ -21,17 +22,22 @@ def answer_questions(
     sampling: SamplingSettings,
     *,
     on_progress: Callable[[int, int], None] | None = None,
+    skip_unreadable: bool = False,
 ) -> tuple[Groups, Groups]:
-    """`copies` sampled episodes a question, and one greedy one: what RL optimises, and what a deployed model shows."""
+    """`copies` sampled episodes a question, and one greedy one: what RL optimises, and what a deployed model shows.
+
+    Raises VideoError when a video cannot be read; with `skip_unreadable` its question's groups are empty.
+    """
     total = len(samples) * (copies + 1)
 
     def shifted(offset: int) -> Callable[[int, int], None]:
         return lambda done, _: on_progress(offset + done, total) if on_progress is not None else None
 
-    sampled = engine.rollout(samples, copies, seed, sampling, on_progress=shifted(0))
+    rollout = partial(engine.rollout, samples, skip_unreadable=skip_unreadable)
+    sampled = rollout(copies, seed, sampling, on_progress=shifted(0))
     first_greedy = len(samples) * copies
     greedily = replace(sampling, temperature=0.0)
-    return sampled, engine.rollout(samples, 1, seed, greedily, on_progress=shifted(first_greedy))
+    return sampled, rollout(1, seed, greedily, on_progress=shifted(first_greedy))
 
 
 def scores(sampled: Groups, greedy: Groups, variant: str, decay: float, call_format: str) -> dict[str, float]:
@@ -50,7 +56,10 @@ def summarize(groups: Groups) -> dict[str, float]:
     """Means over episodes: over all questions, and `_tool` over those whose evidence only a crop shows.
 
     `clue_iou` is the overlap of the union of an episode's executed crops with the union of the clues, on tool kinds.
-    `chance` is the accuracy of guessing among the options.
+    `chance` is the accuracy of guessing among the options. `over_limit_rate` is the share of episodes that ran into a
+    limit of turns, tokens or time before they answered, and so count as wrong; `deadline_rate` the part that ran out of
+    time, which another machine may have. `unreadable` is the share of questions without an episode: their video
+    could not be read, and no other mean counts them.
     """
     episodes = [episode for group in groups for episode in group]
     needing = [episode for episode in episodes if needs_tool(episode.sample)]
@@ -63,6 +72,9 @@ def summarize(groups: Groups) -> dict[str, float]:
         "accuracy_tool": _mean([episode.rewards["accuracy"] for episode in needing]),
         "chance_tool": _mean([1 / len(e.sample.options) for e in needing if e.sample.options]),
         "clue_iou": _mean([clue_iou(episode) for episode in needing]),
+        "over_limit_rate": _mean([float(episode.stop_reason.over_limit) for episode in episodes]),
+        "deadline_rate": _mean([float(episode.stop_reason == StopReason.DEADLINE) for episode in episodes]),
+        "unreadable": _mean([float(not group) for group in groups]),
     }
     for kind in sorted({episode.sample.kind for episode in episodes}):
         values[f"accuracy_{kind}"] = _mean([e.rewards["accuracy"] for e in episodes if e.sample.kind == kind])

@@ -93,6 +93,9 @@ def _table(run: RunFiles) -> Markup:
         ("Calls per episode", "calls_per_episode", "{:.2f}".format),
         ("Well-formed", "format", "{:.3f}".format),
         ("Reward", "reward", "{:.3f}".format),
+        ("Cut by a limit", "over_limit_rate", percent),
+        ("… of time", "deadline_rate", percent),
+        ("Questions with an unreadable video", "unreadable", percent),
     ]
     body = []
     for label, key, show in rows:

@@ -21,11 +21,15 @@ from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampling import episode_generator, sample_tokens
 from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.types import Clip, Episode, Sample, StopReason
+from videoseek.video.errors import VideoError, name_once
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How turns are sampled; limits per turn and per episode. `temperature` 0 is greedy."""
+    """How turns are sampled; limits per turn and per episode. `temperature` 0 is greedy.
+
+    The deadline counts from when a batch's prompts are in the cache: opening videos is not the model's time.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -78,14 +82,20 @@ class NativeEngine:
         *,
         weight_version: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
+        skip_unreadable: bool = False,
     ) -> list[list[Episode]]:
-        """`copies` episodes for each sample, grouped by sample. Raises VideoError when a video cannot be read."""
+        """`copies` episodes for each sample, grouped by sample.
+
+        Raises VideoError when a video cannot be read; with `skip_unreadable` it is named, and its sample's group empty.
+        """
         training = self.policy.training
         self.policy.eval()
         per_wave = max(1, settings.episodes_per_batch // copies)
         groups: list[list[Episode]] = []
         for first in range(0, len(samples), per_wave):
-            groups += self._wave(samples[first : first + per_wave], copies, seed, settings, weight_version)
+            wave = self._open(samples[first : first + per_wave], copies, seed, skip_unreadable)
+            self._play([group for group in wave if group], settings, skip_unreadable)
+            groups += [_finished(group, weight_version) for group in wave]
             if not self.keep_features:
                 self.forget()
             if on_progress is not None:
@@ -97,46 +107,58 @@ class NativeEngine:
         """Drops all features, which belong to the weights that made them."""
         self.features.clear()
 
-    def _wave(
-        self, samples: Sequence[Sample], copies: int, seed: int, settings: SamplingSettings, weight_version: int
-    ) -> list[list[Episode]]:
+    def _open(self, samples: Sequence[Sample], copies: int, seed: int, skip_unreadable: bool) -> list[list[_Runner]]:
+        """The runners of each sample, whose prompts' clips are encoded; none where the video is unreadable."""
+        groups: list[list[_Runner]] = []
+        for sample in samples:
+            try:
+                builders = [self.environment.open(sample) for _ in range(copies)]
+            except VideoError as error:
+                if not skip_unreadable:
+                    raise
+                name_once(f"passed over: {error}")
+                builders = []
+            streams = [episode_generator(seed, sample.id, copy) for copy in range(copies)]
+            groups.append([_Runner(*pair, 0, 0) for pair in zip(builders, streams, strict=False)])
+        self._encode(
+            [clip for group in groups for runner in group[:1] for clip in runner.builder.clips], skip_unreadable
+        )
+        return [group if all(map(self._can_be_fed, group)) else [] for group in groups]
+
+    def _play(self, groups: list[list[_Runner]], settings: SamplingSettings, skip_unreadable: bool) -> None:
+        """Plays all runners to their end, side by side; one whose crop cannot be read is left without a stop."""
+        if not groups:
+            return
+        runners = [runner for group in groups for runner in group]
+        cache, logits = self._prefill(groups)
         deadline = time.monotonic() + settings.deadline_seconds
-        runners, cache, logits = self._open(samples, copies, seed)
         running = list(range(len(runners)))
         while running:
             self._sample_turn([runners[i] for i in running], cache, logits, settings, deadline)
-            kept = []
-            for row, index in enumerate(running):
+            for index in running:
                 self._finish_turn(runners[index], settings, deadline)
-                if runners[index].stop is None:
-                    kept.append(row)
+            going_on = [runners[i] for i in running if runners[i].stop is None]
+            self._encode([clip for runner in going_on for clip in runner.pending()[1]], skip_unreadable)
+            kept = [row for row, i in enumerate(running) if runners[i].stop is None and self._can_be_fed(runners[i])]
             running = [running[row] for row in kept]
             if running:
                 cache, logits = self._feed_pending([runners[i] for i in running], cache, kept)
-        episodes = [runner.builder.finish(runner.stop or StopReason.DEADLINE, weight_version) for runner in runners]
-        return [episodes[first : first + copies] for first in range(0, len(episodes), copies)]
 
-    def _open(
-        self, samples: Sequence[Sample], copies: int, seed: int
-    ) -> tuple[list[_Runner], CachedAttention, torch.Tensor]:
-        """Prompts are fed once a sample; their cache is then shared out to the copies."""
-        prompts = [
-            _Runner(self.environment.open(sample), episode_generator(seed, sample.id, 0), 0, 0) for sample in samples
-        ]
-        cache = self._new_cache(len(samples), max(len(prompt.builder.token_ids) for prompt in prompts))
+    def _can_be_fed(self, runner: _Runner) -> bool:
+        """Whether all clips that it waits for could be read."""
+        return all(clip in self.features for clip in runner.pending()[1])
+
+    def _prefill(self, groups: list[list[_Runner]]) -> tuple[CachedAttention, torch.Tensor]:
+        """Prompts are fed once a group; their cache is then shared out to the group's runners."""
+        prompts = [group[0] for group in groups]
+        cache = self._new_cache(len(prompts), max(len(prompt.builder.token_ids) for prompt in prompts))
         logits = self._extend(prompts, cache, [prompt.pending() for prompt in prompts])
-        runners = [
-            _Runner(
-                self.environment.open(sample) if copy else prompt.builder,
-                episode_generator(seed, sample.id, copy),
-                prompt.cached_tokens,
-                prompt.next_position,
-            )
-            for sample, prompt in zip(samples, prompts, strict=True)
-            for copy in range(copies)
-        ]
-        rows = torch.arange(len(samples), device=self.policy.device).repeat_interleave(copies)
-        return runners, cache.select(rows, cache.capacity), logits[rows]
+        for group in groups:
+            for runner in group[1:]:
+                runner.cached_tokens, runner.next_position = group[0].cached_tokens, group[0].next_position
+        sizes = torch.tensor([len(group) for group in groups], device=self.policy.device)
+        rows = torch.arange(len(groups), device=self.policy.device).repeat_interleave(sizes)
+        return cache.select(rows, cache.capacity), logits[rows]
 
     def _new_cache(self, num_sequences: int, capacity: int) -> CachedAttention:
         config = self.policy.model.config.text_config
@@ -216,7 +238,6 @@ class NativeEngine:
         self, runners: list[_Runner], cache: CachedAttention, pending: list[tuple[list[int], list[Clip]]]
     ) -> torch.Tensor:
         """Feeds each runner its pending tokens, padded to the longest; logits [B, V] after the last of each."""
-        self._encode([clip for _, clips in pending for clip in clips])
         vocabulary, device = self.environment.vocabulary, self.policy.device
         longest = max(len(token_ids) for token_ids, _ in pending)
         token_ids = torch.full((len(runners), longest), vocabulary.im_end)
@@ -235,10 +256,32 @@ class NativeEngine:
         num_valid = torch.tensor([len(ids) for ids, _ in pending], device=device)
         return self.policy.extend(cache, embeddings.view(len(runners), longest, -1), positions.to(device), num_valid)
 
-    def _encode(self, clips: list[Clip]) -> None:
-        """Features of clips not seen in this rollout; every distinct clip is encoded once."""
+    def _encode(self, clips: list[Clip], skip_unreadable: bool) -> None:
+        """Features of clips not seen in this rollout; every distinct clip is encoded once.
+
+        With `skip_unreadable`, clips that cannot be read are named and get no features.
+        """
         fresh = list(dict.fromkeys(clip for clip in clips if clip not in self.features))
-        if fresh:
+        if not fresh:
+            return
+        try:
             encoded = self.policy.encode(fresh).split([clip.num_tokens for clip in fresh])
-            self.features.update(zip(fresh, encoded, strict=True))
-            self.num_encoded_clips += len(fresh)
+        except VideoError as error:
+            if not skip_unreadable:
+                raise
+            if len(fresh) > 1:
+                for clip in fresh:
+                    self._encode([clip], skip_unreadable)
+            else:
+                name_once(f"passed over: {error}")
+            return
+        self.features.update(zip(fresh, encoded, strict=True))
+        self.num_encoded_clips += len(fresh)
+
+
+def _finished(group: list[_Runner], weight_version: int) -> list[Episode]:
+    """Episodes of one sample's runners; none when one of them could not be played to its end."""
+    played = [(runner.builder, runner.stop) for runner in group if runner.stop is not None]
+    if len(played) < len(group):
+        return []
+    return [builder.finish(stop, weight_version) for builder, stop in played]
