@@ -6,6 +6,7 @@ the engine undoes that, so that a loss never depends on how a batch was cut.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import socket
@@ -201,6 +202,16 @@ def gather(items: list[T]) -> list[T]:
     shares: list[list[T]] = [[] for _ in range(world_size())]
     dist.all_gather_object(shares, items)
     return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
+
+
+def deal(items: Sequence[T], num_shares: int) -> list[list[T]]:
+    """This rank's items in each of `num_shares` shares of all ranks' items.
+
+    A share is a stretch of the joined list, so that shares differ by one item at most, and so do ranks within a share.
+    """
+    order = gather([(rank(), index) for index in range(len(items))])
+    cuts = [len(order) * number // num_shares for number in range(num_shares + 1)]
+    return [[items[i] for owner, i in order[a:b] if owner == rank()] for a, b in itertools.pairwise(cuts)]
 
 
 def barrier() -> None:

@@ -20,8 +20,8 @@ from tiny_world import TinyWorld, answer, look, tiny_world
 
 from videoseek.algorithms.losses import sft_loss
 from videoseek.config import TrainConfig
-from videoseek.data.packing import pack_documents
-from videoseek.engine import OptimizerSettings, TrainEngine, all_sum, my_share, start_distributed
+from videoseek.data.packing import pack_documents, tree_length
+from videoseek.engine import OptimizerSettings, TrainEngine, all_sum, deal, my_share, start_distributed
 from videoseek.model import policy as policy_module
 from videoseek.model.attention import adopt
 from videoseek.model.policy import Policy
@@ -29,7 +29,7 @@ from videoseek.model.tiny import build_model, tiny_config
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import rank
-from videoseek.stages.grpo import _Learner, _Part
+from videoseek.stages.grpo import _Learner, _Part, _rows
 from videoseek.stages.harvest import Harvest, harvest_metrics, reward_episodes
 
 #: DeepSpeed keeps weights of up to 100,000 elements whole on every rank; of a vocabulary this large it does not.
@@ -68,9 +68,9 @@ def labels(world: TinyWorld, stage: int) -> dict[str, list[float]]:
 
 
 def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float]]:
-    """GRPO batches of three rows, so that of two ranks one has a row less."""
+    """GRPO batches of five groups, so that of two ranks one has a row less."""
     config = TrainConfig()
-    grpo = replace(config.grpo, updates_per_batch=num_updates, kl_coef=0.1, importance_cap=None)
+    grpo = replace(config.grpo, learning_rate=1e-3, warmup_steps=3, kl_coef=0.1, importance_cap=None)
     config = replace(config, grpo=grpo, rollout=replace(config.rollout, max_turns=4, max_new_tokens_per_turn=48))
     engine = engine_of(world, stage)
     reference = large_policy(world, seed=1).requires_grad_(False).eval()
@@ -78,13 +78,15 @@ def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float
     learner = _Learner(config, engine, sampler, reference)
     groups = [
         [world.replay(index, look(4, 8), answer("A")), world.replay(index, answer("B" * (index % 3)))]
-        for index in (0, 1, 8)
+        for index in (0, 1, 8, 2, 3)
     ]
-    parts = [_Part.of([(groups[i], [1.0, -0.5 - i])], world.packing, CPU) for i in my_share(len(groups))]
+    mine = [(groups[i], [1.0, -0.5 - i]) for i in my_share(len(groups))]
+    longest = max(tree_length(group) for group in groups)
+    shares = [_rows(share, longest, world.packing, CPU) for share in deal(mine, num_updates)]
     spare = _Part.of([(groups[rank()][:1], [0.0])], world.packing, CPU)
     values: dict[str, list[float]] = {}
-    for _ in range(2):
-        for name, value in learner.update(parts, spare, 1e-3).items():
+    for step in range(2):
+        for name, value in learner.update(shares, spare, step).items():
             values.setdefault(name, []).append(value)
     return values
 
@@ -109,6 +111,7 @@ def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
 CASES: dict[str, Callable[[TinyWorld, int], dict[str, list[float]]]] = {
     "labels": labels,
     "one_update": partial(rows, num_updates=1),
+    "two_updates": partial(rows, num_updates=2),
     "rewards": rewards,
 }
 

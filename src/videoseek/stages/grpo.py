@@ -3,7 +3,8 @@
 Differs from the textbook (2402.03300) and from the public Video-o3 code in that: there is no reference model unless
 `kl_coef` asks for one; with one update a batch the ratio is 1, so no pass for old log-probs is made; episodes that ran
 into a limit leave the baseline as well as the loss; groups whose rewards are all equal are sampled anew, within
-bounds; a group trains as one tree, its prompt once; and the loss is normalised by counts of the whole batch.
+bounds; a group trains as one tree, its prompt once, or as several where one would be too long; and the loss is
+normalised by counts of the whole batch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
@@ -18,12 +20,12 @@ from videoseek.algorithms.losses import LOSSES, PolicyLossSettings, combine_metr
 from videoseek.config import TrainConfig
 from videoseek.data.order import micro_batches
 from videoseek.data.packing import PackSettings, pack_groups, tree_length
-from videoseek.engine import OptimizerSettings, TrainEngine, all_max, all_sum, gather, learning_rate
+from videoseek.engine import OptimizerSettings, TrainEngine, all_max, all_sum, deal, gather, learning_rate
 from videoseek.model.policy import Policy
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import Progress
-from videoseek.stages.harvest import Group, harvest, harvest_metrics, judge
+from videoseek.stages.harvest import Group, ScoredGroup, harvest, harvest_metrics, judge
 from videoseek.stages.run import StageRun
 from videoseek.types import Sample, TokenBatch
 from videoseek.video.errors import error_metrics
@@ -47,12 +49,13 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
             started = time.perf_counter()
             crop = harvest(run, engine, sampler, functions, samples, step)
             values = harvest_metrics(crop, functions, run.device) | {"time/rollout_s": crop.seconds}
-            groups, advantages = judge(crop.groups, settings.advantage, settings.over_limit)
-            rows = micro_batches([tree_length(group) for group in groups], settings.max_tokens_per_micro_batch)
-            parts = [_Part.of([(groups[i], advantages[i]) for i in row], packing, run.device) for row in rows]
-            spare = _Part.of([(crop.every[0], [0.0] * settings.group_size)], packing, run.device)
-            rate = learning_rate(step, settings.steps, settings.learning_rate, settings.warmup_steps, "constant")
-            values |= learner.update(parts, spare, rate)
+            scored = judge(crop.groups, settings.advantage, settings.over_limit)
+            shares = [
+                _rows(share, settings.max_tokens_per_micro_batch, packing, run.device)
+                for share in deal(scored, settings.updates_per_batch)
+            ]
+            spare = _Part.of([(crop.every[0][:1], [0.0])], packing, run.device)
+            values |= learner.update(shares, spare, step)
             values["step_time"] = time.perf_counter() - started
             run.metrics.write(run.name, step + 1, values | error_metrics())
             run.record(f"{run.name}_step_{step + 1:06d}", crop.every)
@@ -63,17 +66,44 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
 
 @dataclass(slots=True)
 class _Part:
-    """A packed row of groups, and for each of its labels [N] the advantage and the log-prob before any update."""
+    """A packed row of trees, and for each of its labels [N] the advantage and the log-prob before any update."""
 
     batch: TokenBatch
     advantages: torch.Tensor
     old_logprobs: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, groups: Sequence[tuple[Group, list[float]]], packing: PackSettings, device: torch.device) -> _Part:
+    def of(cls, groups: Sequence[ScoredGroup], packing: PackSettings, device: torch.device) -> _Part:
         batch = pack_groups([group for group, _ in groups], packing).to(device)
         by_document = torch.tensor([value for _, values in groups for value in values], device=device)
         return cls(batch, by_document[batch.label_documents])
+
+
+def _rows(scored: Sequence[ScoredGroup], max_tokens: int, packing: PackSettings, device: torch.device) -> list[_Part]:
+    """The groups in rows of at most `max_tokens`, as far as single episodes allow."""
+    trees = [tree for group, advantages in scored for tree in _trees(group, advantages, max_tokens)]
+    rows = micro_batches([tree_length(group) for group, _ in trees], max_tokens)
+    return [_Part.of([trees[i] for i in row], packing, device) for row in rows]
+
+
+def _trees(group: Group, advantages: Sequence[float], max_tokens: int) -> list[ScoredGroup]:
+    """A group cut into trees of at most `max_tokens`, but of one episode at least; each runs the prompt again.
+
+    The gradient is that of the whole group: the loss is a sum over episodes, by counts of the whole batch.
+    """
+    shared = group[0].prompt_length - 1
+    cuts = micro_batches([len(episode.token_ids) - shared for episode in group], max_tokens - shared)
+    return [([group[i] for i in cut], [advantages[i] for i in cut]) for cut in cuts]
+
+
+def _joined(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Metrics of a batch from those of the optimizer steps made on it: means, and extremes of extremes."""
+    values: dict[str, list[float]] = {}
+    for update in updates:
+        for name, value in update.items():
+            values.setdefault(name, []).append(value)
+    joins = {"_min": min, "_max": max}
+    return {name: joins.get(name[-4:], fmean)(found) for name, found in values.items()}
 
 
 @dataclass(slots=True)
@@ -85,29 +115,30 @@ class _Learner:
     sampler: NativeEngine
     reference: Policy | None
 
-    def update(self, parts: Sequence[_Part], spare: _Part, rate: float) -> dict[str, float]:
-        """`updates_per_batch` optimizer steps, each on its share of the parts.
+    def update(self, shares: Sequence[Sequence[_Part]], spare: _Part, step: int) -> dict[str, float]:
+        """One optimizer step on each share of batch `step` (from 0), but for shares that are empty on all ranks.
 
         `spare` takes part at weight zero where another rank has more rows: ranks must run in step.
         """
-        num_updates = self.config.grpo.updates_per_batch
-        if num_updates > 1:
+        grpo = self.config.grpo
+        if len(shares) > 1:
             with torch.no_grad():
-                for part in self._in_step(parts, spare):
+                for part in self._in_step([part for share in shares for part in share], spare):
                     part.old_logprobs, _ = self._logprobs(part)
-        values: dict[str, float] = {}
-        for update in range(num_updates):
-            values = self._step(parts[update::num_updates], spare, rate)
-        return values
+        updates = []
+        for number, parts in enumerate(shares, start=step * len(shares)):
+            rate = learning_rate(number, grpo.steps * len(shares), grpo.learning_rate, grpo.warmup_steps, "constant")
+            updates.append(self._step(parts, spare, rate))
+        return {"loss": 0.0, "grad_norm": 0.0} | _joined(updates)
 
     def _step(self, parts: Sequence[_Part], spare: _Part, rate: float) -> dict[str, float]:
-        """One optimizer step; without anything to learn from on any rank, the weights stay as they are."""
+        """One optimizer step and its metrics; none of both when there is nothing to learn from on any rank."""
         device = spare.batch.token_ids.device
         num_tokens, num_documents = all_sum(
             [sum(len(part.batch.labels) for part in parts), sum(part.batch.num_documents for part in parts)], device
         )
         if not num_documents:
-            return {"loss": 0.0, "grad_norm": 0.0}
+            return {}
         settings = self._loss_settings(int(num_tokens), int(num_documents))
         rows = self._in_step(parts, spare)
         sums, metrics = [0.0, 0.0], []

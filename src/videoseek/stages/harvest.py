@@ -20,6 +20,7 @@ from videoseek.stages.run import StageRun, sampling_settings
 from videoseek.types import Episode, Sample
 
 Group = list[Episode]
+ScoredGroup = tuple[Group, list[float]]  # and the advantage of each episode
 
 
 @dataclass(slots=True)
@@ -93,14 +94,12 @@ def _teaches(group: Group, over_limit: str) -> bool:
     return bool(has_spread(*_rewards(group), _included(group, over_limit)).any())
 
 
-def judge(groups: Sequence[Group], kind: str, over_limit: str) -> tuple[list[Group], list[list[float]]]:
+def judge(groups: Sequence[Group], kind: str, over_limit: str) -> list[ScoredGroup]:
     """The episodes to train on, by group, and their advantages; a limit was no verdict, so its episodes drop out."""
-    trained: list[Group] = []
-    advantages: list[list[float]] = []
+    scored: list[ScoredGroup] = []
     for group in groups:
         values = group_advantages(*_rewards(group), _included(group, over_limit), kind=kind).tolist()
         kept = [i for i, episode in enumerate(group) if over_limit == "keep" or not episode.stop_reason.over_limit]
         if kept:
-            trained.append([group[i] for i in kept])
-            advantages.append([values[i] for i in kept])
-    return trained, advantages
+            scored.append(([group[i] for i in kept], [values[i] for i in kept]))
+    return scored
