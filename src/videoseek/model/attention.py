@@ -137,8 +137,8 @@ class KernelAttention:
 def plan_attention(end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor, device: torch.device) -> Attends:
     """Attention on `device` for one packed row, from its mask on the host.
 
-    The kernels on a GPU (a plan made on the host lets them choose among more paths, and needs no look at the GPU); on
-    a CPU padded documents, which suit many short ones.
+    The kernels on a GPU, by a plan made on the host, which needs no look at the GPU; on a CPU padded documents, which
+    suit many short ones.
     """
     if device.type == "cuda":
         return KernelAttention(plan(TokenMask(end, key_class, visible)).to(device))
