@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from damaged_video import damaged_video
+from damaged_video import damaged_copy
 from tiny_world import LIMITS, MALFORMED, TinyWorld, answer, look, tiny_world
 
 from videoseek.tools.crop import VideoCrop
@@ -130,7 +130,11 @@ def test_unreadable_video_is_named(world: TinyWorld, tmp_path: Path) -> None:
 
 def test_replay_of_a_crop_that_cannot_be_decoded_is_no_observation(world: TinyWorld, tmp_path: Path) -> None:
     """In a rollout the model is told; a recorded answer that was read from such a crop must not be trained on."""
-    broken = replace(world.samples[0], video=damaged_video(tmp_path / "v.mp4"), turns=(look(24, 28), answer("B")))
+    broken = replace(
+        world.samples[0],
+        video=damaged_copy(world.samples[0].video, tmp_path / "v.mp4"),
+        turns=(look(24, 28), answer("B")),
+    )
     builder = world.environment.open(broken)
     assert world.environment.respond(builder, builder.assistant_text(broken.turns[0])) is None
     assert builder.calls[0].fault is not None and builder.calls[0].fault.code == "decode_failed"

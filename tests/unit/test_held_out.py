@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from damaged_video import damaged_video
+from damaged_video import damaged_copy
 from tiny_world import TOKENS_PER_SECOND, answer, look, memorised, tiny_world
 
 from videoseek.evaluate.held_out import answer_questions, clue_iou, needs_tool, scores, summarize
@@ -118,7 +118,7 @@ def test_episodes_cut_by_a_limit_are_reported(groups: list[list[Episode]]) -> No
 
 def test_unreadable_questions_are_left_out_and_reported(tmp_path: Path) -> None:
     policy, samples = memorised()
-    bad = replace(samples[1], video=damaged_video(tmp_path / "v.mp4"))
+    bad = replace(samples[1], video=damaged_copy(samples[1].video, tmp_path / "v.mp4"))
     engine = NativeEngine(policy, tiny_world().environment, TOKENS_PER_SECOND)
     settings = SamplingSettings(max_new_tokens_per_turn=24)
     mixed = [samples[0], bad, *samples[2:]]

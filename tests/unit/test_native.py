@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from damaged_video import damaged_video
+from damaged_video import damaged_copy
 from tiny_world import TOKENS_PER_SECOND, TinyWorld, memorised, row_logits, tiny_world
 
 from videoseek.data.packing import pack_documents, pack_groups
@@ -336,7 +336,7 @@ def test_an_unreadable_video_gives_an_empty_group_and_is_named_once(
     policy, samples = memorised()
     name_once.cache_clear()
     gone = replace(samples[0], video=str(tmp_path / "gone.mp4"))
-    damaged = replace(samples[0], video=damaged_video(tmp_path / "damaged.mp4"))
+    damaged = replace(samples[0], video=damaged_copy(samples[0].video, tmp_path / "damaged.mp4"))
     engine = engine_of(policy, world.environment)
     mixed = [samples[0], gone, damaged, samples[1]]
     for _ in range(2):
