@@ -94,7 +94,7 @@ def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("case", ["labels", "one_update", "two_updates", "rewards"])
+@pytest.mark.parametrize("case", ["labels", "one_update", "two_updates", "rewards", "unreadable"])
 def test_ranks_that_differ_in_what_they_do_stay_in_step(case: str, tmp_path: Path) -> None:
     """With weights that ZeRO-3 really partitions: a rank with another number of module calls would hang or crash."""
     alone = unequal(case, 0, 1, tmp_path)

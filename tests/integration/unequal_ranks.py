@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import torch
 
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_world import TinyWorld, answer, look, tiny_world
 
 from videoseek.algorithms.losses import sft_loss
-from videoseek.config import TrainConfig
+from videoseek.config import TrainConfig, load_config
 from videoseek.data.packing import pack_documents, tree_length
 from videoseek.engine import OptimizerSettings, TrainEngine, all_sum, deal, my_share, start_distributed
 from videoseek.model import policy as policy_module
@@ -30,7 +32,8 @@ from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import rank
 from videoseek.stages.grpo import _Learner, _Part, _rows
-from videoseek.stages.harvest import Harvest, harvest_metrics, reward_episodes
+from videoseek.stages.harvest import Harvest, harvest, harvest_metrics, judge, reward_episodes, spare_group
+from videoseek.stages.run import StageRun
 
 #: DeepSpeed keeps weights of up to 100,000 elements whole on every rank; of a vocabulary this large it does not.
 LARGE_VOCABULARY = 4096
@@ -83,7 +86,7 @@ def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float
     mine = [(groups[i], [1.0, -0.5 - i]) for i in my_share(len(groups))]
     longest = max(tree_length(group) for group in groups)
     shares = [_rows(share, longest, world.packing, CPU) for share in deal(mine, num_updates)]
-    spare = _Part.of([(groups[rank()][:1], [0.0])], world.packing, CPU)
+    spare = [_Part.of([(groups[rank()][:1], [0.0])], world.packing, CPU)]
     values: dict[str, list[float]] = {}
     for step in range(2):
         for name, value in learner.update(shares, spare, step).items():
@@ -108,11 +111,35 @@ def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
     return {name: [value] for name, value in harvest_metrics(crop, functions, CPU).items()}
 
 
+def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
+    """A batch of two prompts, of which one's video cannot be read: of two ranks, one has nothing of its own."""
+    config = load_config(["recipe=sft_rl", "data.bad_samples=skip", "grpo.prompts_per_step=2", "grpo.group_size=2"])
+    grpo = replace(config.grpo, filter_zero_spread=False, over_limit="keep")
+    rollout = replace(config.rollout, max_turns=2, max_new_tokens_per_turn=6)
+    config = replace(config, grpo=grpo, rollout=rollout)
+    policy = Policy(large_policy(world, seed=0).model, freeze_vision="all")
+    engine = TrainEngine(policy.train(), OptimizerSettings(), stage=stage)
+    sampler = NativeEngine(policy, world.environment, world.packing.tokens_per_second, keep_features=True)
+    samples = [world.samples[0], replace(world.samples[1], video="missing.mp4")]
+    run = cast(StageRun, SimpleNamespace(config=config, device=CPU))
+    by_ids = RewardFunction("ids", lambda completion_ids, **_: [sum(ids) % 97 for ids in completion_ids])
+    crop = harvest(run, engine, sampler, [by_ids], samples, 0)
+    (group,) = spare_group(crop, CPU)
+    assert len(group) == 1
+    spare = [_Part.of([(group, [0.0])], world.packing, CPU)]
+    parts = _rows(judge(crop.groups, "grpo", "keep"), 10**6, world.packing, CPU)
+    assert len(parts) == len(crop.every) <= 1
+    values = harvest_metrics(crop, [by_ids], CPU) | _Learner(config, engine, sampler, None).update([parts], spare, 0)
+    assert values["rollout/unreadable_prompts"] == 1 and values["grad_norm"] > 0
+    return {name: [value] for name, value in values.items()}
+
+
 CASES: dict[str, Callable[[TinyWorld, int], dict[str, list[float]]]] = {
     "labels": labels,
     "one_update": partial(rows, num_updates=1),
     "two_updates": partial(rows, num_updates=2),
     "rewards": rewards,
+    "unreadable": unreadable,
 }
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from videoseek.model.policy import Policy
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import Progress
-from videoseek.stages.harvest import Group, ScoredGroup, harvest, harvest_metrics, judge
+from videoseek.stages.harvest import Group, ScoredGroup, harvest, harvest_metrics, judge, spare_group
 from videoseek.stages.run import StageRun
-from videoseek.types import Sample, TokenBatch
+from videoseek.types import Clip, Sample, TokenBatch
 from videoseek.video.errors import error_metrics
 
 
@@ -54,7 +54,7 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
                 _rows(share, settings.max_tokens_per_micro_batch, packing, run.device)
                 for share in deal(scored, settings.updates_per_batch)
             ]
-            spare = _Part.of([(crop.every[0][:1], [0.0])], packing, run.device)
+            spare = [_Part.of([(group, [0.0])], packing, run.device) for group in spare_group(crop, run.device)]
             values |= learner.update(shares, spare, step)
             values["step_time"] = time.perf_counter() - started
             run.metrics.write(run.name, step + 1, values | error_metrics())
@@ -115,10 +115,10 @@ class _Learner:
     sampler: NativeEngine
     reference: Policy | None
 
-    def update(self, shares: Sequence[Sequence[_Part]], spare: _Part, step: int) -> dict[str, float]:
+    def update(self, shares: Sequence[Sequence[_Part]], spare: Sequence[_Part], step: int) -> dict[str, float]:
         """One optimizer step on each share of batch `step` (from 0), but for shares that are empty on all ranks.
 
-        `spare` takes part at weight zero where another rank has more rows: ranks must run in step.
+        `spare` (one part; none if no rank has any) takes part at weight zero where another rank has more rows.
         """
         grpo = self.config.grpo
         if len(shares) > 1:
@@ -131,9 +131,9 @@ class _Learner:
             updates.append(self._step(parts, spare, rate))
         return {"loss": 0.0, "grad_norm": 0.0} | _joined(updates)
 
-    def _step(self, parts: Sequence[_Part], spare: _Part, rate: float) -> dict[str, float]:
+    def _step(self, parts: Sequence[_Part], spare: Sequence[_Part], rate: float) -> dict[str, float]:
         """One optimizer step and its metrics; none of both when there is nothing to learn from on any rank."""
-        device = spare.batch.token_ids.device
+        device = self.engine.policy.device
         num_tokens, num_documents = all_sum(
             [sum(len(part.batch.labels) for part in parts), sum(part.batch.num_documents for part in parts)], device
         )
@@ -153,8 +153,9 @@ class _Learner:
                 rollout_logprobs=part.batch.behaviour_logprobs,
                 reference_logprobs=self._reference_logprobs(part),
             )
-            self.engine.backward(loss * float(part is not spare), last=index == len(rows) - 1)
-            if part is not spare:
+            counts = index < len(parts)
+            self.engine.backward(loss * float(counts), last=index == len(rows) - 1)
+            if counts:
                 sums = [sums[0] + loss.item(), sums[1] + entropy.sum().item()]
                 metrics.append({name: value.cpu() for name, value in part_metrics.items()})
         grad_norm = self.engine.step(rate)
@@ -162,10 +163,10 @@ class _Learner:
         values = {"loss": loss_total, "grad_norm": grad_norm, "learning_rate": rate}
         return combine_metrics(gather(metrics)) | values | {"entropy": entropy_total / num_tokens}
 
-    def _in_step(self, parts: Sequence[_Part], spare: _Part) -> list[_Part]:
+    def _in_step(self, parts: Sequence[_Part], spare: Sequence[_Part]) -> list[_Part]:
         """The parts, and the spare one as often as another rank has more: under ZeRO-3 all must call all modules."""
-        num_rows = all_max(len(parts), spare.batch.token_ids.device)
-        return [*parts, *[spare] * (num_rows - len(parts))]
+        num_rows = all_max(len(parts), self.engine.policy.device)
+        return [*parts, *list(spare) * (num_rows - len(parts))]
 
     def _loss_settings(self, num_tokens: int, num_documents: int) -> PolicyLossSettings:
         grpo, rollout = self.config.grpo, self.config.rollout
@@ -184,8 +185,15 @@ class _Learner:
         """Through the engine; a frozen vision tower's features are those that the rollout already made."""
         features = None
         if self.engine.policy.vision_is_frozen:
-            features = torch.cat([self.sampler.features[clip] for clip in part.batch.clips])
+            features = torch.cat([self._features(clip) for clip in part.batch.clips])
         return self.engine(part.batch, features, self.config.rollout.temperature)
+
+    def _features(self, clip: Clip) -> torch.Tensor:
+        """What the rollout made of a clip. A spare part may be another rank's: at weight zero, zeros do for it."""
+        if clip in self.sampler.features:
+            return self.sampler.features[clip]
+        hidden_size = self.engine.policy.model.config.text_config.hidden_size
+        return torch.zeros(clip.num_tokens, hidden_size, device=self.engine.policy.device)
 
     def _reference_logprobs(self, part: _Part) -> torch.Tensor | None:
         if self.reference is None:

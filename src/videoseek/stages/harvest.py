@@ -11,7 +11,7 @@ import torch
 from videoseek.algorithms.advantages import group_advantages, has_spread
 from videoseek.config import TrainConfig
 from videoseek.data.order import batch_indices
-from videoseek.engine import TrainEngine, all_sum, my_share
+from videoseek.engine import TrainEngine, all_max, all_sum, gather, my_share
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rewards.trajectory_guided import REWARD_NAMES, write_rewards
 from videoseek.rollout.native import NativeEngine
@@ -25,10 +25,14 @@ ScoredGroup = tuple[Group, list[float]]  # and the advantage of each episode
 
 @dataclass(slots=True)
 class Harvest:
-    """What one step sampled on this rank: the groups that can teach, and all of them for the record."""
+    """What one step sampled on this rank: the groups that can teach, and all of them for the record.
+
+    Prompts whose video could not be read have no group; under data.bad_samples=skip they may be all there are.
+    """
 
     groups: list[Group] = field(default_factory=list)
     every: list[Group] = field(default_factory=list)
+    num_unreadable: int = 0
     seconds: float = 0.0
 
 
@@ -52,7 +56,16 @@ def harvest(
         indices = batch_indices(draw, settings.prompts_per_step, len(samples), run.config.seed)
         mine = [samples[indices[i]] for i in my_share(len(indices))][: wanted - len(crop.groups)]
         with engine.whole_weights():
-            groups = sampler.rollout(mine, settings.group_size, run.config.seed + draw, sampling, weight_version=step)
+            sampled = sampler.rollout(
+                mine,
+                settings.group_size,
+                run.config.seed + draw,
+                sampling,
+                weight_version=step,
+                skip_unreadable=run.config.data.bad_samples == "skip",
+            )
+        groups = [group for group in sampled if group]
+        crop.num_unreadable += len(sampled) - len(groups)
         reward_episodes(run.config, functions, [episode for group in groups for episode in group])
         crop.every += groups
         crop.groups += [g for g in groups if not settings.filter_zero_spread or _teaches(g, settings.over_limit)]
@@ -78,7 +91,17 @@ def harvest_metrics(crop: Harvest, functions: Sequence[RewardFunction], device: 
     parts = {*REWARD_NAMES, *(function.name for function in functions)} - {"reward"}
     sums = episode_sums(crop.every, sorted(parts))
     totals = iter(all_sum([number for pair in sums.values() for number in pair], device))
-    return means({name: (next(totals), next(totals)) for name in sums})
+    (num_unreadable,) = all_sum([crop.num_unreadable], device)
+    values = means({name: (next(totals), next(totals)) for name in sums})
+    return values | {"rollout/unreadable_prompts": num_unreadable}
+
+
+def spare_group(crop: Harvest, device: torch.device) -> list[Group]:
+    """A group of one episode, to fill up rows with: this rank's, or where it has none another's; [] if no rank has."""
+    spare = [group[:1] for group in crop.every[:1]]
+    if all_max(int(not spare), device):
+        spare = (spare + gather(spare))[:1]
+    return spare
 
 
 def _included(group: Group, over_limit: str) -> torch.Tensor:
