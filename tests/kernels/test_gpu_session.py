@@ -152,6 +152,7 @@ def test_comparison_yields_a_row_for_every_stage_and_reason(fake_clock: None, mo
     monkeypatch.setattr(suite, "random_inputs", lambda *arguments: torch_inputs(*arguments[:4]))
     monkeypatch.setattr(suite, "plan", lambda mask: OnCpu(torch_plan(mask)))
     monkeypatch.setattr(suite, "first_calls", lambda *_: {"composition": 500.0})
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(suite, "_call", lambda contestant, inputs, only: lambda: 2.0 if only else 6.0)
     monkeypatch.setattr(suite, "contestants", fake_contestants)
     rows = list(suite.compare(suite.Shape((2, 1), 16, 256), "turns", suite.masks(256)["turns"]))
@@ -176,7 +177,9 @@ class OnCpu:
         return self.plan
 
 
-def fake_contestants(plan: object, num_heads: int, tuned: bool) -> tuple[list[Contestant], dict[str, str]]:
+def fake_contestants(
+    plan: object, num_heads: int, plan_seconds: float, tuned: bool
+) -> tuple[list[Contestant], dict[str, str]]:
     def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return suite.ours(suite.plan(suite.masks(len(q))["causal"]).to("cpu"))[1].run(q, k, v)
 
