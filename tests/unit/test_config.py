@@ -178,6 +178,7 @@ def test_yaml_words_stay_words(tmp_path: Path, text: str) -> None:
         ("deepspeed.stage=4", ["deepspeed.stage must be one of 0, 1, 2, 3", "got 4"]),
         ("deepspeed.offload=true", ["deepspeed.offload=true needs a deepspeed.stage of 1 or more"]),
         ("grpo.updates_per_batch=99", ["grpo.updates_per_batch 99 exceeds grpo.prompts_per_step 32"]),
+        ("rollout.episodes_per_batch=15", ["rollout.episodes_per_batch 15 is less than grpo.group_size 16"]),
         ("resume=nowhere", ["resume must be no, auto or an existing checkpoint folder", "got 'nowhere'"]),
         ("model=${nowhere}", ["cannot be resolved", "nowhere"]),
         ("model=${open", ["model must be text", "got '${open'"]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -144,14 +146,14 @@ def test_cache_equals_recomputation_through_growth_selection_and_padding() -> No
     cache = CachedAttention.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
     history = History(3)
     history.feed(cache, [6, 2, 4], seed=1)
-    cache = cache.select(torch.tensor([2, 0, 0, 1, 2]), 10)
+    cache.select(torch.tensor([2, 0, 0, 1, 2]), 10)
     history.select([2, 0, 0, 1, 2])
     assert cache.capacity == 10 and cache.lengths.tolist() == [4, 6, 6, 2, 4]
     history.feed(cache, [1, 0, 3, 2, 3], seed=2)
     history.feed(cache, [0, 0, 0, 1, 0], seed=3)
     cache.reserve(5)
     history.feed(cache, [5, 1, 0, 4, 0], seed=4)
-    cache = cache.select(torch.tensor([3]), 12)
+    cache.select(torch.tensor([3]), 12)
     history.select([3])
     history.feed(cache, [3], seed=5)
     assert cache.lengths.tolist() == [12]
@@ -161,11 +163,62 @@ def test_selected_copies_do_not_share_memory() -> None:
     cache = CachedAttention.empty(2, (1, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
     history = History(1)
     history.feed(cache, [3], seed=1)
-    before = cache.keys[0].clone()
-    copies = cache.select(torch.tensor([0, 0]), 8)
+    cache.select(torch.tensor([0, 0]), 8)
     history.select([0, 0])
-    history.feed(copies, [2, 4], seed=2)
-    assert torch.equal(cache.keys[0], before)
+    history.feed(cache, [2, 4], seed=2)
+
+
+def test_fed_in_parts_the_cache_is_the_same() -> None:
+    cache = CachedAttention.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    parts = [(cache.narrow(0, 1), History(1), [4]), (cache.narrow(1, 3), History(2), [6, 1])]
+    for part, history, num_valid in parts:
+        history.feed(part, num_valid, seed=1)
+    whole = History(3)
+    whole.keys = [keys for _, history, _ in parts for keys in history.keys]
+    whole.values = [values for _, history, _ in parts for values in history.values]
+    assert cache.lengths.tolist() == [4, 6, 1]
+    cache.select(torch.tensor([2, 0, 1]), 8)
+    whole.select([2, 0, 1])
+    whole.feed(cache, [2, 1, 2], seed=2)
+
+
+def test_calls_of_few_sequences_give_what_one_call_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    sdpa = attention._sdpa
+    monkeypatch.setattr(attention, "_sdpa", lambda *args: sizes.append(len(args[0])) or sdpa(*args))
+    monkeypatch.setattr(attention, "_CALL_ELEMENTS", 2 * 6 * 2 * GROUPS * SIZE)
+    cache = CachedAttention.empty(2, (5, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    History(5).feed(cache, [6, 2, 4, 1, 3], seed=1)
+    assert sizes == [2, 2, 1] * 2
+
+
+def test_a_single_token_repeats_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = CachedAttention.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    history = History(3)
+    history.feed(cache, [3, 5, 1], seed=1)
+    monkeypatch.setattr(attention, "_sdpa", None)
+    history.feed(cache, [1, 1, 0], seed=2)
+
+
+@pytest.mark.parametrize("change", ["select", "reserve"])
+def test_the_cache_is_changed_layer_by_layer(change: str) -> None:
+    """The old tensors of a layer are gone before the next layer's are made."""
+    cache = CachedAttention.empty(4, (2, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    old = [weakref.ref(tensor) for pair in zip(cache.keys, cache.values, strict=True) for tensor in pair]
+    alive: list[int] = []
+    replace_each = CachedAttention._replace_each
+
+    def counting(self: CachedAttention, resize: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        def counted(tensor: torch.Tensor) -> torch.Tensor:
+            alive.append(sum(ref() is not None for ref in old))
+            return resize(tensor)
+
+        replace_each(self, counted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachedAttention, "_replace_each", counting)
+        cache.select(torch.tensor([0, 0, 1]), 8) if change == "select" else cache.reserve(2)
+    assert alive == [8, 7, 6, 5, 4, 3, 2, 1] and cache.capacity == 8
 
 
 def test_cache_refuses_more_than_it_holds() -> None:

@@ -388,3 +388,28 @@ def test_the_deadline_does_not_count_the_prompts(world: TinyWorld, monkeypatch: 
     settings = replace(SETTINGS, temperature=0.0, deadline_seconds=50.0)
     rolled = engine_of(policy, world.environment).rollout([samples[3]], 1, 0, settings)
     assert clock[0] >= 100 and rolled[0][0].stop_reason == StopReason.ANSWERED
+
+
+def test_few_prompts_and_clips_are_fed_at_a_time(
+    world: TinyWorld, groups: list[list[Episode]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that every prompt exceeds feeds them one by one; what is sampled stays the same."""
+    policy, samples = memorised()
+    fed: list[int] = []
+    encoded: list[list[Clip]] = []
+    extend, encode = policy.extend, policy.encode
+
+    def extending(cache: CachedAttention, embeddings: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        fed.append(embeddings.shape[0] * embeddings.shape[1])
+        return extend(cache, embeddings, *rest)
+
+    monkeypatch.setattr(policy, "extend", extending)
+    monkeypatch.setattr(policy, "encode", lambda clips: encoded.append(clips) or encode(clips))
+    monkeypatch.setattr(native, "_TOKENS_PER_PASS", 8)
+    rolled = engine_of(policy, world.environment).rollout(samples, COPIES, 0, SETTINGS)
+    assert fed[:4] == [group[0].prompt_length for group in groups]
+    assert all(len(clips) <= 1 or sum(clip.num_tokens for clip in clips) <= 8 for clips in encoded)
+    assert [e.token_ids for group in rolled for e in group] == [e.token_ids for group in groups for e in group]
+    batch = pack_groups(rolled, world.packing)
+    with torch.no_grad():
+        assert (policy(batch)[0] - batch.behaviour_logprobs).abs().max() < 1e-4

@@ -10,6 +10,7 @@ Legend: B documents or sequences, L padded length, T packed tokens, H query head
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +26,10 @@ IMPLEMENTATION = "videoseek_flash"
 
 #: Documents are padded to the longest of their bucket; a bucket closes below this share of its longest document.
 _BUCKET_FILL = 0.7
+
+#: Elements of the mask, and of the keys repeated over a group's query heads, in one call of generation: 512 MiB of
+#: bfloat16 each. A call takes one sequence at least.
+_CALL_ELEMENTS = 2**28
 
 
 class Attends(Protocol):
@@ -82,6 +87,12 @@ def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: tor
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _sdpa_one_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`_sdpa` for L = 1: the query heads of a key head stand as its rows, so that no key is repeated."""
+    rows = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [B, G, H / G, D]
+    return F.scaled_dot_product_attention(rows, key, value, attn_mask=mask).flatten(1, 2)[:, :, None]
 
 
 @dataclass(slots=True)
@@ -189,23 +200,37 @@ class CachedAttention:
     def capacity(self) -> int:
         return self.keys[0].shape[2]
 
-    def select(self, rows: torch.Tensor, capacity: int) -> CachedAttention:
-        """The sequences `rows` (repeats allowed: a shared prefix is copied), with room for `capacity` tokens."""
-        keep = int(self.lengths[rows].max()) if len(rows) else 0
+    def select(self, rows: torch.Tensor, capacity: int) -> None:
+        """Keeps the sequences `rows` (repeats allowed: a shared prefix is copied), with room for `capacity` tokens.
+
+        Layer by layer, so that no more than one layer is held twice.
+        """
+        self.lengths = self.lengths[rows]
+        keep = int(self.lengths.max()) if len(rows) else 0
 
         def resized(tensor: torch.Tensor) -> torch.Tensor:
             fresh = tensor.new_zeros(len(rows), tensor.shape[1], capacity, tensor.shape[3])
             fresh[:, :, :keep] = tensor[rows, :, :keep]
             return fresh
 
-        return CachedAttention(
-            [resized(key) for key in self.keys], [resized(value) for value in self.values], self.lengths[rows]
-        )
+        self._replace_each(resized)
 
     def reserve(self, num_more: int) -> None:
         """Room for `num_more` further tokens a sequence."""
-        self.keys = [F.pad(key, (0, 0, 0, num_more)) for key in self.keys]
-        self.values = [F.pad(value, (0, 0, 0, num_more)) for value in self.values]
+        self._replace_each(lambda tensor: F.pad(tensor, (0, 0, 0, num_more)))
+
+    def _replace_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        for layer in range(len(self.keys)):
+            self.keys[layer] = change(self.keys[layer])
+            self.values[layer] = change(self.values[layer])
+
+    def narrow(self, start: int, stop: int) -> CachedAttention:
+        """The sequences [start, stop) in the same memory: what is fed to them is fed to this cache."""
+        return CachedAttention(
+            [key[start:stop] for key in self.keys],
+            [value[start:stop] for value in self.values],
+            self.lengths[start:stop],
+        )
 
     def begin(self, num_new: int) -> None:
         """Prepares the mask for a forward pass over `num_new` (padded) tokens a sequence."""
@@ -216,7 +241,7 @@ class CachedAttention:
         self._mask = (torch.arange(self._span, device=self.lengths.device) <= last_visible[..., None])[:, None]
 
     def advance(self, num_valid: torch.Tensor) -> None:
-        self.lengths = self.lengths + num_valid
+        self.lengths += num_valid
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if self._mask is None:
@@ -227,4 +252,8 @@ class CachedAttention:
         self.keys[layer][rows, :, columns] = key.transpose(1, 2)
         self.values[layer][rows, :, columns] = value.transpose(1, 2)
         keys, values = self.keys[layer][:, :, : self._span], self.values[layer][:, :, : self._span]
-        return _sdpa(query, keys, values, self._mask).transpose(1, 2)
+        if num_new == 1:
+            return _sdpa_one_token(query, keys, values, self._mask).transpose(1, 2)
+        at_once = max(1, _CALL_ELEMENTS // (self._span * max(num_new, query.shape[1] * query.shape[3])))
+        calls = zip(*(tensor.split(at_once) for tensor in (query, keys, values, self._mask)), strict=True)
+        return torch.cat([_sdpa(*call) for call in calls]).transpose(1, 2)
