@@ -36,8 +36,10 @@ class Contestant:
 
 #: FlashAttention 3 from its sources, then as PyPI's fa3-fwd has it: (module, has a backward pass).
 _FA3 = (("flash_attn_interface", True), ("fa3_fwd_interface", False))
-#: Peak bytes of a forward and backward pass per query head and pair, of a gate that must leave room for the rest.
-_EAGER_BYTES, _FREE_SHARE = 12, 0.8
+#: Peak bytes that eager attention with its backward pass takes per query head and pair.
+_EAGER_BYTES = 12
+#: Share of the free memory that a contestant may need; the rest is for q, k, v and what parity keeps.
+_FREE_SHARE = 0.8
 
 
 def contestants(
@@ -54,19 +56,11 @@ def contestants(
         if mode is None or tuned:
             with noting(absent, name):
                 found.append(_flex(plan, name, mode))
-    fa3 = [(module, backward) for module, backward in _FA3 if find_spec(module)]
-    if fa3:
-        with noting(absent, "FA3 causal"):
-            run = _flash(import_module(fa3[0][0]).flash_attn_func)
-            found.append(Contestant("FA3 causal", run, causal=True, backward=fa3[0][1]))
-    else:
-        absent["FA3 causal"] = "neither module " + " nor ".join(module for module, _ in _FA3) + " is installed"
-    if find_spec("flash_attn") and find_spec("flash_attn.cute"):
-        with noting(absent, "FA4 causal"):
-            run = _flash(import_module("flash_attn.cute").flash_attn_func)
-            found.append(Contestant("FA4 causal", run, causal=True))
-    else:
-        absent["FA4 causal"] = "module flash_attn.cute is not installed"
+    module, backward = next((fa3 for fa3 in _FA3 if find_spec(fa3[0])), _FA3[-1])
+    for name, source, has_backward in (("FA3 causal", module, backward), ("FA4 causal", "flash_attn.cute", True)):
+        with noting(absent, name):
+            run = _flash(import_module(source).flash_attn_func)
+            found.append(Contestant(name, run, causal=True, backward=has_backward))
 
     pairs = len(plan) ** 2
     needs = {"SDPA dense mask": pairs, "eager 4D mask": _EAGER_BYTES * num_heads * pairs}
