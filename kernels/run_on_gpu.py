@@ -25,7 +25,7 @@ import torch
 import triton
 from videoseek_kernels.benchmark import correctness, report, suite, tiles
 from videoseek_kernels.benchmark.numerics import SliceShape, compare_training
-from videoseek_kernels.benchmark.session import Row, Step, run_steps
+from videoseek_kernels.benchmark.recording import Row, Step, run_steps
 
 HERE = Path(__file__).resolve().parent
 SANITIZER_SECONDS = 240

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from videoseek_kernels.benchmark.session import Row
+from videoseek_kernels.benchmark.recording import Row
 
 Steps = Mapping[str, Sequence[Row]]
 #: Where it was seen, of whom, and the value, which should be at least the goal's bound.

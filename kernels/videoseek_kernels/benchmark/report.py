@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from videoseek_kernels.benchmark.goals import GOALS
-from videoseek_kernels.benchmark.session import Row
+from videoseek_kernels.benchmark.recording import Row
 from videoseek_kernels.benchmark.suite import markdown
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"

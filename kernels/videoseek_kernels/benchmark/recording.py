@@ -1,4 +1,4 @@
-"""Runs steps that yield rows, and keeps every row on disk once it is found: a session may end at any time."""
+"""Runs steps that yield rows, and keeps every row on disk once it is found: a call may be cut short at any time."""
 
 from __future__ import annotations
 

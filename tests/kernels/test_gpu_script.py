@@ -16,7 +16,7 @@ import torch
 from videoseek_kernels.benchmark import measure, report, suite
 from videoseek_kernels.benchmark.contestants import Contestant, ours
 from videoseek_kernels.benchmark.measure import interleave
-from videoseek_kernels.benchmark.session import run_steps
+from videoseek_kernels.benchmark.recording import run_steps
 from videoseek_kernels.tier1.launch import CANDIDATES, TileConfig, tile_config
 
 KERNELS = Path(__file__).parents[2] / "kernels"
@@ -46,7 +46,7 @@ def wait_for(path: Path, num_rows: int) -> dict:
 def test_rows_survive_a_kill(tmp_path: Path) -> None:
     code = """
 import pathlib, sys, time
-from videoseek_kernels.benchmark.session import run_steps
+from videoseek_kernels.benchmark.recording import run_steps
 from videoseek_kernels.tier1.launch import CANDIDATES, TileConfig, tile_config
 def first():
     for number in range(3):
