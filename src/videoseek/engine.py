@@ -168,6 +168,23 @@ class TrainEngine:
                 for name, value in named.items()
             }
 
+    def release(self) -> None:
+        """Gives back the memory of weights, gradients and optimizer state; engine and policy are of no use after.
+
+        DeepSpeed's hooks on the weights and its tables hold on to all of it, however many names for it are deleted.
+        """
+        self.engine.destroy()
+        held: list[torch.Tensor] = [*self._masters()]
+        for parameter in self.policy.parameters():
+            parameter.grad = None
+            held.append(parameter)
+            if self.stage == 3:
+                held.append(parameter.ds_tensor)  # type: ignore[attr-defined]
+        self._base_optimizer().state.clear()
+        vars(self.engine.optimizer).clear()  # the flat buffers
+        for tensor in held:
+            tensor.data = tensor.new_empty(0)
+
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return self.engine.optimizer.optimizer if self.stage else self.engine.basic_optimizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import math
@@ -66,6 +67,13 @@ def choose_accelerator(name: str) -> None:
     """Tells DeepSpeed the device before it is imported; it warns when it has to guess a CPU."""
     if choose_device(name).type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def free_memory() -> None:
+    """Hands back what nothing refers to any more: cycles of references (model classes are full of them), then the
+    blocks that torch keeps on the GPU for its next tensors."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def choose_dtype(name: str) -> torch.dtype:

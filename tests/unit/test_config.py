@@ -13,7 +13,8 @@ from videoseek.config import DataConfig, TrainConfig, UsageError, config_keys, c
 FROZEN_KEYS = """
 recipe model output_dir seed resume stages save_every_steps keep_checkpoints device dtype
 gradient_checkpointing
-data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples data.num_sft data.num_rl data.num_eval data.cache_dir
+data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples
+data.num_sft data.num_rl data.num_eval data.cache_dir
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
 video.min_frames video.max_frames video.max_tokens_per_grid video.min_window_seconds video.frame_policy
 video.cache_megabytes video.decode_deadline_seconds

@@ -35,6 +35,7 @@ from videoseek.runtime import (
     choose_device,
     choose_dtype,
     environment_report,
+    free_memory,
     prepare_output_dir,
     rank,
     seed_everything,
@@ -197,9 +198,12 @@ def run_stages(place: RunPlace, source: Path, data: Data, functions: Sequence[Re
             run = StageRun.open(place, stage, stage_source, metrics, done, points[stage])
             engine = train_stage(run, data, functions)
             save_weights(folder, engine, run.environment.vocabulary.tokenizer, stage_source)
+            engine.release()
             del engine, run
+            free_memory()
         if data.held_out and not (output_dir / f"evaluation-{stage}.json").is_file():
             score_stage(place, stage, data.held_out)
+            free_memory()
         done += stage_steps(config, stage)
     if rank() == 0:
         link(output_dir / "final", output_dir / config.stages[-1])
