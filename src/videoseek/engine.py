@@ -239,3 +239,10 @@ def barrier() -> None:
 def my_share(count: int) -> range:
     """Indices of a global batch that this rank handles: every world_size-th, so that ranks differ by one at most."""
     return range(rank(), count, world_size())
+
+
+def end_distributed() -> None:
+    """Leaves the process group, all ranks together: threads of gloo that outlive it can abort a process at its end."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -23,7 +23,7 @@ from tiny_world import TinyWorld, answer, look, tiny_world
 from videoseek.algorithms.losses import sft_loss
 from videoseek.config import TrainConfig, load_config
 from videoseek.data.packing import pack_documents, tree_length
-from videoseek.engine import OptimizerSettings, TrainEngine, all_sum, deal, my_share, start_distributed
+from videoseek.engine import OptimizerSettings, TrainEngine, all_sum, deal, end_distributed, my_share, start_distributed
 from videoseek.model import policy as policy_module
 from videoseek.model.attention import adopt
 from videoseek.model.policy import Policy
@@ -148,3 +148,4 @@ if __name__ == "__main__":
     found = CASES[case](tiny_world(), int(stage))
     if rank() == 0:
         Path(file).write_text(json.dumps(found))
+    end_distributed()

@@ -21,7 +21,7 @@ from typing import Any
 from videoseek.checkpoint import CheckpointError, discard_after, is_complete, link, read_state, save_weights
 from videoseek.config import TrainConfig, UsageError, config_yaml
 from videoseek.data.clueworld import phrases
-from videoseek.engine import TrainEngine, barrier, gather, my_share, start_distributed
+from videoseek.engine import TrainEngine, barrier, end_distributed, gather, my_share, start_distributed
 from videoseek.evaluate.held_out import answer_questions, scores
 from videoseek.model.load import model_folder, save_pretrained, tokens_per_second
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
@@ -76,6 +76,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     data = load_data(config)
     if only_plan:
         say(dry_run(place, start_weights(config, output_dir), data.sft or data.rl))
+        end_distributed()
         return
     if rank() == 0:
         start_folder(config, output_dir)
@@ -85,7 +86,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     if rank() == 0:
         write_summary(config, output_dir, time.monotonic() - started)
         say(f"report: {write_report(output_dir)}")
-    barrier()
+    end_distributed()
 
 
 def evaluate(config: TrainConfig, *, only_check: bool) -> None:
@@ -100,6 +101,7 @@ def evaluate(config: TrainConfig, *, only_check: bool) -> None:
     samples = load_split(config, "eval")[: config.evaluate.num_questions]
     if only_check:
         say(f"  {len(samples)} questions are in order")
+        end_distributed()
         return
     if rank() == 0:
         start_folder(config, place.output_dir)
@@ -109,7 +111,7 @@ def evaluate(config: TrainConfig, *, only_check: bool) -> None:
         summary = summary_of(config, {name: values}, time.monotonic() - started)
         write_json_atomic(place.output_dir / "summary.json", summary)
         say(f"report: {write_report(place.output_dir)}")
-    barrier()
+    end_distributed()
 
 
 def open_place(config: TrainConfig) -> RunPlace:
