@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import REWARD, TINY
+from commands import REWARD, TINY
 
 
 @pytest.fixture(scope="session")

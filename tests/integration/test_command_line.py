@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runs import finish, forked, start
+from commands import finish, forked, start
 
 from videoseek.config import config_keys, list_recipes, load_config
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import run
+from commands import run
 
 from videoseek.config import config_yaml, load_config, shipped_folder
 

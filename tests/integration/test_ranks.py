@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import curve, environment, numbers, reached, run, start, stop, summary, weights
+from commands import curve, environment, numbers, reached, run, start, stop, summary, weights
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import forked, refused, rows, run, weights
+from commands import forked, refused, rows, run, weights
 
 from videoseek.config import UsageError, load_config
 from videoseek.data.clueworld import prepare

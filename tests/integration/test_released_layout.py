@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import forked, numbers, summary, weights
 from released import COMPANIONS, VOCABULARY, write_released
-from runs import forked, numbers, summary, weights
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from videoseek.data.clueworld import prepare

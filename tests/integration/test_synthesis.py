@@ -19,8 +19,8 @@ from typing import Any
 
 import clue_model
 import pytest
+from commands import environment, forked, summary
 from openai_server import Misbehaviour, ScriptedServer, serving, shape_of
-from runs import environment, forked, summary
 
 from videoseek.command import run_command
 from videoseek.data import clueworld

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import curve, forked, run
 from damaged_video import damaged_copy
-from runs import curve, forked, run
 from test_ranks import TWO_RANKS
 
 from videoseek.data import clueworld
