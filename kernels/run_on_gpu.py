@@ -28,7 +28,7 @@ from videoseek_kernels.benchmark.numerics import SliceShape, compare_training
 from videoseek_kernels.benchmark.recording import Row, Step, run_steps
 
 HERE = Path(__file__).resolve().parent
-SANITIZER_SECONDS = 240
+SANITIZER_SECONDS, HOPPER_SECONDS = 240, 90
 
 
 def environment() -> dict[str, str]:
@@ -61,8 +61,17 @@ def sanitize() -> Iterator[Row]:
     yield {"tool": "compute-sanitizer memcheck", **run_in_time(command, variables, SANITIZER_SECONDS)}
 
 
+def try_hopper() -> Iterator[Row]:
+    """The Hopper forward in a process of its own: warps that wait for each other for ever would stop this one too."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        yield {"case": "Hopper forward", "not run": "not a Hopper GPU"}
+        return
+    command = [sys.executable, __file__, "--steps", "hopper-cases", "--dry"]
+    yield {"case": "Hopper forward", **run_in_time(command, dict(os.environ), HOPPER_SECONDS)}
+
+
 def run_in_time(command: list[str], variables: dict[str, str], seconds: float) -> Row:
-    """What a command says in its ERROR SUMMARY; it and all that it started are killed when the time is over."""
+    """What a command says in its ERROR SUMMARY, or at its end; it is killed, with its children, when time is over."""
     process = subprocess.Popen(
         command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -72,14 +81,16 @@ def run_in_time(command: list[str], variables: dict[str, str], seconds: float) -
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return {"not run": f"not done after {seconds:g} s"}
-    summary = " ".join(line.strip("= ") for line in said.splitlines() if "ERROR SUMMARY" in line)
+    lines = said.splitlines() or [""]
+    summary = " ".join(line.strip("= ") for line in lines if "ERROR SUMMARY" in line) or lines[-1]
     if process.returncode:
         return {"result": summary, "failed": f"exit code {process.returncode}: {said[-2000:]}"}
     return {"result": summary}
 
 
-def benchmark(lengths: list[int], chosen: list[str]) -> Iterator[Row]:
-    """Every mask at every length; one that cannot be built or run does not stop the next."""
+def benchmark(lengths: list[int], masks_named: str, hopper: bool) -> Iterator[Row]:
+    """Every mask, or those named, at every length; one that cannot be built or run does not stop the next."""
+    chosen = [name for name in masks_named.split(",") if name]
     for num_tokens in lengths:
         shape = suite.Shape((28, 4), 128, num_tokens)
         masks = {name: mask for name, mask in suite.masks(num_tokens).items() if not chosen or name in chosen}
@@ -87,17 +98,18 @@ def benchmark(lengths: list[int], chosen: list[str]) -> Iterator[Row]:
             about = {"shape": str(shape), "mask": name}
             # Searching FlexAttention's tiles takes a minute: one mask tells what it is worth.
             tuned = num_tokens == 16384 and name == "packed turns"
-            yield from suite.guarded(suite.compare(shape, name, mask, tuned=tuned), about)
+            yield from suite.guarded(suite.compare(shape, name, mask, tuned=tuned, hopper=hopper), about)
             if name == "group of 8":
                 yield from suite.guarded(suite.shared_prefix(shape), about)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    default_steps = "smoke,correctness,builders,tiles,decode,benchmark,numerics,sanitizer"
+    default_steps = "smoke,correctness,builders,tiles,decode,benchmark,numerics,hopper,sanitizer"
     parser.add_argument("--steps", default=default_steps, help=f"in this order; default {default_steps}")
     parser.add_argument("--lengths", default="16384,32768", help="tokens per row of the benchmark")
     parser.add_argument("--masks", default="", help="masks of the benchmark, all if empty")
+    parser.add_argument("--hopper", action="store_true", help="tiles and benchmark with the Hopper forward too")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument("--dry", action="store_true", help="write no files")
     parser.add_argument("--report", type=Path, nargs="+", metavar="FILE", help="put results into the README; no GPU")
@@ -110,10 +122,12 @@ def main() -> int:
     known: dict[str, Step] = {
         "smoke": correctness.smoke,
         "correctness": correctness.correctness,
+        "hopper": try_hopper,
+        "hopper-cases": correctness.hopper_correctness,
         "builders": lambda: suite.time_builders([8192, 32768, 65536], "cuda"),
-        "tiles": tiles.sweep,
+        "tiles": lambda: tiles.sweep(arguments.hopper),
         "decode": correctness.decode_bandwidth,
-        "benchmark": lambda: benchmark(lengths, [name for name in arguments.masks.split(",") if name]),
+        "benchmark": lambda: benchmark(lengths, arguments.masks, arguments.hopper),
         "numerics": lambda: compare_training(SliceShape(), "cuda", torch.bfloat16),
         "sanitizer": sanitize,
     }

@@ -7,7 +7,14 @@ from typing import Literal, overload
 import torch
 
 from videoseek_kernels.composition import compose
-from videoseek_kernels.dispatch import IMPLEMENTATIONS, check_triton_inputs, choose, log_choice, tier1
+from videoseek_kernels.dispatch import (
+    IMPLEMENTATIONS,
+    check_hopper_inputs,
+    check_triton_inputs,
+    choose,
+    kernels,
+    log_choice,
+)
 from videoseek_kernels.mask import TokenMask
 from videoseek_kernels.plan import Plan, plan
 from videoseek_kernels.reference import masked_attention
@@ -51,8 +58,9 @@ def tdam_attention(
     log-sum-exp of each row's scores, [T, Hq], in float32 (float64 where the reference is given that). A row that sees
     nothing gives 0, log-sum-exp -inf, and zero gradients. Give a `Plan`, built once per batch, rather than a mask.
 
-    scale: factor on the scores, D ** -0.5 if None. impl: "auto" (the README says the rule), "triton", "composition"
-    (which has no log-sum-exp) or "reference". A forced choice that cannot run raises; nothing falls back.
+    scale: factor on the scores, D ** -0.5 if None. impl: "auto" (the README says the rule), "triton", "hopper" (another
+    forward, for Hopper alone), "composition" (which has no log-sum-exp) or "reference". A forced choice that cannot
+    run raises; nothing falls back.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     _check(q, k, v, mask_or_plan, scale, impl)
@@ -70,10 +78,15 @@ def tdam_attention(
     ready = mask_or_plan if isinstance(mask_or_plan, Plan) else plan(mask_or_plan)
     if chosen == "composition":
         if return_lse:
-            raise ValueError('return_lse needs impl="triton" or "reference": the composition has no log-sum-exp')
+            raise ValueError('return_lse needs another impl than "composition", which has no log-sum-exp')
         return compose(q, k, v, ready.pieces, scale)
-    check_triton_inputs(q)
-    out, lse = tier1("attention").attend(q, k, v, ready, scale)
+    if chosen == "hopper":
+        check_hopper_inputs(q, (ready.block_m, ready.block_n))
+        forward = kernels("tier2.forward").hopper_launch
+    else:
+        check_triton_inputs(q)
+        forward = None
+    out, lse = kernels("tier1.attention").attend(q, k, v, ready, scale, forward)
     return (out, lse) if return_lse else out
 
 

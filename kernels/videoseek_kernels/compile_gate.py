@@ -22,6 +22,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from videoseek_kernels.decode import KVCache
@@ -32,6 +34,8 @@ from videoseek_kernels.tier1.decode import merge_launch, split_launch
 from videoseek_kernels.tier1.forward import forward_launch
 from videoseek_kernels.tier1.launch import CANDIDATES, Launch, TileConfig, tile_config
 from videoseek_kernels.tier1.rope import rotate_launch
+from videoseek_kernels.tier2.forward import CANDIDATES as HOPPER_CANDIDATES
+from videoseek_kernels.tier2.forward import TILES, hopper_launch
 
 #: Bytes of shared memory that one block may take, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
@@ -88,11 +92,17 @@ def attention_cases(capability: int, dtype: torch.dtype, head_dim: int, heads: t
         yield Case(name, capability, launch, _matrix_instruction(capability, dtype))
 
 
+def hopper_case(dtype: torch.dtype, head_dim: int, heads: tuple[int, int]) -> Case:
+    """The forward with specialised warps."""
+    launch = _attention_launch("forward, Hopper", TILES[head_dim], dtype, head_dim, heads, 1)
+    return Case(f"forward, Hopper {_TYPE_NAMES[dtype]} D{head_dim} {heads[0]}:{heads[1]}", 90, launch, "HGMMA")
+
+
 def candidate_cases() -> Iterator[Case]:
     """The tiles that the sweep tries on Hopper beside the shipped ones."""
     dtype, heads = torch.bfloat16, HEADS["7B"]
-    for stage, candidates in CANDIDATES.items():
-        shipped = tile_config(stage, 90, dtype)
+    for stage, candidates in (CANDIDATES | HOPPER_CANDIDATES).items():
+        shipped = TILES[128] if stage in HOPPER_CANDIDATES else tile_config(stage, 90, dtype)
         for config in (TileConfig(*tile, tma=True) for tile in candidates):
             if config != shipped:
                 yield Case(f"candidate {stage}", 90, _attention_launch(stage, config, dtype, 128, heads, 1), "HGMMA")
@@ -108,6 +118,8 @@ def _attention_launch(
     lse, delta = (torch.zeros(num_heads, num_tokens) for _ in range(2))
     if stage == "forward":
         return forward_launch((q, k, v), (out, lse), ready, 1.0, config)
+    if stage in HOPPER_CANDIDATES:
+        return hopper_launch((q, k, v), (out, lse), ready, 1.0, config)
     if stage == "dq":
         return dq_launch((q, k, v), (out, lse), (d_out, None), (dq, delta), ready, 1.0, config)
     part_type = dtype if num_parts == 1 else torch.float32
@@ -146,8 +158,13 @@ def cases(quick: bool) -> Iterator[Case]:
     """Every shipped configuration; quick keeps the 7B shape on Hopper, which is the one that matters most."""
     if quick:
         yield from attention_cases(90, torch.bfloat16, 128, HEADS["7B"])
+        yield hopper_case(torch.bfloat16, 128, HEADS["7B"])
         return
     yield from candidate_cases()
+    for heads in HEADS.values():
+        yield hopper_case(torch.bfloat16, 128, heads)
+    yield hopper_case(torch.float16, 128, HEADS["7B"])
+    yield hopper_case(torch.bfloat16, 64, HEADS["7B"])
     for capability in (90, 80):
         yield from decode_cases(capability, torch.bfloat16, 128, HEADS["7B"])
         yield from decode_cases(capability, torch.float32, 32, (4, 2))
@@ -171,11 +188,14 @@ def compile_case(case: Case) -> CompiledKernel:
         if isinstance(value, torch.Tensor)
     }
     constants = {(names.index(name),): value for name, value in launch.constants.items()}
-    source = ASTSource(launch.kernel, signature, constants, aligned)
+    source_type = GluonASTSource if launch.kernel.is_gluon() else ASTSource
+    source = source_type(launch.kernel, signature, constants, aligned)
     return triton.compile(source, target=GPUTarget("cuda", case.capability, 32), options=launch.options)
 
 
 def _signature(value: Any) -> str:
+    if isinstance(value, GluonDescriptor):
+        return f"tensordesc<{_TYPE_NAMES[value.base.dtype]}{list(value.block_shape)},{value.layout!r}>"
     if isinstance(value, TensorDescriptor):
         return f"tensordesc<{_TYPE_NAMES[value.base.dtype]}{list(value.block_shape)}>"
     if isinstance(value, torch.Tensor):

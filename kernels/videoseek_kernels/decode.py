@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from videoseek_kernels.dispatch import check_triton_inputs, log_choice, tier1
+from videoseek_kernels.dispatch import check_triton_inputs, kernels, log_choice
 from videoseek_kernels.reference import masked_attention
 
 IMPLEMENTATIONS = ("auto", "triton", "reference")
@@ -67,7 +67,7 @@ def decode_attention(
         if chosen == "reference":
             return _decode_reference(q, cache, prefix, visible, scale)
         check_triton_inputs(q)
-        return tier1("decode").decode(q, cache, prefix, visible, scale)
+        return kernels("tier1.decode").decode(q, cache, prefix, visible, scale)
 
 
 def _check(q: torch.Tensor, cache: KVCache, prefix: KVCache | None, visible: torch.Tensor | None, impl: str) -> None:

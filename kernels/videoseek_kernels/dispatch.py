@@ -6,14 +6,20 @@ import importlib
 import logging
 import os
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 
-IMPLEMENTATIONS = ("auto", "triton", "composition", "reference")
+IMPLEMENTATIONS = ("auto", "triton", "hopper", "composition", "reference")
 TRITON_HEAD_DIMS = (32, 64, 128)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HOPPER_HEAD_DIMS = (64, 128)
+HOPPER_DTYPES = (torch.float16, torch.bfloat16)
+HOPPER_BLOCK = 128
+#: Gluon is experimental: the first and the last (major, minor) for which the compile gate and the tests were green.
+HOPPER_TRITON = ((3, 6), (3, 9))
 
 _log = logging.getLogger("videoseek_kernels")
 
@@ -32,11 +38,11 @@ def choose_on_gpu(capability: tuple[int, int], dtype: torch.dtype, head_dim: int
     return "triton"
 
 
-def tier1(module: str) -> ModuleType:
-    """A module of Triton kernels; raises if Triton is not installed."""
+def kernels(module: str) -> ModuleType:
+    """A module of Triton kernels, such as "tier1.attention"; raises if Triton is not installed."""
     if find_spec("triton") is None:
         raise RuntimeError('impl="triton" needs the triton package, which is not installed; use "composition"')
-    return importlib.import_module(f"videoseek_kernels.tier1.{module}")
+    return importlib.import_module(f"videoseek_kernels.{module}")
 
 
 def check_triton_inputs(q: torch.Tensor) -> None:
@@ -51,6 +57,26 @@ def check_triton_inputs(q: torch.Tensor) -> None:
         raise RuntimeError(f'impl="triton" on {q.device} needs TRITON_INTERPRET=1 set before Python starts')
     if q.dtype == torch.bfloat16:
         raise ValueError("Triton's interpreter gets bfloat16 products wrong; use float32 or float16 on the CPU")
+
+
+def check_hopper_inputs(q: torch.Tensor, blocks: tuple[int, int]) -> None:
+    """Say plainly why the Hopper forward cannot take these inputs, or cannot run here."""
+    if q.shape[-1] not in HOPPER_HEAD_DIMS:
+        raise ValueError(f'impl="hopper" takes head sizes {HOPPER_HEAD_DIMS}, got {q.shape[-1]}; use "triton"')
+    if q.dtype not in HOPPER_DTYPES:
+        raise ValueError(f'impl="hopper" takes float16 or bfloat16, got {q.dtype}; use "triton"')
+    if any(block % HOPPER_BLOCK for block in blocks):
+        raise ValueError(f'impl="hopper" takes plans of whole {HOPPER_BLOCK} x {HOPPER_BLOCK} blocks, got {blocks}')
+    if not _is_hopper(q.device):
+        raise RuntimeError(f'impl="hopper" needs a GPU of compute capability 9, q is on {q.device}; use "triton"')
+    installed = version("triton")
+    if not HOPPER_TRITON[0] <= tuple(map(int, installed.split(".")[:2])) <= HOPPER_TRITON[1]:
+        low, high = (".".join(map(str, bound)) for bound in HOPPER_TRITON)
+        raise RuntimeError(f'impl="hopper" needs Triton {low} to {high}, {installed} is installed; use "triton"')
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 @cache

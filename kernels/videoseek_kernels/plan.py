@@ -42,8 +42,9 @@ class TileLists:
 class Plan:
     """A mask made ready for the kernels: reusable by every layer, head, pass and recomputation of a batch.
 
-    key_word int32 [T] packs `end << 5 | class index`, 0 for a key that nobody sees. by_query lists key blocks per query
-    block (forward, dq), by_key the reverse (dk, dv). host_mask is the mask on the CPU where it was built there.
+    key_word int32 [T filled up to whole key blocks] packs `end << 5 | class index`, 0 for a key that nobody sees.
+    by_query lists key blocks per query block (forward, dq), by_key the reverse (dk, dv). host_mask is the mask on the
+    CPU where it was built there.
     """
 
     mask: TokenMask
@@ -126,7 +127,7 @@ def plan_with_numpy(mask: TokenMask, block_m: int, block_n: int) -> Plan:
         mask,
         block_m,
         block_n,
-        torch.from_numpy((end << 5 | class_index).astype(np.int32)),
+        torch.from_numpy(blocks(end << 5 | class_index, block_n, 0).reshape(-1).astype(np.int32)),
         _lists_with_numpy(state, capacity),
         _lists_with_numpy(state.T, capacity),
         host_mask=mask,
@@ -170,7 +171,7 @@ def plan_with_torch(mask: TokenMask, block_m: int, block_n: int) -> Plan:
         mask,
         block_m,
         block_n,
-        (end << 5 | class_index).int(),
+        blocks(end << 5 | class_index, block_n, 0).flatten().int(),
         _lists_with_torch(full, partial, capacity),
         _lists_with_torch(full.T, partial.T, capacity),
     )

@@ -100,15 +100,15 @@ def test_nan_is_no_small_error(plain: float) -> None:
 def test_a_case_whose_gradients_are_nan_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU's cases, on the CPU with the reference in the kernel's place: as it is, and with NaN for dq."""
     mask = trajectory_mask(65, 2)
-    monkeypatch.setattr(correctness, "check", partial(correctness.check, device="cpu", impl="reference"))
-    assert "failed" not in correctness.over_budget("good", mask, torch.bfloat16, 32, (2, 1))
+    monkeypatch.setattr(correctness, "check", partial(correctness.check, device="cpu"))
+    assert "failed" not in correctness.over_budget("good", mask, torch.bfloat16, 32, (2, 1), "reference")
 
     def spoilt(*arguments: torch.Tensor) -> list[torch.Tensor]:
         out, dq, dk, dv = gradients(*arguments)
         return [out, dq * float("nan"), dk, dv]
 
     monkeypatch.setattr(correctness, "gradients", spoilt)
-    row = correctness.over_budget("bad", mask, torch.bfloat16, 32, (2, 1))
+    row = correctness.over_budget("bad", mask, torch.bfloat16, 32, (2, 1), "reference")
     assert "failed" in row and row["dq"] == math.inf
 
 

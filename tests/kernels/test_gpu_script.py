@@ -18,6 +18,8 @@ from videoseek_kernels.benchmark.contestants import Contestant, ours
 from videoseek_kernels.benchmark.measure import interleave
 from videoseek_kernels.benchmark.recording import run_steps
 from videoseek_kernels.tier1.launch import CANDIDATES, TileConfig, tile_config
+from videoseek_kernels.tier2.forward import CANDIDATES as HOPPER_CANDIDATES
+from videoseek_kernels.tier2.forward import TILES
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 
@@ -179,7 +181,7 @@ class OnCpu:
 
 
 def fake_contestants(
-    plan: object, num_heads: int, plan_seconds: float, tuned: bool
+    plan: object, num_heads: int, plan_seconds: float, *, tuned: bool, hopper: bool
 ) -> tuple[list[Contestant], dict[str, str]]:
     def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return suite.ours(suite.plan(suite.masks(len(q))["causal"]).to("cpu"))[1].run(q, k, v)
@@ -206,6 +208,7 @@ def test_report_answers_the_goals_and_says_what_was_not_measured(tmp_path: Path)
         benchmark=[
             row("causal", "forward", "tier 1", 500.0),
             row("turns", "forward", "tier 1", 480.0, **{"x FA3 causal": 0.5, "x FlexAttention": 1.5}),
+            row("turns", "forward", "tier 2", 588.0),
             row("turns", "forward", "composition", 600.0, **{"x FA3 causal": 0.97, "x FlexAttention": 1.3}),
             {"shape": "28:4 D128 T16384", "mask": "turns", "contestant": "FA4 causal", "not run": "absent"},
         ],
@@ -229,11 +232,12 @@ def test_report_answers_the_goals_and_says_what_was_not_measured(tmp_path: Path)
     assert "turns T16384 over FA3 causal: tier 1 0.75, composition 0.97 | composition |" in forward
     assert cells["forward >= 1.4 x FlexAttention"].endswith("tier 1 1.6, composition 1.3 | tier 1 |")
     assert "tier 1 0.98 | tier 1 |" in cells["masked against unmasked, per visible pair: >= 0.98"]
+    assert "turns T16384: tier 2 1.2 | tier 2 |" in cells["Hopper forward >= 1.1 x tier 1, or it goes"]
     assert "batch 1: decode 0.9 | decode |" in cells["decode >= 0.85 of copy bandwidth"]
     assert "1 of 2 rows failed" in cells["two-times rule; compute-sanitizer"]
     assert cells["two-times rule; compute-sanitizer"].endswith("| none |")
     unmeasured = [name for name, line in cells.items() if "| not measured |" in line]
-    assert len(unmeasured) == 6 and "backward >= 1.8 x FlexAttention" in unmeasured
+    assert len(unmeasured) == 7 and "backward >= 1.8 x FlexAttention" in unmeasured
     assert "FA4 causal" in table.read_text() and "490.0" in table.read_text() and "480.0" not in table.read_text()
 
 
@@ -247,11 +251,12 @@ def test_the_script_reports_without_a_gpu(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "run_on_gpu.py"), "--report", str(held)]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(KERNELS)})
     text = (tmp_path / "README.md").read_text()
-    assert "| batch 1: decode 0.5 | none |" in text and text.count("not measured |") == 10
+    assert "| batch 1: decode 0.5 | none |" in text and text.count("not measured |") == 12
     assert "On a GPU" in text and (tmp_path / "results" / "measured.md").exists()
 
 
 def test_the_sweep_tries_the_shipped_tiles() -> None:
+    assert TileConfig(*HOPPER_CANDIDATES["forward, Hopper"][0], tma=True) == TILES[128]
     for stage, candidates in CANDIDATES.items():
         assert TileConfig(*candidates[0], tma=True) == tile_config(stage, 90, torch.bfloat16)
         assert len(set(candidates)) == len(candidates)

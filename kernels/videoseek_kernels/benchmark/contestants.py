@@ -43,14 +43,14 @@ _FREE_SHARE = 0.8
 
 
 def contestants(
-    plan: Plan, num_heads: int, plan_seconds: float = 0.0, tuned: bool = False
+    plan: Plan, num_heads: int, plan_seconds: float = 0.0, *, tuned: bool = False, hopper: bool = False
 ) -> tuple[list[Contestant], dict[str, str]]:
     """All that can run for this mask on this machine, ours first, and {name: why not} for the rest.
 
-    tuned: FlexAttention a second time, with its tiles searched for, which takes a minute.
+    tuned: FlexAttention a second time, with its tiles searched for, which takes a minute. hopper: see `ours`.
     """
     torch._dynamo.reset()  # FlexAttention compiles for each mask, and past its limit of recompilations runs unfused
-    found = [*ours(plan, plan_seconds), *causal_contestants()]
+    found = [*ours(plan, plan_seconds, hopper), *causal_contestants()]
     absent: dict[str, str] = {}
     for name, mode in (("FlexAttention", None), ("FlexAttention tuned", "max-autotune-no-cudagraphs")):
         if mode is None or tuned:
@@ -75,8 +75,11 @@ def contestants(
     return found, absent
 
 
-def ours(plan: Plan, plan_seconds: float = 0.0) -> list[Contestant]:
-    """What this package offers; the composition once as it ships and once with cuDNN, which plans per length."""
+def ours(plan: Plan, plan_seconds: float = 0.0, hopper: bool = False) -> list[Contestant]:
+    """What this package offers; the composition once as it ships and once with cuDNN, which plans per length.
+
+    hopper: also tier 2, which is tier 1 with the Hopper forward; until a GPU has seen it, it might never return.
+    """
     start = time.perf_counter()
     pieces = plan.pieces
     seconds = time.perf_counter() - start
@@ -84,17 +87,21 @@ def ours(plan: Plan, plan_seconds: float = 0.0) -> list[Contestant]:
     def tier1(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return tdam_attention(q, k, v, plan, impl="triton")
 
+    def tier2(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return tdam_attention(q, k, v, plan, impl="hopper")
+
     def composition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return tdam_attention(q, k, v, plan, impl="composition")
 
     def over_cudnn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return compose(q, k, v, pieces, q.shape[-1] ** -0.5, CUDNN_FIRST)
 
-    return [
+    found = [
         Contestant("tier 1", tier1, build_seconds=plan_seconds),
         Contestant("composition", composition, build_seconds=seconds),
         Contestant("composition, cuDNN", over_cudnn, build_seconds=seconds),
     ]
+    return [*found, Contestant("tier 2", tier2, build_seconds=plan_seconds)] if hopper else found
 
 
 def causal_contestants() -> list[Contestant]:

@@ -70,12 +70,22 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
-def over_budget(name: str, mask: TokenMask, dtype: torch.dtype, head_dim: int, heads: tuple[int, int]) -> Row:
+def hopper_correctness() -> Iterator[Row]:
+    """The error budget for the Hopper forward with tier 1's backward, and what any order of events must leave alike."""
+    with poisoned_memory():
+        for (name, mask), dtype, head_dim in product(case_masks().items(), _HALVES, (64, 128)):
+            yield over_budget(name, mask, dtype, head_dim, (7, 1), impl="hopper")
+        yield from repeatability(impl="hopper")
+
+
+def over_budget(
+    name: str, mask: TokenMask, dtype: torch.dtype, head_dim: int, heads: tuple[int, int], impl: str = "triton"
+) -> Row:
     """One case as a row: failed if any error exceeds its budget, or if it could not run."""
     row: Row = {"case": f"{name}, {str(dtype)[6:]}, D{head_dim}, {heads[0]}:{heads[1]}"}
     faults: dict[str, str] = {}
     with noting(faults, "failed"):
-        over = check(mask, dtype, head_dim, heads)
+        over = check(mask, dtype, head_dim, heads, impl=impl)
         row |= {key: round(value, 3) for key, value in over.items()}
         if not all(value <= 1 for value in over.values()):
             raise AssertionError("error over budget")
@@ -107,15 +117,15 @@ def check(
     return over | {"lse": gap / 1e-3 if blind_ok else float("inf")}
 
 
-def repeatability(times: int = 100) -> Iterator[Row]:
+def repeatability(times: int = 100, impl: str = "triton") -> Iterator[Row]:
     """The same inputs again and again: every bit of every gradient must repeat."""
     mask = pack([trajectory_mask(1500, 3), trajectory_mask(700, 2)])
     q, k, v, upstream = random_inputs(len(mask), (28, 4), 128, torch.bfloat16, "cuda")
     ready = plan(mask).to("cuda")
-    first = gradients(tdam_attention(q, k, v, ready, impl="triton"), (q, k, v), upstream)
+    first = gradients(tdam_attention(q, k, v, ready, impl=impl), (q, k, v), upstream)
     differing = set()
     for _ in range(times):
-        again = gradients(tdam_attention(q, k, v, ready, impl="triton"), (q, k, v), upstream)
+        again = gradients(tdam_attention(q, k, v, ready, impl=impl), (q, k, v), upstream)
         differing |= {name for name, a, b in zip(RESULTS, first, again, strict=True) if not torch.equal(a, b)}
     row: Row = {"case": f"bit-equal over {times} repeats"}
     yield row | ({"failed": f"{', '.join(sorted(differing))} differ"} if differing else {})

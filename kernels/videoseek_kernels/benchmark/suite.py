@@ -95,16 +95,16 @@ def _best_ms(build: Callable[[TokenMask, int, int], Plan], mask: TokenMask) -> f
     return round(best, 3)
 
 
-def compare(shape: Shape, name: str, mask: TokenMask, tuned: bool = False) -> Iterator[Row]:
+def compare(shape: Shape, name: str, mask: TokenMask, *, tuned: bool = False, hopper: bool = False) -> Iterator[Row]:
     """All contestants on one shape and mask, by stage; one row each, absent ones with why, failed ones of ours so.
 
-    The backward pass is what forward with backward takes longer than forward. tuned: see `contestants`.
+    The backward pass is what forward with backward takes longer than forward. tuned, hopper: see `contestants`.
     """
     inputs = random_inputs(shape.num_tokens, shape.heads, shape.head_dim, torch.bfloat16, "cuda")
     start = time.perf_counter()
     ready = plan(mask).to("cuda")
     torch.cuda.synchronize()
-    found, absent = contestants(ready, shape.heads[0], time.perf_counter() - start, tuned)
+    found, absent = contestants(ready, shape.heads[0], time.perf_counter() - start, tuned=tuned, hopper=hopper)
     errors = _gate(found, absent, inputs, ready.mask)
     first = first_calls(inputs, mask)
     pairs = {False: visible_pairs(ready.mask), True: shape.num_tokens * (shape.num_tokens + 1) // 2}

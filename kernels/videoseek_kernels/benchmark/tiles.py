@@ -14,10 +14,15 @@ from videoseek_kernels.tier1.attention import empty_parts
 from videoseek_kernels.tier1.backward import dkdv_launch, dq_launch
 from videoseek_kernels.tier1.forward import forward_launch
 from videoseek_kernels.tier1.launch import CANDIDATES, Launch, TileConfig
+from videoseek_kernels.tier2.forward import CANDIDATES as HOPPER_CANDIDATES
+from videoseek_kernels.tier2.forward import hopper_launch
 
 
-def sweep(num_tokens: int = 16384) -> Iterator[dict[str, Any]]:
-    """Milliseconds of every candidate at the 7B shape under the `turns` mask, launched as it would ship."""
+def sweep(hopper: bool, num_tokens: int = 16384) -> Iterator[dict[str, Any]]:
+    """Milliseconds of every candidate at the 7B shape under the `turns` mask, launched as it would ship.
+
+    hopper: also those of the Hopper forward.
+    """
     q, k, v, d_out = (x.detach() for x in random_inputs(num_tokens, (28, 4), 128, torch.bfloat16, "cuda"))
     ready = plan(trajectory_mask(num_tokens, 4)).to("cuda")
     out, dq = torch.empty_like(q), torch.empty_like(q)
@@ -28,12 +33,14 @@ def sweep(num_tokens: int = 16384) -> Iterator[dict[str, Any]]:
     def launch(stage: str, config: TileConfig) -> Launch:
         if stage == "forward":
             return forward_launch((q, k, v), (out, lse), ready, scale, config)
+        if stage in HOPPER_CANDIDATES:
+            return hopper_launch((q, k, v), (out, lse), ready, scale, config)
         if stage == "dq":
             return dq_launch((q, k, v), (out, lse), (d_out, None), (dq, delta), ready, scale, config)
         return dkdv_launch((q, k, v), (d_out, lse, delta), (dk, dv), ready, scale, config)
 
     tma = torch.cuda.get_device_capability() >= (9, 0)
-    for stage, candidates in CANDIDATES.items():
+    for stage, candidates in (CANDIDATES | (HOPPER_CANDIDATES if hopper else {})).items():
         launches = {str(tile): launch(stage, TileConfig(*tile, tma=tma)) for tile in candidates}
         timings, faults = interleave({name: launch.run for name, launch in launches.items()})
         for name in launches:

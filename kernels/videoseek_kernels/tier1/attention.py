@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,31 +12,51 @@ from torch.autograd.function import once_differentiable
 from videoseek_kernels.plan import Plan
 from videoseek_kernels.tier1.backward import dkdv_launch, dq_launch
 from videoseek_kernels.tier1.forward import forward_launch
-from videoseek_kernels.tier1.launch import capability_of, num_processors, tile_config
+from videoseek_kernels.tier1.launch import Launch, capability_of, num_processors, tile_config
 
 #: Programs per multiprocessor below which dk/dv work is cut into parts, and the most parts.
 _WAVES, _MAX_SPLITS = 4, 8
 
 
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Outputs = tuple[torch.Tensor, torch.Tensor]
+#: (q, k, v), (O, L), plan, scale -> what is to be launched.
+ForwardLaunch = Callable[[Inputs, Outputs, Plan, float], Launch]
+
+
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float, forward: ForwardLaunch | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [T, Hq, D], k and v [T, Hkv, D] -> O [T, Hq, D] and L float32 [T, Hq]; differentiable in both."""
+    """q [T, Hq, D], k and v [T, Hkv, D] -> O [T, Hq, D] and L float32 [T, Hq]; differentiable in both.
+
+    `forward` replaces this tier's own; the backward is the same.
+    """
     with torch.cuda.device_of(q):
-        out, lse = _Attention.apply(q, k, v, plan, scale)
+        out, lse = _Attention.apply(q, k, v, plan, scale, forward or shipped_forward)
     return out, lse.transpose(0, 1)
+
+
+def shipped_forward(inputs: Inputs, outputs: Outputs, plan: Plan, scale: float) -> Launch:
+    """This tier's forward, with the tile that ships for this device and type."""
+    q = inputs[0]
+    return forward_launch(inputs, outputs, plan, scale, tile_config("forward", capability_of(q.device), q.dtype))
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        plan: Plan,
+        scale: float,
+        forward: ForwardLaunch,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = torch.empty_like(q)
         lse_log2 = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
-        config = tile_config("forward", capability_of(q.device), q.dtype)
-        forward_launch((q, k, v), (out, lse_log2), plan, scale, config).run()
+        forward((q, k, v), (out, lse_log2), plan, scale).run()
         ctx.save_for_backward(q, k, v, out, lse_log2)
         ctx.plan, ctx.scale = plan, scale
         ctx.set_materialize_grads(False)
@@ -45,7 +66,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, d_out: torch.Tensor | None, d_lse: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None, None]:
         q, k, v, out, lse = ctx.saved_tensors
         d_out = torch.zeros_like(out) if d_out is None else d_out.contiguous()
         d_lse = None if d_lse is None else d_lse.contiguous()
@@ -59,8 +80,8 @@ class _Attention(torch.autograd.Function):
         config = tile_config("dkdv", capability, q.dtype)
         dkdv_launch((q, k, v), (d_out, lse, delta), (dk, dv), ctx.plan, ctx.scale, config).run()
         if len(dk) > 1:
-            return dq, dk.sum(0).to(k.dtype), dv.sum(0).to(v.dtype), None, None
-        return dq, dk[0], dv[0], None, None
+            return dq, dk.sum(0).to(k.dtype), dv.sum(0).to(v.dtype), None, None, None
+        return dq, dk[0], dv[0], None, None, None
 
 
 def empty_parts(k: torch.Tensor, plan: Plan) -> list[torch.Tensor]:

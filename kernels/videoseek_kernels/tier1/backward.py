@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 
 from videoseek_kernels.plan import Plan
-from videoseek_kernels.tier1.forward import row_tile, tile_constants
+from videoseek_kernels.tier1.forward import list_arguments, tile_constants
 from videoseek_kernels.tier1.launch import Launch, TileConfig, rows_of
-from videoseek_kernels.tier1.primitives import load_per_token, load_rows, sees, store_rows
+from videoseek_kernels.tier1.primitives import load_per_token, load_rows, row_tile, sees, store_rows
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_tiles"])
@@ -73,8 +73,8 @@ def attn_bwd_kernel_dq(
         b_p = tl.exp2(b_s * scale_log2 - b_lse[:, None])
         if i >= i_partial:
             # A select, not a product: a blind row has L = -inf and P = inf before it.
-            b_word = load_per_token(key_word, i_n, num_tokens, BN)
             o_n = i_n + tl.arange(0, BN)
+            b_word = tl.load(key_word + o_n)
             b_p = tl.where(sees(o_m[:, None], b_visible[:, None], o_n[None, :], b_word[None, :]), b_p, 0.0)
         b_dp = tl.dot(b_d_out, tl.trans(b_v), input_precision="ieee")  # [BM, BN]
         b_ds = b_p * (b_dp - b_delta[:, None])
@@ -120,7 +120,7 @@ def attn_bwd_kernel_dkdv(
     i_block = tl.load(order + i_rank // SUB_N)
     i_n = (i_block * SUB_N + i_rank % SUB_N) * BN
     o_n = i_n + tl.arange(0, BN)
-    b_word = load_per_token(key_word, i_n, num_tokens, BN)
+    b_word = tl.load(key_word + o_n)
     b_k = load_rows(k, i_n, i_kv, num_tokens, HKV, D, BN, TMA)  # [BN, D]
     b_v = load_rows(v, i_n, i_kv, num_tokens, HKV, D, BN, TMA)  # [BN, D]
 
@@ -188,15 +188,7 @@ def dq_launch(
         "d_lse": lse if d_lse is None else d_lse,
         "dq": rows_of(dq, config.block_m, config.tma),
         "delta": delta,
-        "key_word": plan.key_word,
-        "visible": plan.mask.visible,
-        "tiles": lists.tiles,
-        "offsets": lists.offsets,
-        "num_full": lists.num_full,
-        "order": lists.order,
-        "scale": scale,
-        "num_tokens": q.shape[0],
-        "num_tiles": num_tiles,
+        **list_arguments(plan, lists, scale, num_tiles),
     }
     constants = tile_constants(q, k, plan, config) | {"HAS_D_LSE": d_lse is not None}
     return Launch(attn_bwd_kernel_dq, (num_tiles * q.shape[1],), arguments, constants, config)
@@ -225,15 +217,7 @@ def dkdv_launch(
         "delta": delta,
         "dk": dk,
         "dv": dv,
-        "key_word": plan.key_word,
-        "visible": plan.mask.visible,
-        "tiles": lists.tiles,
-        "offsets": lists.offsets,
-        "num_full": lists.num_full,
-        "order": lists.order,
-        "scale": scale,
-        "num_tokens": q.shape[0],
-        "num_tiles": num_tiles,
+        **list_arguments(plan, lists, scale, num_tiles),
         "num_splits": num_splits,
     }
     grid = (num_tiles * k.shape[1] * num_splits,)

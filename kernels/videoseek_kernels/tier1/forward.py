@@ -9,20 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from videoseek_kernels.plan import Plan
+from videoseek_kernels.plan import Plan, TileLists
 from videoseek_kernels.tier1.launch import Launch, TileConfig, rows_of
-from videoseek_kernels.tier1.primitives import load_per_token, load_rows, sees, store_rows
-
-
-@triton.jit
-def row_tile(order, num_tiles, HQ: tl.constexpr, HKV: tl.constexpr, SUB_M: tl.constexpr):
-    """This program's plan block, row tile, head and KV head: heads of one KV head side by side, long lists first."""
-    GROUP: tl.constexpr = HQ // HKV
-    i_program = tl.program_id(0)
-    i_kv = i_program // (num_tiles * GROUP)
-    i_rank = i_program % (num_tiles * GROUP) // GROUP
-    i_block = tl.load(order + i_rank // SUB_M)
-    return i_block, i_block * SUB_M + i_rank % SUB_M, i_kv * GROUP + i_program % GROUP, i_kv
+from videoseek_kernels.tier1.primitives import load_per_token, load_rows, row_tile, sees, store_rows
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_tiles"])
@@ -69,8 +58,8 @@ def attn_fwd_kernel(
         b_k = load_rows(k, i_n, i_kv, num_tokens, HKV, D, BN, TMA)  # [BN, D]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")  # [BM, BN]
         if i >= i_partial:
-            b_word = load_per_token(key_word, i_n, num_tokens, BN)
             o_n = i_n + tl.arange(0, BN)
+            b_word = tl.load(key_word + o_n)
             b_s = tl.where(sees(o_m[:, None], b_visible[:, None], o_n[None, :], b_word[None, :]), b_s, float("-inf"))
         b_next = tl.maximum(b_max, tl.max(b_s, 1) * scale_log2)
         b_p = tl.exp2(b_s * scale_log2 - b_next[:, None])
@@ -88,7 +77,7 @@ def attn_fwd_kernel(
 
 
 def tile_constants(q: torch.Tensor, k: torch.Tensor, plan: Plan, config: TileConfig) -> dict[str, int | bool]:
-    """The constants that all three kernels share."""
+    """The constants that all kernels share."""
     return {
         "HQ": q.shape[1],
         "HKV": k.shape[1],
@@ -98,6 +87,21 @@ def tile_constants(q: torch.Tensor, k: torch.Tensor, plan: Plan, config: TileCon
         "SUB_M": plan.block_m // config.block_m,
         "SUB_N": plan.block_n // config.block_n,
         "TMA": config.tma,
+    }
+
+
+def list_arguments(plan: Plan, lists: TileLists, scale: float, num_tiles: int) -> dict[str, torch.Tensor | float]:
+    """The arguments that all kernels share: the mask, one direction of the plan's lists, and how much work there is."""
+    return {
+        "key_word": plan.key_word,
+        "visible": plan.mask.visible,
+        "tiles": lists.tiles,
+        "offsets": lists.offsets,
+        "num_full": lists.num_full,
+        "order": lists.order,
+        "scale": scale,
+        "num_tokens": len(plan),
+        "num_tiles": num_tiles,
     }
 
 
@@ -119,15 +123,7 @@ def forward_launch(
         "v": rows_of(v, config.block_n, config.tma),
         "out": rows_of(out, config.block_m, config.tma),
         "lse": lse,
-        "key_word": plan.key_word,
-        "visible": plan.mask.visible,
-        "tiles": lists.tiles,
-        "offsets": lists.offsets,
-        "num_full": lists.num_full,
-        "order": lists.order,
-        "scale": scale,
-        "num_tokens": q.shape[0],
-        "num_tiles": num_tiles,
+        **list_arguments(plan, lists, scale, num_tiles),
     }
     grid = (num_tiles * q.shape[1],)
     return Launch(attn_fwd_kernel, grid, arguments, tile_constants(q, k, plan, config), config)

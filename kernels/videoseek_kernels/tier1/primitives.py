@@ -1,9 +1,20 @@
-"""What all attention kernels share: moving tiles of rows, and the mask of a PARTIAL tile."""
+"""What all attention kernels share: which tile is whose, moving tiles of rows, and the mask of a PARTIAL tile."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def row_tile(order, num_tiles, HQ: tl.constexpr, HKV: tl.constexpr, SUB_M: tl.constexpr):
+    """This program's plan block, row tile, head and KV head: heads of one KV head side by side, long lists first."""
+    GROUP: tl.constexpr = HQ // HKV
+    i_program = tl.program_id(0)
+    i_kv = i_program // (num_tiles * GROUP)
+    i_rank = i_program % (num_tiles * GROUP) // GROUP
+    i_block = tl.load(order + i_rank // SUB_M)
+    return i_block, i_block * SUB_M + i_rank % SUB_M, i_kv * GROUP + i_program % GROUP, i_kv
 
 
 @triton.jit
@@ -33,7 +44,7 @@ def store_rows(
 
 @triton.jit
 def load_per_token(x, i_row, num_tokens, BLOCK: tl.constexpr):
-    """x[i_row : i_row + BLOCK] of a vector [T]; zero past the end, which for mask words means hidden."""
+    """x[i_row : i_row + BLOCK] of a vector [T]; zero past the end, which for sets of visible classes means none."""
     o_row = i_row + tl.arange(0, BLOCK)
     return tl.load(x + o_row, mask=o_row < num_tokens, other=0)
 

@@ -1,0 +1,1 @@
+"""Gluon kernels with specialised warps, for Hopper alone."""
