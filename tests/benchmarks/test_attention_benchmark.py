@@ -15,7 +15,7 @@ from videoseek_kernels.benchmark import suite
 SHAPE = suite.Shape((28, 4), 128, 16384)
 RIVALS = (
     *("tier 1", "composition", "composition, cuDNN", "cuDNN causal", "FA2 causal (torch)"),
-    *("FlexAttention", "FA3 causal", "FA4 causal", "SDPA dense mask", "eager 4D mask"),
+    *("FlexAttention", "cuDNN-frontend flex", "FA3 causal", "FA4 causal", "SDPA dense mask", "eager 4D mask"),
 )
 
 

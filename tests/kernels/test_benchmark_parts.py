@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from videoseek_kernels import TokenMask, plan, tdam_attention
 from videoseek_kernels.benchmark import correctness, numerics, suite
 from videoseek_kernels.benchmark.contestants import Contestant
+from videoseek_kernels.benchmark.cudnn_flex import interval_ends
 from videoseek_kernels.benchmark.numerics import BOUND, SliceShape, compare_training, recall_task
 from videoseek_kernels.benchmark.parity import sampled_excess
 from videoseek_kernels.testing import (
@@ -18,6 +20,7 @@ from videoseek_kernels.testing import (
     excess,
     gradients,
     random_inputs,
+    random_mask,
     relative_error,
     trajectory_mask,
 )
@@ -183,3 +186,14 @@ def test_a_restricted_row_must_tell_what_only_its_mask_shows() -> None:
         same = seen[row] & (address == address[row])
         classes = {int(content[key]) // 8 for key in same.nonzero().flatten() if content[key] < 24} - {0}
         assert classes <= {int(label[row]) // 8}, f"row {row} sees both classes of video"
+
+
+def test_intervals_tell_the_same_mask() -> None:
+    rng = np.random.default_rng(5)
+    for case in range(40):
+        mask = random_mask(rng, int(rng.integers(1, 70)))
+        (ends,) = interval_ends(mask)
+        assert len(ends) % 2 == 1 and bool((ends[1:] >= ends[:-1]).all()), f"case {case}"
+        # A key is seen where an odd number of ends is still to come.
+        seen = (ends[:, :, None] > torch.arange(len(mask))).sum(0) % 2 == 1
+        assert torch.equal(seen, mask.dense()), f"case {case}"

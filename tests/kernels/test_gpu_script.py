@@ -181,7 +181,7 @@ class OnCpu:
 
 
 def fake_contestants(
-    plan: object, num_heads: int, plan_seconds: float, *, tuned: bool, hopper: bool
+    plan: object, heads: tuple[int, int], head_dim: int, plan_seconds: float, *, tuned: bool, hopper: bool
 ) -> tuple[list[Contestant], dict[str, str]]:
     def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return suite.ours(suite.plan(suite.masks(len(q))["causal"]).to("cpu"))[1].run(q, k, v)

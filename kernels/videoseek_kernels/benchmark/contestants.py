@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videoseek_kernels.attention import tdam_attention
+from videoseek_kernels.benchmark import cudnn_flex
 from videoseek_kernels.benchmark.measure import noting
 from videoseek_kernels.composition import CUDNN_FIRST, compose
 from videoseek_kernels.plan import Plan
@@ -43,7 +44,13 @@ _FREE_SHARE = 0.8
 
 
 def contestants(
-    plan: Plan, num_heads: int, plan_seconds: float = 0.0, *, tuned: bool = False, hopper: bool = False
+    plan: Plan,
+    heads: tuple[int, int],
+    head_dim: int,
+    plan_seconds: float = 0.0,
+    *,
+    tuned: bool = False,
+    hopper: bool = False,
 ) -> tuple[list[Contestant], dict[str, str]]:
     """All that can run for this mask on this machine, ours first, and {name: why not} for the rest.
 
@@ -56,6 +63,8 @@ def contestants(
         if mode is None or tuned:
             with noting(absent, name):
                 found.append(_flex(plan, name, mode))
+    with noting(absent, "cuDNN-frontend flex"):
+        found.append(_cudnn_flex(plan, heads, head_dim))
     module, backward = next((fa3 for fa3 in _FA3 if find_spec(fa3[0])), _FA3[-1])
     for name, source, has_backward in (("FA3 causal", module, backward), ("FA4 causal", "flash_attn.cute", True)):
         with noting(absent, name):
@@ -63,7 +72,7 @@ def contestants(
             found.append(Contestant(name, run, causal=True, backward=has_backward))
 
     pairs = len(plan) ** 2
-    needs = {"SDPA dense mask": pairs, "eager 4D mask": _EAGER_BYTES * num_heads * pairs}
+    needs = {"SDPA dense mask": pairs, "eager 4D mask": _EAGER_BYTES * heads[0] * pairs}
     for name, build in (("SDPA dense mask", _sdpa_dense), ("eager 4D mask", _eager)):
         torch.cuda.empty_cache()
         free_bytes = torch.cuda.mem_get_info()[0]
@@ -153,6 +162,17 @@ def _flex(plan: Plan, name: str, mode: str | None) -> Contestant:
         return _tokens_first(attend(query, key, value, block_mask=block_mask, enable_gqa=True))
 
     return Contestant(name, run, build_seconds=seconds)
+
+
+def _cudnn_flex(plan: Plan, heads: tuple[int, int], head_dim: int) -> Contestant:
+    like = [torch.empty(len(plan), count, head_dim, dtype=torch.bfloat16, device=plan.device) for count in heads]
+    for _ in range(2):  # the second is the cost once compiled
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run = cudnn_flex.prepare(plan, like[0], like[1], like[1])
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return Contestant("cuDNN-frontend flex", run, build_seconds=seconds)
 
 
 def _flash(function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]) -> Attention:

@@ -3,13 +3,21 @@
 The task cannot be learnt without the mask. Each token has an address and a content; a key's content depends on its
 address and on its class (text, overview video, crop video). A row that the mask restricts has an address alone, and
 must tell the content of that address in the class of video that it may see; who sees both classes cannot know which.
+
+    TRITON_INTERPRET=1 python -m videoseek_kernels.benchmark.numerics --output FILE.json    # on a CPU, in float32
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import math
+import platform
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +26,7 @@ from torch import nn
 
 from videoseek_kernels.attention import tdam_attention
 from videoseek_kernels.benchmark.contestants import Attention
+from videoseek_kernels.benchmark.recording import run_steps
 from videoseek_kernels.mask import TokenMask
 from videoseek_kernels.plan import plan
 from videoseek_kernels.testing import ALL, CROP_VIDEO, GLOBAL_VIDEO, eager_attention, trajectory_mask
@@ -176,3 +185,25 @@ def _dense_sdpa(mask: TokenMask) -> Attention:
 def _eager(mask: TokenMask) -> Attention:
     seen = mask.dense()
     return lambda q, k, v: eager_attention(q, k, v, seen, q.shape[-1] ** -0.5)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Training with the interpreted kernel against SDPA, on a CPU.")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of the row")
+    parser.add_argument("--output", type=Path, help="where the rows are kept")
+    arguments = parser.parse_args()
+    shape = SliceShape(num_tokens=arguments.tokens)
+    about = {
+        "device": f"{platform.machine()}, Triton's interpreter, float32",
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "slice": str(shape),
+    }
+    steps = {"numerics, interpreted": lambda: compare_training(shape, "cpu", torch.float32)}
+    return int(not run_steps(steps, about, arguments.output))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -104,7 +104,9 @@ def compare(shape: Shape, name: str, mask: TokenMask, *, tuned: bool = False, ho
     start = time.perf_counter()
     ready = plan(mask).to("cuda")
     torch.cuda.synchronize()
-    found, absent = contestants(ready, shape.heads[0], time.perf_counter() - start, tuned=tuned, hopper=hopper)
+    found, absent = contestants(
+        ready, shape.heads, shape.head_dim, time.perf_counter() - start, tuned=tuned, hopper=hopper
+    )
     errors = _gate(found, absent, inputs, ready.mask)
     first = first_calls(inputs, mask)
     pairs = {False: visible_pairs(ready.mask), True: shape.num_tokens * (shape.num_tokens + 1) // 2}
