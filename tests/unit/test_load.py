@@ -47,8 +47,8 @@ def test_saved_weights_come_back_on_our_attention(
     assert {block.attn.config._attn_implementation for block in blocks} == {IMPLEMENTATION}
     assert {layer.self_attn.config._attn_implementation for layer in layers} == {IMPLEMENTATION}
     calls: list[int] = []
-    windows = attention._vision_windows
-    monkeypatch.setattr(attention, "_vision_windows", lambda *args: calls.append(1) or windows(*args))
+    windows = attention.torch_windows
+    monkeypatch.setattr(attention, "torch_windows", lambda *args: calls.append(1) or windows(*args))
     batch = pack_documents(world.episodes()[:2], world.packing)
     logits = row_logits(loaded, batch)
     assert len(calls) == len(blocks)

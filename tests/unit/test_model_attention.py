@@ -232,12 +232,31 @@ def test_cache_refuses_more_than_it_holds() -> None:
 @pytest.mark.parametrize("bounds", [[0, 4, 8, 12], [0, 3, 4, 9, 12], [0, 12], [0, 1, 2, 12]], ids=str)
 def test_vision_windows_equal_one_softmax_each(bounds: list[int]) -> None:
     query, key, value = random_qkv(12, group=1)
-    out = attention._vision_windows(query, key, value, torch.tensor(bounds, dtype=torch.int32))
+    out = attention.torch_windows(query, key, value, torch.tensor(bounds, dtype=torch.int32))
     for start, stop in itertools.pairwise(bounds):
         window = slice(start, stop)
         scores = query[0, :, window] @ key[0, :, window].transpose(1, 2) / SIZE**0.5
         wanted = (scores.softmax(-1) @ value[0, :, window]).transpose(0, 1)
         torch.testing.assert_close(out[0, window], wanted, atol=1e-12, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_flash_attn_computes_the_same_windows(dtype: torch.dtype) -> None:
+    pytest.importorskip("flash_attn", reason="flash-attn is not installed")
+    assert attention.flash_attn_serves(torch.device("cuda"), dtype)
+    qkv = [torch.randn(1, 16, 500, 80, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+    bounds = torch.tensor([0, 64, 128, 160, 500], dtype=torch.int32, device="cuda")
+    upstream = torch.randn(1, 500, 16, 80, device="cuda", dtype=dtype)
+    flash, torchs = attention.flash_windows(*qkv, bounds, 340), attention.torch_windows(*qkv, bounds)
+    torch.testing.assert_close(flash, torchs, atol=2e-2, rtol=0)
+    for mine, other in zip(*(torch.autograd.grad(out, qkv, upstream) for out in (flash, torchs)), strict=True):
+        torch.testing.assert_close(mine, other, atol=5e-2, rtol=0)
+
+
+def test_flash_attn_serves_no_cpu_and_no_float32() -> None:
+    assert not attention.flash_attn_serves(torch.device("cpu"), torch.bfloat16)
+    assert not attention.flash_attn_serves(torch.device("cuda"), torch.float32)
 
 
 def test_decoder_and_vision_tower_are_on_our_attention(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,8 +266,8 @@ def test_decoder_and_vision_tower_are_on_our_attention(monkeypatch: pytest.Monke
     assert {block.attn.config._attn_implementation for block in visual.blocks} == {IMPLEMENTATION}
     assert {layer.self_attn.config._attn_implementation for layer in decoder.layers} == {IMPLEMENTATION}
     calls: list[str] = []
-    windows, attend = attention._vision_windows, PackedAttention.attend
-    monkeypatch.setattr(attention, "_vision_windows", lambda *args: calls.append("vision") or windows(*args))
+    windows, attend = attention.torch_windows, PackedAttention.attend
+    monkeypatch.setattr(attention, "torch_windows", lambda *args: calls.append("vision") or windows(*args))
     monkeypatch.setattr(PackedAttention, "attend", lambda self, *args: calls.append("text") or attend(self, *args))
     policy(pack_documents(episodes, world.packing))
     assert calls == ["vision"] * len(visual.blocks) + ["text"] * len(decoder.layers)

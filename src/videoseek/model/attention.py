@@ -10,12 +10,16 @@ Legend: B documents or sequences, L padded length, T packed tokens, H query head
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
@@ -23,6 +27,8 @@ from videoseek_kernels import TokenMask, plan, tdam_attention
 from videoseek_kernels.plan import Plan
 
 IMPLEMENTATION = "videoseek_flash"
+
+logger = logging.getLogger(__name__)
 
 #: Documents are padded to the longest of their bucket; a bucket closes below this share of its longest document.
 _BUCKET_FILL = 0.7
@@ -60,18 +66,43 @@ def _attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: Attends | None,
-    **kwargs: object,
+    *,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int = 0,
+    **_: object,
 ) -> tuple[torch.Tensor, None]:
-    windows = kwargs.get("cu_seq_lens_q")
-    if isinstance(windows, torch.Tensor):
-        return _vision_windows(query, key, value, windows), None
+    if cu_seq_lens_q is not None:
+        if flash_attn_serves(query.device, query.dtype):
+            return flash_windows(query, key, value, cu_seq_lens_q, max_length_q), None
+        return torch_windows(query, key, value, cu_seq_lens_q), None
     if attention_mask is None or module.layer_idx is None:
         raise RuntimeError("the decoder was called without an attention plan")
     return attention_mask.attend(module.layer_idx, query, key, value), None
 
 
-def _vision_windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-    """Full attention inside the windows [bounds[i], bounds[i+1]) of [1, H, T, D]; those of one length share a call."""
+@cache
+def flash_attn_serves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether flash-attn computes the vision tower's windows: where it is installed, on a GPU, in 16 bits. Logged."""
+    serves = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and find_spec("flash_attn") is not None
+    logger.info("vision tower on %s in %s: windows by %s", device, dtype, "flash-attn" if serves else "torch")
+    return serves
+
+
+def flash_windows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int
+) -> torch.Tensor:
+    """`torch_windows` in one call, without a look at `bounds` from the host; no window exceeds `longest` tokens."""
+    from flash_attn import flash_attn_varlen_func
+
+    rows = (rearrange(tensor, "1 head token size -> token head size") for tensor in (query, key, value))
+    return flash_attn_varlen_func(*rows, bounds, bounds, longest, longest)[None]
+
+
+def torch_windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    """Full attention inside the windows [bounds[i], bounds[i+1]) of [1, H, T, D] -> [1, T, H, D].
+
+    Windows of one length share a call.
+    """
     lengths = bounds.diff()
     out = torch.empty_like(query)
     for length in lengths.unique().tolist():
@@ -91,8 +122,9 @@ def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: tor
 
 def _sdpa_one_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`_sdpa` for L = 1: the query heads of a key head stand as its rows, so that no key is repeated."""
-    rows = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [B, G, H / G, D]
-    return F.scaled_dot_product_attention(rows, key, value, attn_mask=mask).flatten(1, 2)[:, :, None]
+    rows = rearrange(query, "b (group head) 1 size -> b group head size", group=key.shape[1])
+    attended = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask)
+    return rearrange(attended, "b group head size -> b (group head) 1 size")
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 
 PATCH_PIXELS = 14
 MERGE = 2
@@ -26,9 +27,11 @@ def patchify(frames: torch.Tensor) -> torch.Tensor:
     side = PATCH_PIXELS * MERGE
     if num_frames % FRAMES_PER_GRID or height % side or width % side:
         raise ValueError(f"frames have shape {tuple(frames.shape)}; wanted an even F, H and W multiples of {side}")
-    grids, blocks_high, blocks_wide = num_frames // FRAMES_PER_GRID, height // side, width // side
-    split = frames.view(grids, FRAMES_PER_GRID, blocks_high, MERGE, PATCH_PIXELS, blocks_wide, MERGE, PATCH_PIXELS, 3)
-    rows = split.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3, FRAMES_PER_GRID * PATCH_PIXELS**2)
+    rows = rearrange(
+        frames,
+        "(grid frame) (down y row) (across x column) channel -> (grid down across y x) channel (frame row column)",
+        **{"frame": FRAMES_PER_GRID, "y": MERGE, "row": PATCH_PIXELS, "x": MERGE, "column": PATCH_PIXELS},
+    )
     mean = torch.tensor(MEAN, device=frames.device).view(1, 3, 1)
     std = torch.tensor(STD, device=frames.device).view(1, 3, 1)
     return rows.float().div_(255).sub_(mean).div_(std).flatten(1)
