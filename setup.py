@@ -27,8 +27,8 @@ CORE = [
     "tensorboard",
 ]
 EXTRAS = {
-    "gpu": ["triton>=3.4", "flash-attn", "liger-kernel"],
-    "vllm": ["vllm>=0.33"],
+    "gpu": ["triton>=3.6", "flash-attn"],
+    "vllm": ["vllm>=0.33"],  # serves a model on this machine to `data synthesize`
     "data": ["jsonschema>=4", "matplotlib>=3.8", "openai>=1.50", "pyarrow>=17"],
     "ray": ["ray[data]>=2.30"],
     "dev": [
@@ -46,7 +46,7 @@ EXTRAS = {
         "qwen-vl-utils",  # frame and size parity
         "ruff",
         "setuptools>=77",
-        "triton>=3.4; platform_system == 'Linux'",  # its interpreter runs the kernels on a CPU
+        "triton>=3.6; platform_system == 'Linux'",  # its interpreter runs the kernels on a CPU
         "types-PyYAML",
         "types-jsonschema",
         "wheel",
