@@ -184,8 +184,8 @@ def test_fed_in_parts_the_cache_is_the_same() -> None:
 
 def test_calls_of_few_sequences_give_what_one_call_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    sdpa = attention._sdpa
-    monkeypatch.setattr(attention, "_sdpa", lambda *args: sizes.append(len(args[0])) or sdpa(*args))
+    sdpa = attention.sdpa
+    monkeypatch.setattr(attention, "sdpa", lambda *args: sizes.append(len(args[0])) or sdpa(*args))
     monkeypatch.setattr(attention, "_CALL_ELEMENTS", 2 * 6 * 2 * GROUPS * SIZE)
     cache = CachedAttention.empty(2, (5, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
     History(5).feed(cache, [6, 2, 4, 1, 3], seed=1)
@@ -196,7 +196,7 @@ def test_a_single_token_repeats_no_keys(monkeypatch: pytest.MonkeyPatch) -> None
     cache = CachedAttention.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
     history = History(3)
     history.feed(cache, [3, 5, 1], seed=1)
-    monkeypatch.setattr(attention, "_sdpa", None)
+    monkeypatch.setattr(attention, "sdpa", None)
     history.feed(cache, [1, 1, 0], seed=2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from damaged_video import damaged_copy
 from tiny_world import TOKENS_PER_SECOND, TinyWorld, memorised, row_logits, tiny_world
 
 from videoseek.data.packing import pack_documents, pack_groups
+from videoseek.model import branches
 from videoseek.model.attention import CachedAttention
 from videoseek.model.policy import Policy
 from videoseek.rollout import native
@@ -79,6 +81,18 @@ def test_logprobs_of_an_untrained_model_agree_too(world: TinyWorld) -> None:
     batch = pack_groups(rolled, world.packing)
     with torch.no_grad():
         assert (policy(batch, temperature=0.6)[0] - batch.behaviour_logprobs).abs().max() < 1e-4
+
+
+def test_shared_prompts_give_the_same_episodes(
+    world: TinyWorld, groups: list[list[Episode]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, but with the kernels' reference: several turns, crops, and groups whose members end one by one."""
+    monkeypatch.setattr(branches, "choose", lambda _: "triton")
+    policy, samples = memorised()
+    shared = engine_of(policy, world.environment).rollout(samples, len(groups[0]), 0, SETTINGS)
+    for one, other in zip(itertools.chain(*shared), itertools.chain(*groups), strict=True):
+        assert one.token_ids == other.token_ids and one.stop_reason is other.stop_reason
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=0)
 
 
 def redrawn(episode: Episode, copy: int, policy: Policy, world: TinyWorld) -> list[int]:

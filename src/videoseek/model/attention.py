@@ -113,15 +113,21 @@ def torch_windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, b
     return out.transpose(1, 2)
 
 
-def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """[B, H, L, D] against [B, G, K, D] under a bool mask [B, 1, L, K] -> [B, H, L, D]."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
+def sequences_per_call(query: torch.Tensor, num_keys: int) -> int:
+    """How many sequences of query [B, H, L, D] may meet `num_keys` keys each in one call of generation."""
+    _, num_heads, num_new, head_size = query.shape
+    return max(1, _CALL_ELEMENTS // (num_keys * max(num_new, num_heads * head_size)))
+
+
 def _sdpa_one_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`_sdpa` for L = 1: the query heads of a key head stand as its rows, so that no key is repeated."""
+    """`sdpa` for L = 1: the query heads of a key head stand as its rows, so that no key is repeated."""
     rows = rearrange(query, "b (group head) 1 size -> b group head size", group=key.shape[1])
     attended = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask)
     return rearrange(attended, "b group head size -> b (group head) 1 size")
@@ -162,7 +168,7 @@ class PackedAttention:
         outputs = []
         for rows, mask in self.buckets:
             q, k, v = (tensor[0][:, rows].transpose(0, 1) for tensor in (query, key, value))  # [B, H or G, L, D]
-            outputs.append(_sdpa(q, k, v, mask).transpose(1, 2).flatten(0, 1))  # [B * L, H, D]
+            outputs.append(sdpa(q, k, v, mask).transpose(1, 2).flatten(0, 1))  # [B * L, H, D]
         return torch.cat(outputs)[self.unpack][None]
 
 
@@ -286,6 +292,6 @@ class CachedAttention:
         keys, values = self.keys[layer][:, :, : self._span], self.values[layer][:, :, : self._span]
         if num_new == 1:
             return _sdpa_one_token(query, keys, values, self._mask).transpose(1, 2)
-        at_once = max(1, _CALL_ELEMENTS // (self._span * max(num_new, query.shape[1] * query.shape[3])))
+        at_once = sequences_per_call(query, self._span)
         calls = zip(*(tensor.split(at_once) for tensor in (query, keys, values, self._mask)), strict=True)
-        return torch.cat([_sdpa(*call) for call in calls]).transpose(1, 2)
+        return torch.cat([sdpa(*call) for call in calls]).transpose(1, 2)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videoseek.model.attention import Attends, CachedAttention, plan_attention
+from videoseek.model.branches import BranchedAttention
 from videoseek.types import Clip, TokenBatch
 from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
@@ -115,7 +116,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def extend(
         self,
-        cache: CachedAttention,
+        cache: CachedAttention | BranchedAttention,
         embeddings: torch.Tensor,
         positions: torch.Tensor,
         num_valid: torch.Tensor,
