@@ -1,8 +1,8 @@
 """The native engine: batched multi-turn generation on the training model itself.
 
 A group shares the encoding and the prefill of its prompt, and on a GPU its keys and values; they are kept across turns,
-so that a turn costs its own new tokens only. Episodes go through turns side by side; within a turn every running episode takes one token a
-pass.
+so that a turn costs its own new tokens only. Episodes go through turns side by side; within a turn every running
+episode takes one token a pass.
 """
 
 from __future__ import annotations
