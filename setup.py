@@ -29,6 +29,7 @@ CORE = [
 EXTRAS = {
     "gpu": ["triton>=3.6", "flash-attn"],
     "vllm": ["vllm>=0.33"],  # serves a model on this machine to `data synthesize`
+    "lora": ["peft>=0.17"],
     "data": ["jsonschema>=4", "matplotlib>=3.8", "openai>=1.50", "pyarrow>=17"],
     "ray": ["ray[data]>=2.30"],
     "dev": [
@@ -38,6 +39,7 @@ EXTRAS = {
         "matplotlib>=3.8",
         "mypy",
         "openai>=1.50",
+        "peft>=0.17",
         "pyarrow>=17",
         "pytest",
         "pytest-timeout",

@@ -51,7 +51,7 @@ for name in {[*names, "videoseek_kernels"]!r}:
     importlib.import_module(name)
 print(importlib.util.find_spec("videoseek_kernels").origin)
 """
-    assert str(ROOT) in run_without({"triton", "flash_attn", "vllm"}, code)
+    assert str(ROOT) in run_without({"triton", "flash_attn", "vllm", "peft"}, code)
 
 
 def test_masked_attention_runs_without_triton() -> None:

@@ -2,6 +2,7 @@
 
 checkpoint-N/            N counts optimizer steps over all stages
     config.json, model*.safetensors, tokenizer files ...
+    adapter/             with lora.rank: the adapters, which the weights above hold merged
     trainer_state.json   stage, step within it, seed
     state/rank-000.safetensors
     complete             written last
@@ -22,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from videoseek.engine import TrainEngine, barrier
+from videoseek.model.adapters import has_adapters, merged_weights, save_adapters
 from videoseek.model.load import save_pretrained
 from videoseek.runtime import rank, world_size, write_json_atomic
 
 _COMPLETE, _PARTIAL = "complete", ".partial"
+ADAPTER_FOLDER = "adapter"
 
 
 class CheckpointError(Exception):
@@ -73,8 +76,14 @@ def save_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedTokeniz
 
 def _write_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
     with engine.whole_weights():
-        if rank() == 0:
-            save_pretrained(engine.policy.model, tokenizer, folder, source=source)
+        if rank() != 0:
+            return
+        model = engine.policy.model
+        adapted = has_adapters(model)
+        weights = merged_weights(model) if adapted else None
+        save_pretrained(model, tokenizer, folder, source=source, state_dict=weights)
+        if adapted:
+            save_adapters(model, folder / ADAPTER_FOLDER)
 
 
 def save_checkpoint(

@@ -173,6 +173,20 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    rank: int = option(
+        0,
+        "rank of LoRA adapters, which are trained instead of the model's own weights (0: none, all is trained)",
+        at_least=0,
+    )
+    alpha: int = option(32, "adapters count alpha / rank times", at_least=1)
+    targets: list[str] = option(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "matrices of the decoder that get adapters; the vision tower gets none and is frozen",
+    )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     recipe: str = option("sft_rl", "name of a packaged recipe, or a YAML file")
     model: str = option("tiny", "tiny (ships with the package), scratch (tiny, random weights), or a Qwen2.5-VL folder")
@@ -189,6 +203,7 @@ class TrainConfig:
     video: VideoConfig = field(default_factory=VideoConfig)
     tdam: TDAMConfig = field(default_factory=TDAMConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -348,6 +363,8 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(
             f"grpo.updates_per_batch {grpo.updates_per_batch} exceeds grpo.prompts_per_step {grpo.prompts_per_step}"
         )
+    if not config.lora.targets:
+        raise UsageError("lora.targets must name at least one matrix, got []")
     if config.deepspeed.offload and config.deepspeed.stage == 0:
         raise UsageError("deepspeed.offload=true needs a deepspeed.stage of 1 or more; stage 0 has nothing to offload")
     if "grpo" in config.stages and config.rollout.episodes_per_batch < grpo.group_size:

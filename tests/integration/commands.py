@@ -23,6 +23,8 @@ from videoseek.train import main
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [sys.executable, "-m", "videoseek.train"]
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+TWO_RANKS += ["videoseek.train"]
 
 #: Steps of every stage, a checkpoint at every other one; `direct` takes seven.
 TINY = (

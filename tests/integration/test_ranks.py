@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import curve, environment, numbers, reached, run, start, stop, summary, weights
+from commands import TWO_RANKS, curve, environment, numbers, reached, run, start, stop, summary, weights
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-TWO_RANKS += ["videoseek.train"]
 #: One rank cuts a batch into twice as many rows as each of two does.
 COMMON = ["stages=[sft,grpo]", "save_every_steps=0", "sft.max_tokens_per_micro_batch=300"]
 COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.filter_zero_spread=false"]

@@ -20,6 +20,7 @@ video.min_frames video.max_frames video.max_tokens_per_grid video.min_window_sec
 video.cache_megabytes video.decode_deadline_seconds
 tdam.rule tdam.share
 prompt.format prompt.style
+lora.rank lora.alpha lora.targets
 sft.steps sft.samples_per_step sft.max_tokens_per_micro_batch sft.learning_rate sft.warmup_steps sft.schedule
 sft.weight_decay sft.grad_clip sft.betas sft.freeze_vision
 grpo.steps grpo.prompts_per_step grpo.group_size grpo.loss grpo.advantage grpo.learning_rate grpo.warmup_steps

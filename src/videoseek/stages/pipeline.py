@@ -23,6 +23,7 @@ from videoseek.config import TrainConfig, UsageError, config_yaml
 from videoseek.data.clueworld import phrases
 from videoseek.engine import TrainEngine, barrier, end_distributed, gather, my_share, start_distributed
 from videoseek.evaluate.held_out import answer_questions, scores
+from videoseek.model.adapters import check_peft
 from videoseek.model.load import model_folder, save_pretrained, tokens_per_second
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
 from videoseek.plan import stage_steps
@@ -70,6 +71,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     output_dir = place.output_dir
     # All that can be refused is, before anything in the output folder changes.
     check_batches(config)
+    check_peft(config.lora)
     if config.model != "scratch":
         model_folder(config.model)
     functions = load_reward_functions(config.reward.functions) if "grpo" in config.stages else []

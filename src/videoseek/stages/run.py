@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from videoseek.checkpoint import (
+    ADAPTER_FOLDER,
     CheckpointError,
     TrainerState,
     complete_checkpoints,
@@ -23,6 +25,7 @@ from videoseek.config import TrainConfig, UsageError
 from videoseek.data.packing import PackSettings
 from videoseek.data.schema import DataError
 from videoseek.engine import OptimizerSettings, TrainEngine
+from videoseek.model.adapters import add_adapters, load_adapters
 from videoseek.model.load import ModelError, load_model, load_tokenizer, tokens_per_second
 from videoseek.model.policy import Policy
 from videoseek.rollout.environment import Environment
@@ -82,7 +85,7 @@ class StageRun:
         state = read_state(resumed_from) if resumed_from is not None else None
         if state is not None and state.seed != config.seed:
             raise CheckpointError(f"{resumed_from} is of a run with seed={state.seed}, this one has seed={config.seed}")
-        policy, environment = load_policy(resumed_from or source, place, freeze_vision=frozen)
+        policy, environment = cls._load(place, source, resumed_from, frozen)
         return cls(
             place=place,
             name=name,
@@ -94,6 +97,21 @@ class StageRun:
             first_global_step=first_global_step,
             resumed_from=resumed_from,
         )
+
+    @staticmethod
+    def _load(place: RunPlace, source: Path, resumed_from: Path | None, frozen: str) -> tuple[Policy, Environment]:
+        """The policy to train. Adapters, which a checkpoint holds apart, always change the weights of `source`."""
+        config = place.config
+        if not config.lora.rank:
+            return load_policy(resumed_from or source, place, freeze_vision=frozen)
+        policy, environment = load_policy(source, place, freeze_vision="all")
+        add_adapters(policy.model, config.lora, config.seed)
+        if resumed_from is not None:
+            try:
+                load_adapters(policy.model, resumed_from / ADAPTER_FOLDER)
+            except (OSError, ValueError, SafetensorError) as error:
+                raise CheckpointError(f"{resumed_from} cannot be continued from: {error}") from error
+        return policy, environment
 
     @property
     def config(self) -> TrainConfig:
