@@ -35,7 +35,7 @@ def test_a_killed_run_with_adapters_is_bit_equal(tiny: list[str], tmp_path: Path
 
 
 def test_two_ranks_with_adapters(tiny: list[str], tmp_path: Path) -> None:
-    """Under ZeRO-3, where frozen weights are cut up too: the curve of one rank, to what another order of sums leaves."""
+    """Under ZeRO-3, which cuts frozen weights up too: the curve of one rank, but for the order of sums."""
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = [*tiny, "stages=[sft]", "lora.rank=2"]
     run([*arguments, f"output_dir={one}"])

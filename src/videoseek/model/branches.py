@@ -47,7 +47,7 @@ class BranchedAttention:
     places: list[int]
     group_size: int
     _slots: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    _mask: torch.Tensor | None = field(default=None)
+    _mask: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     _span: int = 0
 
     @classmethod
@@ -129,13 +129,15 @@ class BranchedAttention:
         return replace(self, places=self.places[start:stop])
 
     def begin(self, num_new: int) -> None:
-        """Prepares a forward pass over `num_new` (padded) tokens a sequence."""
+        """Prepares a forward pass over `num_new` (padded) tokens a sequence; several need a mask."""
         device = self.filled.device
         self._slots = torch.tensor(self.places, device=device)
         lengths = self.filled[self._slots]
         self._span = int(lengths.max()) + num_new
         if self._span > self.capacity:
             raise ValueError(f"cache holds {self.capacity} tokens, {self._span} are needed")
+        if num_new == 1:
+            return  # the kernel takes lengths
         last_visible = lengths[:, None] + torch.arange(num_new, device=device)
         own = torch.arange(self._span, device=device) <= last_visible[..., None]  # [B, L, span]
         num_prompt_tokens = self.prompt_keys[0].shape[1]
@@ -148,7 +150,7 @@ class BranchedAttention:
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """query [B, H, L, D], key and value [B, G, L, D] -> [B, L, H, D]."""
-        if self._mask is None:
+        if not self._span:
             raise RuntimeError("BranchedAttention.begin was not called")
         columns = self.filled[self._slots][:, None] + torch.arange(key.shape[2], device=key.device)
         self.keys[layer][self._slots[:, None], columns] = key.transpose(1, 2)
