@@ -13,12 +13,12 @@ from videoseek.types import Clip
 from videoseek.video.decode import probe, read_frames
 from videoseek.video.errors import VideoError
 from videoseek.video.folder import FrameFolder
-from videoseek.video.index import VideoInfo, open_video
+from videoseek.video.index import VideoInfo
 
 #: Instants that are decoded in each second that is looked at.
 _INSTANTS = 8
-#: A header may round up, and may count the last frame's time differently.
-_HEADER_SLACK_SECONDS = 1.0
+#: A header may round up, count the last frame's time differently, or give the length of a sound that goes on longer.
+_HEADER_SLACK_SECONDS, _HEADER_SLACK_SHARE = 1.0, 0.02
 _FRAME_SIDE = 28
 
 
@@ -87,15 +87,8 @@ def _three_seconds(info: VideoInfo) -> Iterator[Clip]:
 
 def _cut_off(info: VideoInfo) -> Iterator[Problem]:
     """Whether the frames end before the header says."""
-    if not os.path.isfile(info.path):  # a folder of images has no header
-        return
-    with open_video(info.path) as (container, stream):
-        claimed_seconds = 0.0
-        if stream.duration is not None and stream.time_base is not None:
-            claimed_seconds = float(stream.duration * stream.time_base)
-        elif container.duration is not None and len(container.streams) == 1:
-            claimed_seconds = container.duration / 1e6
-    if claimed_seconds > info.duration_seconds + _HEADER_SLACK_SECONDS:
+    claimed_seconds = info.header_seconds or 0.0
+    if claimed_seconds * (1 - _HEADER_SLACK_SHARE) > info.duration_seconds + _HEADER_SLACK_SECONDS:
         yield Problem(
             "truncated",
             f"{info.path} ends after {info.duration_seconds:.1f} of the {claimed_seconds:.1f} seconds in its header",

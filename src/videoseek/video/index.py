@@ -40,7 +40,10 @@ RATE_TOLERANCE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """The facts of a video that sizes and frame times follow from. Height and width are as shown, after rotation."""
+    """The facts of a video that sizes and frame times follow from. Height and width are as shown, after rotation.
+
+    `header_seconds` is the length that the file claims, None where it claims none: nothing is reckoned from it.
+    """
 
     path: str
     duration_seconds: float
@@ -48,6 +51,7 @@ class VideoInfo:
     height: int
     average_fps: float
     num_frames: int
+    header_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +151,7 @@ def scan_file(path: str) -> VideoIndex:
         if _lacks_presentation_times(container):
             decoder_lag = 0 if first.dts is None else int(np.searchsorted(stamps, first.dts))
         start_stamp = round(Fraction(container.start_time or 0, av.time_base) / time_base)
-        header_rate = stream.average_rate
+        header_rate, header_seconds = stream.average_rate, _header_seconds(container, stream)
     if last_duration <= 0:
         last_duration = int(np.median(np.diff(stamps))) if len(stamps) > 1 else round(1 / time_base)
     duration = float((int(stamps[-1]) + last_duration - start_stamp) * time_base)
@@ -155,7 +159,7 @@ def scan_file(path: str) -> VideoIndex:
     fps = len(stamps) / float((int(stamps[-1]) + last_duration - int(stamps[0])) * time_base)
     if header_rate and abs(float(header_rate) / fps - 1) < RATE_TOLERANCE:
         fps = float(header_rate)
-    info = VideoInfo(path, duration, width, height, fps, len(stamps))
+    info = VideoInfo(path, duration, width, height, fps, len(stamps), header_seconds)
     return VideoIndex(info, stamps, keyframes, seek_stamps, start_stamp, time_base, decoder_lag)
 
 
@@ -251,6 +255,13 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, n
         seek_stamp_of_key[int(all_stamps[0])] = int(all_stamps[0])
     keys = np.array(sorted(seek_stamp_of_key.items()), np.int64).reshape(-1, 2)
     return all_stamps, keys[:, 0], keys[:, 1], last_duration
+
+
+def _header_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    """Of the video stream, or where the container says nothing of it, of the longest one."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration is not None else None
 
 
 def _lacks_presentation_times(container: InputContainer) -> bool:
