@@ -67,7 +67,7 @@ def without_turns(record: Record) -> None:
         (lambda record: record.update(video="videos/half.mp4"), "half.mp4 is not a video file"),
         (
             lambda record: record.update(video="../secret.mp4"),
-            "line 4: video '../secret.mp4' lies outside data.video_root",
+            "line 4: video '../secret.mp4' lies outside video_root",
         ),
         (lambda record: record.update(video="/etc/passwd"), "line 4: video '/etc/passwd' lies outside"),
         (lambda record: record.update(answer=" "), "line 4: sample 'train-00000-3' has no answer"),

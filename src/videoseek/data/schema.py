@@ -98,7 +98,7 @@ def confined(video: str, video_root: Path) -> Path:
     except (ValueError, OSError, RuntimeError) as error:  # a NUL, a name too long, a link to itself
         raise RecordError("wrong_type", f"video {video!r} is no path: {error}") from error
     if not path.is_relative_to(root):
-        raise RecordError("outside_root", f"video {video!r} lies outside data.video_root {str(root)!r}")
+        raise RecordError("outside_root", f"video {video!r} lies outside video_root {str(root)!r}")
     return path
 
 
