@@ -105,7 +105,7 @@ def test_data(
         ("", "mine.jsonl' holds no samples"),
         ('\n{"id": "a",\n', "mine.jsonl, line 2: no valid JSON: Expecting property name"),
         ("[1]\n", "mine.jsonl, line 1: a record must be a JSON object, got list"),
-        (b"\x00\xff\n", "mine.jsonl, line 1: no valid JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b"\x00\xff\n", "mine.jsonl, line 1: no text in UTF-8: byte 2 is 0xff"),
     ],
     ids=["missing", "empty", "syntax", "no_object", "binary"],
 )
