@@ -181,6 +181,21 @@ def paravt_sft() -> list[dict[str, Any]]:
     return [{"messages": json.dumps(talk), "videos": [{"video": f"__VIDEO_ROOT__/{VIDEO}"}]}]
 
 
+def video_r1() -> list[dict[str, Any]]:
+    options = [f"{letter}. {option}" for letter, option in zip("ABCD", OPTIONS, strict=True)]
+    common = {"data_type": "video", "path": f"./{VIDEO}", "data_source": "clue world"}
+    choice = {"problem_type": "multiple choice", "options": options, "solution": "<answer>A</answer>"}
+    counted = {"problem_type": "numerical", "options": [], "solution": "<answer>3</answer>"}
+    return [
+        {"problem_id": 1, "problem": ASKED} | common | choice,
+        {"problem_id": 2, "problem": "How many cards are shown?"} | common | counted,
+    ]
+
+
+def video_r1_sft() -> list[dict[str, Any]]:
+    return [video_r1()[0] | {"process": "<think>The red card has rows.</think>"}]
+
+
 def videoseek() -> list[dict[str, Any]]:
     common = {"version": 1, "video": VIDEO, "kind": "clue_single_w_tool", "question": ASKED, "options": OPTIONS}
     looked = {"id": "look", "turns": [grounding("Something red is shown at 4 to 8.", [4, 8]), ANSWER]}
@@ -213,6 +228,7 @@ def main() -> None:
         for number, frame in zip(range(1, 9), container.decode(video=0), strict=False):
             frame.to_image(width=56, height=56).save(FOLDER / FRAMES / f"{number:04d}.jpg", quality=70)
     lists = {"seeker_sft_single_w_tool.json": seeker_sft(), "seeker_rl.json": seeker_rl(), "sharegpt.json": sharegpt()}
+    lists |= {"video_r1.json": video_r1(), "video_r1_sft.json": video_r1_sft()}
     for name, records in lists.items():
         (FOLDER / name).write_text(json.dumps(records, indent=1) + "\n")
     for name, records in {"swift": swift(), "trl": trl(), "videoseek": videoseek()}.items():

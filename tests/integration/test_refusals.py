@@ -67,7 +67,7 @@ def without_turns(record: Record) -> None:
         (lambda record: record.update(video="videos/half.mp4"), "half.mp4 is not a video file"),
         (
             lambda record: record.update(video="../secret.mp4"),
-            "line 4: video '../secret.mp4' lies outside data.video_root",
+            "line 4: video '../secret.mp4' lies outside video_root",
         ),
         (lambda record: record.update(video="/etc/passwd"), "line 4: video '/etc/passwd' lies outside"),
         (lambda record: record.update(answer=" "), "line 4: sample 'train-00000-3' has no answer"),
@@ -105,7 +105,7 @@ def test_data(
         ("", "mine.jsonl' holds no samples"),
         ('\n{"id": "a",\n', "mine.jsonl, line 2: no valid JSON: Expecting property name"),
         ("[1]\n", "mine.jsonl, line 1: a record must be a JSON object, got list"),
-        (b"\x00\xff\n", "mine.jsonl, line 1: no valid JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b"\x00\xff\n", "mine.jsonl, line 1: no text in UTF-8: byte 2 is 0xff"),
     ],
     ids=["missing", "empty", "syntax", "no_object", "binary"],
 )

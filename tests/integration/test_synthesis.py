@@ -316,7 +316,9 @@ def test_an_unfinished_item_is_no_verdict(videos: Path, tmp_path: Path, capsys: 
     with serving(clue_model.reply, down) as server:
         found = synthesize(videos, tmp_path, server, "limit=1", "attempts=2", code=1)
         assert found["unfinished"] == QUESTIONS and found["rejections"] == {"judge/unfinished": QUESTIONS}
-    assert "went unanswered; the same command goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "went unanswered; the same command goes on" in said
+    assert "the first: no answer after 2 tries: the endpoint says 503" in said
     with serving(clue_model.reply) as server:
         found = synthesize(videos, tmp_path, server, "limit=1", "attempts=2")
         assert [call.shape for call in server.calls] == ["judge"] * QUESTIONS

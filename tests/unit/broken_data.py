@@ -67,6 +67,9 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"video": "videos/headless.mp4"}, "not_video"),
     ({"video": "videos/frameless.avi"}, "no_frames"),
     ({"video": "videos/truncated.mp4"}, "truncated"),
+    ({"video": "videos/truncated.mkv"}, "truncated"),
+    ({"video": "videos/hole.mkv"}, "frames_missing"),
+    ({"video": "videos/slides.mkv"}, ""),
     ({"video": "videos/corrupt.mp4"}, "decode_failed"),
     ({"video": "videos/thin.mp4"}, "size_unsupported"),
     ({"video": "videos/mixed"}, "mixed_frames"),
@@ -177,6 +180,10 @@ def write_videos(folder: Path) -> None:
     broken[start + third : start + 2 * third] = np.random.default_rng(0).bytes(third)
     (videos / "corrupt.mp4").write_bytes(broken)
     write_truncated(videos / "truncated.mp4", good)
+    write_video(videos / "hole.mkv", [t for t in times if not 3 <= t < 5], options=x264(FPS))
+    write_video(videos / "slides.mkv", [t for t in times if t < 1 or t % 2 < 0.2], options=x264(FPS))
+    spoken = write_video(videos / "truncated.mkv", times, options=x264(FPS), sound=True)
+    spoken.write_bytes(spoken.read_bytes()[: spoken.stat().st_size * 4 // 5])
     write_video(videos / "thin.mp4", steady(SECONDS, 1), size=(4096, 16))
     write_audio(videos / "audio.mp4")
     with av.open(str(videos / "frameless.avi"), "w") as container:

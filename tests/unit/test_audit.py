@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import broken_data
 import pytest
 
@@ -166,6 +167,49 @@ def test_a_held_out_video_is_known_by_its_content(folder: Path, tmp_path: Path) 
     assert str(tmp_path / "own.mp4") in done.stdout
 
 
+def test_what_is_unknown_of_the_held_out_split_is_said(folder: Path, tmp_path: Path) -> None:
+    """Else a wrong root would pass for a clean split."""
+    held_out = write_records(tmp_path / "held_out.jsonl", ["gone.mp4", "gone.mp4"])
+    held_out.write_text(held_out.read_text() + "{\n")
+    report = tmp_path / "report.json"
+    arguments = [folder / "good.jsonl", f"held_out=[{held_out}]", "metadata_only=true", f"report={report}"]
+    assert run("check", *arguments).returncode == 1
+    assert codes_by_place(report) == {f"{held_out}, line 1": {"missing_file"}, f"{held_out}, line 3": {"bad_json"}}
+
+
+def test_a_folder_stands_for_its_data_files(folder: Path, tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.json"):
+        write_records(tmp_path / name, ["0.mp4"], id=name)
+    (tmp_path / "notes.txt").write_text("no data")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    arguments = ["check", tmp_path, f"video_root={folder}", "metadata_only=true", f"report={tmp_path}/report.json"]
+    for _ in range(2):  # the report of the first run lies in the folder
+        done = run(*arguments)
+        assert done.returncode == 0 and "2 records of 2 files, 1 videos" in done.stdout
+    (tmp_path / "sub").mkdir()
+    done = run("check", tmp_path / "sub")
+    assert done.returncode == 2 and "holds no data file (.json .jsonl .parquet)" in done.stderr
+
+
+def test_videos_are_opened_in_processes_that_can_be_killed_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a video was opened in this process")
+
+    monkeypatch.setattr(av, "open", refuse)
+    for arguments in (["check"], ["stats"], ["show", "index=1", f"out={tmp_path}/page.html"]):
+        verb, *keys = arguments
+        done = run(verb, folder / "good.jsonl", *keys)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_video_named_for_a_data_file_is_named_once(folder: Path) -> None:
+    done = run("check", folder / "0.mp4")
+    assert done.returncode == 1
+    assert f"    {folder / '0.mp4'}, line 1: no text in UTF-8: byte " in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -183,6 +227,12 @@ def test_a_held_out_video_is_known_by_its_content(folder: Path, tmp_path: Path) 
 def test_wrong_usage_is_one_sentence(folder: Path, arguments: list[str], words: str) -> None:
     done = run(*(argument.format(good=folder / "good.jsonl") for argument in arguments))
     assert done.returncode == 2 and words in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_read(folder: Path) -> None:
+    done = run("check", folder / "good.jsonl", "model=nowhere")
+    assert done.returncode == 1 and "no config.json in nowhere" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_help_names_every_key() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tiny_world import FORMAT, MALFORMED, answer, look, tiny_world
 
-from videoseek.data.check import Rules, check_samples, question_problems, turn_problems
+from videoseek.data import check
+from videoseek.data.check import Rules, check_samples, find_bad, question_problems, refusal, turn_problems
 from videoseek.data.schema import DataError
 from videoseek.types import Sample
 from videoseek.video.decode import probe
@@ -34,6 +35,23 @@ def test_missing_and_corrupt_videos_are_named(sample: Sample, tmp_path: Path) ->
         broken = replace(sample, id="bad one", video=str(tmp_path / name))
         with pytest.raises(DataError, match=f"'bad one'.*{name}"):
             check_samples([sample, broken], need_turns=False)
+
+
+def test_a_video_is_opened_once_however_many_ask_about_it(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that cannot be opened: it may take its deadline each time."""
+    opened: list[str] = []
+    monkeypatch.setattr(check, "probe", lambda video: opened.append(video) or probe(video))
+    gone = str(tmp_path / "gone.mp4")
+    samples = [replace(sample, id=str(i), video=gone if i % 2 else sample.video) for i in range(10)]
+    found = find_bad(samples, range(10), need_turns=False)
+    assert [(bad.index, bad.id, bad.problem.code) for bad in found] == [
+        (i, str(i), "missing_file") for i in range(1, 10, 2)
+    ]
+    assert sorted(opened) == sorted([sample.video, gone])
+    assert [bad.index for bad in find_bad(samples, [4, 3, 5], need_turns=False, first_only=True)] == [3]
+    assert str(refusal(found[::-1])).startswith("sample '1': ")
 
 
 def test_clues_lie_inside_the_video_up_to_rounding(sample: Sample, duration: float) -> None:

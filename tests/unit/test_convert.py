@@ -110,7 +110,7 @@ def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixt
 
 
 def test_missing_file_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert convert(tmp_path / "none.jsonl", f"out={tmp_path}/x.jsonl") == 1
+    assert convert(tmp_path / "none.jsonl", f"out={tmp_path}/x.jsonl") == 2
     assert "none.jsonl' does not exist" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         convert("--help")

@@ -29,6 +29,8 @@ FORMAT_OF = {
     "seeker_rl.json": "seeker_rl",
     "sharegpt.json": "sharegpt",
     "swift.jsonl": "swift",
+    "video_r1.json": "video_r1",
+    "video_r1_sft.json": "video_r1",
     "trl.jsonl": "trl",
     "verl.parquet": "verl",
     "paravt.parquet": "paravt",
@@ -93,6 +95,18 @@ def test_calls_of_other_tools_become_ours() -> None:
     assert calls(traced) == [(RED, BLUE), ()]
     called, direct = read("trl.jsonl")
     assert calls(called) == [(RED,), ()] and (direct.kind, calls(direct)) == ("clue_single_wo_tool", [()])
+
+
+def test_problems_with_a_solution() -> None:
+    asked, counted = read("video_r1.json")
+    (reasoned,) = read("video_r1_sft.json")
+    assert (asked.id, asked.question, asked.answer, asked.turns) == ("video_r1/1", "What is on the red card?", "A", ())
+    assert asked.options[0] == "A. rows" and (asked.kind, reasoned.kind) == (
+        "clue_multi_wo_tool",
+        "clue_single_wo_tool",
+    )
+    assert reasoned.turns == ("<think>The red card has rows.</think>\n<answer>A</answer>",)
+    assert (counted.answer, counted.options) == ("3", ())
 
 
 def test_ground_truths() -> None:
@@ -170,6 +184,12 @@ def _change(path: str, value: Any) -> Callable[[Any], None]:
         ("sharegpt.json", "videos.0", ["1.jpg", "2.jpg"], "bad_media", "frames: by their folder"),
         ("swift.jsonl", "messages.2.loss", False, "bad_turn", "message 3 has loss=false"),
         ("swift.jsonl", "messages.4.content", "[]]", "bad_turn", "message 5 is broken: no valid JSON"),
+        ("video_r1.json", "problem", 5, "wrong_type", "field 'problem' must be a string"),
+        ("video_r1.json", "solution", "del", "missing_field", "field 'answer' must be a string"),
+        ("video_r1.json", "solution", " ", "no_answer", "has no answer"),
+        ("video_r1.json", "path", "del", "bad_media", "this has 0"),
+        ("video_r1.json", "data_type", "image", "bad_media", "'data_type' is 'image'; only video is read"),
+        ("video_r1.json", "path", "../v.mp4", "outside_root", "lies outside"),
         ("trl.jsonl", "messages.0.content.0.type", "image", "bad_media", "part of type 'image'"),
         ("trl.jsonl", "messages.1.tool_calls", [{}], "wrong_type", "must hold a function"),
         ("videoseek.jsonl", "answer", " ", "no_answer", "has no answer"),

@@ -116,8 +116,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         ({"options": ["x", 1]}, "'options' must be a list of strings"),
         ({"turns": "one"}, "'turns' must be a list"),
         ({"window": [3, 1]}, "window of sample 'a'"),
-        ({"video": "../v.mp4"}, "lies outside data.video_root"),
-        ({"video": "/etc/passwd"}, "lies outside data.video_root"),
+        ({"video": "../v.mp4"}, "lies outside video_root"),
+        ({"video": "/etc/passwd"}, "lies outside video_root"),
         ({"video": "a\0b"}, "null"),
     ],
     ids=str,
@@ -168,7 +168,7 @@ def test_videos_cannot_leave_their_root_by_links_or_steps(tmp_path: Path) -> Non
     (root / "link").symlink_to(tmp_path / "root-of-another")
     (root / "inner").symlink_to(root / "sub")
     for video in ("link/v.mp4", "sub/../../v.mp4", "../root-of-another/v.mp4", str(tmp_path / "v.mp4")):
-        with pytest.raises(ValueError, match="lies outside data.video_root"):
+        with pytest.raises(ValueError, match="lies outside video_root"):
             confined(video, root)
     assert confined("sub/../v.mp4", root) == root.resolve() / "v.mp4"
     assert confined("inner/v.mp4", root) == root.resolve() / "sub/v.mp4"

@@ -138,7 +138,7 @@ def test_paths_are_mapped_and_confined(tmp_path: Path) -> None:
     paths = VideoPaths.of(str(tmp_path / "films"), ["s3://bucket/=>sub/", "s3=>never"])
     assert load(path, cache_dir=tmp_path, paths=paths)[0].video == str(tmp_path.resolve() / "films/sub/v.mp4")
     escaping = VideoPaths.of(str(tmp_path / "films"), ["s3://bucket/=>../"])
-    with pytest.raises(DataError, match="lies outside data.video_root"):
+    with pytest.raises(DataError, match="lies outside video_root"):
         load(path, cache_dir=tmp_path, paths=escaping)
     for rule in ("s3://bucket/", "=>x"):
         with pytest.raises(UsageError, match="video_prefixes wants rules such as"):
@@ -153,7 +153,7 @@ def test_a_folder_of_frames_is_confined_by_where_it_is(tmp_path: Path) -> None:
     assert paths.locate("frames#fps=4", tmp_path) == f"{tmp_path.resolve()}/root/frames#fps=4"
     for name in ("link#fps=4", "frames/../../elsewhere#fps=4"):
         path = write(tmp_path / "s.jsonl", "a", video=name)
-        with pytest.raises(DataError, match="lies outside data.video_root"):
+        with pytest.raises(DataError, match="lies outside video_root"):
             load(path, cache_dir=tmp_path, paths=paths)
 
 

@@ -248,7 +248,14 @@ def test_the_key_is_sent_and_never_kept(tmp_path: Path, monkeypatch: pytest.Monk
     with serving(lambda body: quoting) as server:
         (reply,) = ask_each(settings(server, tmp_path, api_key_env="MY_KEY"), "x")
         assert reply["think"] == "your key is [key]"
+    slashed = "sk-never/to/be/seen"
+    monkeypatch.setenv("MY_KEY", slashed)
+    escaped = quoting.replace(KEY, slashed).replace("/", "\\/")  # as some servers write a slash
+    with serving(lambda body: escaped) as server:
+        (reply,) = ask_each(settings(server, tmp_path, api_key_env="MY_KEY"), "y")
+        assert reply["think"] == "your key is [key]"
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"never/to" in path.read_bytes() or b"never\\" in path.read_bytes() for path in kept)
     assert kept and not any(KEY.encode() in path.read_bytes() for path in kept)
 
 

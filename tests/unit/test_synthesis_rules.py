@@ -266,6 +266,12 @@ def test_folders_are_read_in_the_order_of_paths(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [item.id for item in read_items(tmp_path, None)] == ["a.mp4", "b/x.MKV"]
+    (tmp_path / "a.mp4").unlink()
+    (tmp_path / "a.mp4").symlink_to(tmp_path.parent / "elsewhere.mp4")
+    (tmp_path.parent / "elsewhere.mp4").touch()
+    with pytest.raises(DataError, match="a.mp4' lies outside video_root"):
+        read_items(tmp_path, None)
+    assert read_items(tmp_path, tmp_path.parent)[0].video == str(tmp_path.parent.resolve() / "elsewhere.mp4")
     with pytest.raises(UsageError, match="neither a folder"):
         read_items(tmp_path / "gone", None)
     (tmp_path / "empty").mkdir()

@@ -91,6 +91,24 @@ def test_recording_cut_in_mid_stream_begins_at_its_first_keyframe(tmp_path) -> N
     assert first in (20, 40) and last == 99
 
 
+@pytest.mark.parametrize("name", ["v.mp4", "v.mov"])
+def test_film_cut_without_encoding_begins_where_it_was_cut(tmp_path, name) -> None:
+    """Its edit list passes over the pictures from the last keyframe to the cut; what is shown first needs them."""
+    path = write_video(tmp_path / "whole.mp4", steady(100, 10), options=x264(60))
+    with av.open(str(path)) as old, av.open(str(tmp_path / name), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.pts -= round(2.5 / packet.time_base)
+                packet.dts -= round(2.5 / packet.time_base)
+                packet.stream = stream
+                new.mux(packet)
+    assert probe(str(tmp_path / name)).duration_seconds == pytest.approx(7.5, abs=0.01)
+    seconds = [0.0, 0.1, 1.0, 3.4, 3.6, 7.4]
+    frames = decode_clip(clip_at(tmp_path / name, seconds))
+    assert [read_number(frame.numpy()) for frame in frames] == [25 + round(10 * t) for t in seconds]
+
+
 def test_resize_is_pillows_bicubic_with_antialias(tmp_path) -> None:
     from PIL import Image
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from types import ModuleType
+from fractions import Fraction
+from types import ModuleType, SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -13,9 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videoseek.video import quotas
+from videoseek.video.index import VideoIndex, VideoInfo
+from videoseek.video.quotas import VideoLimits, crop_clip, overview_clip
 from videoseek.video.sampling import count_frames, frame_times, linspace_frames, smart_size
 
 NUM_CLIPS = 1000
+TOKEN_PIXELS = 28 * 28
 
 
 @pytest.fixture(scope="module")
@@ -54,37 +60,90 @@ def test_sizes_equal_the_peers(peer) -> None:
     assert compared > 2500
 
 
-def test_frame_indices_and_sizes_equal_the_peers(peer) -> None:
-    """Size, duration, rate, limits and window at random; what the peer does before it resizes a clip."""
+class _NumberedFrames:
+    """A reader of the peer's whose frames have a size and no pixels."""
+
+    shape = (0, 0, 0)  # frames, height, width
+    fps = 1.0
+
+    def __init__(self, path: str) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def get_avg_fps(self) -> float:
+        return self.fps
+
+    def get_batch(self, indices: list[int]) -> _NumberedFrames:
+        self.num_asked = len(indices)
+        return self
+
+    def asnumpy(self) -> np.ndarray:
+        return np.broadcast_to(np.uint8(0), (self.num_asked, *self.shape[1:], 3))
+
+
+def fetched(peer: ModuleType, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> tuple[list[int], tuple[int, int]]:
+    """Indices and size of the clip that the peer's whole `fetch_video` makes."""
+    sizes = []
+
+    def resize(frames: Any, size: list[int], **options: Any) -> Any:
+        sizes.append(tuple(size))
+        return frames
+
+    monkeypatch.setitem(sys.modules, "decord", SimpleNamespace(VideoReader=_NumberedFrames))
+    monkeypatch.setattr(peer, "get_video_reader_backend", lambda: "decord")
+    monkeypatch.setattr(peer, "VIDEO_READER_BACKENDS", {"decord": peer._read_video_decord})
+    monkeypatch.setattr(peer.transforms.functional, "resize", resize)
+    # A copy of thousands of empty frames is all that would take time here.
+    monkeypatch.setattr(peer.torch, "tensor", lambda array: torch.empty(array.shape, device="meta"))
+    _, metadata = peer.fetch_video({"video": "v.mp4", **asked}, return_video_metadata=True)
+    return metadata["frames_indices"], sizes[0]
+
+
+def test_overviews_and_crops_are_those_of_the_peers_whole_function(peer, monkeypatch) -> None:
+    """Size, duration, rate, limits and window at random. Indices are equal wherever the peer keeps its minimum; sizes
+    wherever it keeps the quota, which its allowance of 1.05 times the minimum may exceed."""
     rng = np.random.default_rng(1)
-    compared = 0
+    num_sizes = compared = 0
     while compared < NUM_CLIPS:
-        fps = float(rng.choice([1, 10, 15, 23.976, 24, 25, 29.97, 30, 50, 59.94, 120]))
-        total = int(rng.integers(8, 20000))
-        limits = {
+        rate = Fraction(str(rng.choice(["1", "10", "15", "24000/1001", "24", "25", "30", "50", "60000/1001", "120"])))
+        total, height, width = int(rng.integers(8, 20000)), *(int(side) for side in rng.integers(64, 2200, 2))
+        monkeypatch.setattr(_NumberedFrames, "shape", (total, height, width))
+        monkeypatch.setattr(_NumberedFrames, "fps", float(rate))
+        quota = int(rng.choice([2048, 4096, 6144, 16384]))
+        asked = {
             "fps": float(rng.choice([0.5, 1, 2, 4])),
             "min_frames": int(rng.choice([2, 4, 8])),
             "max_frames": int(rng.choice([8, 64, 768])),
         }
-        window: dict[str, float] = {}
+        limits = VideoLimits(
+            overview_fps=asked["fps"],
+            crop_fps=asked["fps"],
+            overview_tokens=quota,
+            coarse_tokens=quota,
+            min_frames=int(asked["min_frames"]),
+            max_frames=int(asked["max_frames"]),
+        )
+        stamps = np.arange(total)
+        info = VideoInfo("v.mp4", float(total / rate), width, height, float(rate), total)
+        index = VideoIndex(info, stamps, stamps[:1], stamps[:1], 0, 1 / rate, None)
+        monkeypatch.setattr(quotas, "load_index", lambda path, index=index: index)
+        clip, window = overview_clip(info, limits), {}
         if rng.random() < 0.5:
-            start, end = sorted(rng.uniform(0, total / fps, 2))
-            window = {"video_start": start, "video_end": end}
-            if np.floor(end * fps) - np.ceil(start * fps) < limits["min_frames"]:
+            start, end = sorted(rng.uniform(0, info.duration_seconds, 2).tolist())
+            if np.floor(end * float(rate)) - np.ceil(start * float(rate)) < asked["min_frames"]:
                 continue  # fewer frames than the minimum: the peer returns fewer or fails
-        first, last, available = peer.calculate_video_frame_range(window, total, fps)
-        count = peer.smart_nframes(limits, total_frames=available, video_fps=fps)
-        expected = torch.linspace(first, last, count).round().long().tolist()
-        assert list(linspace_frames(first, last, fps, **limits)) == expected
-        height, width = (int(side) for side in rng.integers(64, 2200, 2))
-        quota = int(rng.choice([2048, 4096, 6144, 16384])) * 784
-        least = 20 * 784.0
-        most = max(min(768 * 784.0, quota / count * 2), least * 1.05)
-        size = peer.smart_resize(height, width, factor=28, min_pixels=least, max_pixels=most)
-        if min(size) == 0 or size[0] * size[1] > most:
-            continue  # there the peer leaves its own limits
-        assert smart_size(height, width, least, most) == size
+            clip, window = crop_clip(info, start, end, "coarse", limits), {"video_start": start, "video_end": end}
+        budget = {"min_pixels": 20 * TOKEN_PIXELS, "total_pixels": quota * TOKEN_PIXELS}
+        indices, size = fetched(peer, monkeypatch, **asked, **window, **budget)
+        assert [round(seconds * rate) for seconds in clip.frame_seconds] == indices
         compared += 1
+        in_quota = size[0] * size[1] * len(indices) / 2 <= budget["total_pixels"]
+        if min(size) > 0 and in_quota and 21 * len(indices) / 2 <= quota:
+            assert (clip.height, clip.width) == size
+            num_sizes += 1
+    assert num_sizes > 0.85 * NUM_CLIPS
 
 
 @given(

@@ -75,7 +75,7 @@ def test_index_and_pixels_are_those_of_this_process(tmp_path, name) -> None:
     assert index.info == own_index.info
     for field in ("stamps", "keyframes", "seek_stamps"):
         assert np.array_equal(getattr(index, field), getattr(own_index, field))
-    for field in ("start_stamp", "time_base", "lacks_presentation_times"):
+    for field in ("start_stamp", "time_base", "decoder_lag"):
         assert getattr(index, field) == getattr(own_index, field)
     assert torch.equal(decode_clip(clip(path, *seconds)), own_pixels)
     decode_clip(clip(path, *seconds)).zero_()  # pixels are the caller's own

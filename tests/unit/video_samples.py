@@ -172,6 +172,7 @@ KINDS = {
     "matroska": Kind("v.mkv", steady(120, 30), {"options": x264(25)}),
     "transport_stream": Kind("v.ts", steady(120, 25), {"options": x264(25)}),
     "avi_mpeg4": Kind("v.avi", steady(60, 10), {"codec": "mpeg4", "options": {"g": "12"}}),
+    "avi_mpeg4_b_frames": Kind("v.avi", steady(60, 10), {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}}),
     "avi_h264": Kind("v.avi", steady(60, 10), {"options": x264(12)}),
     "webm_vp9": Kind("v.webm", steady(30, 10), {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "g": "10"}}),
     "webm_av1": Kind("v.webm", steady(30, 10), {"codec": "libsvtav1", "options": {"preset": "12", "g": "10"}}),

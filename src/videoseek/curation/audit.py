@@ -101,6 +101,7 @@ class Audit:
                     record = Record(self.num_records, row.where, sample.id, reader, place, number_in_file, is_sound)
                     self.by_video[sample.video].append(record)
                     self._add(record, problems)
+            progress.update(reader.records.size, {"records": self.num_records})
 
     def _record_problems(self, sample: Sample, where: str) -> Iterator[Problem]:
         yield from question_problems(sample)
@@ -115,15 +116,29 @@ class Audit:
             yield Problem("duplicate_question", f"asks the same about the same video as {first}")
 
     def find_leaks(self, held_out: Iterable[Path], fmt: str | None, paths: VideoPaths) -> None:
-        """Records whose video is, byte for byte, that of a held-out record. Raises DataError and UsageError."""
-        videos: set[str] = set()
+        """Records whose video is, byte for byte, that of a held-out record. Raises DataError and UsageError.
+
+        Held-out records and videos that cannot be read are found too: nothing could be said of them.
+        """
+        videos: dict[str, tuple[str, str]] = {}
         for path in held_out:
-            rows = Reader(path, fmt, paths).rows(set())
-            videos |= {row.sample.video for _, _, row in rows if row.sample is not None}
+            for _, _, row in Reader(path, fmt, paths).rows(set()):
+                if row.problem is not None:
+                    self._add_held_out(row.where, None, row.problem)
+                if row.sample is not None:
+                    videos.setdefault(row.sample.video, (row.where, row.sample.id))
+        for video, (where, id_) in videos.items():
+            try:
+                content_size(video)
+            except VideoError as error:
+                self._add_held_out(where, id_, Problem(error.code, error.message))
         for video, twin in _same_content(sorted(self.by_video), sorted(videos)):
             problem = Problem("leakage", f"{video} has the content of the held-out video {twin}")
             for record in self.by_video[video]:
                 self._add(record, [problem])
+
+    def _add_held_out(self, where: str, id_: str | None, problem: Problem) -> None:
+        self._found.append((self.num_records + 1, Finding(where, id_, problem.code, problem.message)))
 
     def find_missing_files(self) -> None:
         """Without opening any: that there is a file for every video."""

@@ -12,12 +12,13 @@ from videoseek.curation.audit import Audit, Finding
 from videoseek.curation.journal import Journal
 from videoseek.curation.lengths import PlannedCrop
 from videoseek.curation.measure import Measurer, decode_workers
-from videoseek.curation.settings import MeasureSettings, existing_files, output_file, parse_sources
+from videoseek.curation.names import existing_files, output_file
+from videoseek.curation.settings import MeasureSettings, parse_sources
 from videoseek.data.check import is_error
 from videoseek.data.schema import DataError
 from videoseek.runtime import write_text_atomic
 
-USAGE = "python -m videoseek.data check FILE ... [held_out=[FILE ...]] [report=FILE.json] [cache=FILE] [key=value ...]"
+USAGE = "python -m videoseek.data check FILE|FOLDER ... [held_out=[FILE ...]] [report=FILE.json] [key=value ...]"
 _EXAMPLES = 3
 
 
@@ -29,7 +30,7 @@ class CheckSettings(MeasureSettings):
 
 
 def main(arguments: list[str]) -> None:
-    files, settings = parse_sources(arguments, CheckSettings(), USAGE)
+    files, settings = parse_sources(arguments, CheckSettings(), USAGE, written="report")
     held_out = existing_files(settings.held_out)
     report = output_file("report", settings.report, (".json",)) if settings.report is not None else None
     audit = run_audit(files, held_out, settings)
@@ -49,17 +50,23 @@ def main(arguments: list[str]) -> None:
 def run_audit(files: Sequence[Path], held_out: Sequence[Path], settings: CheckSettings) -> Audit:
     """Raises UsageError, and DataError for held-out files that cannot be read."""
     audit = Audit(settings.rules, need_turns=settings.need_turns, max_tokens=settings.max_tokens)
-    audit.read(files, settings.format, settings.paths)
-    audit.find_leaks(held_out, settings.format, settings.paths)
+
+    def read() -> None:
+        audit.read(files, settings.format, settings.paths)
+        audit.find_leaks(held_out, settings.format, settings.paths)
+
     if settings.metadata_only:
+        read()
         audit.find_missing_files()
-    else:
-        with (
-            Journal(settings.cache_file) as journal,
-            decode_workers(settings.deadline_seconds, settings.num_workers),
-        ):
-            measurer = Measurer(settings.environment(PlannedCrop), journal, decode=True)
-            audit.measure(measurer, settings.num_workers)
+        return audit
+    with (
+        Journal(settings.cache_file) as journal,
+        decode_workers(settings.deadline_seconds, settings.num_workers),
+    ):
+        # First, since a model that is not there should not be said after an hour of reading.
+        measurer = Measurer(settings.environment(PlannedCrop), journal, decode=True)
+        read()
+        audit.measure(measurer, settings.num_workers)
     return audit
 
 
@@ -71,8 +78,14 @@ def table(findings: Sequence[Finding]) -> str:
     lines = []
     for code, found in sorted(by_code.items(), key=lambda item: (not is_error(item[0]), -len(item[1]), item[0])):
         lines.append(f"{'error' if is_error(code) else 'warning':<8} {code:<20} {len(found):>8}")
-        lines += [f"    {_printable(f'{finding.where}: {finding.message}')}" for finding in found[:_EXAMPLES]]
+        lines += [f"    {_printable(_sentence(finding))}" for finding in found[:_EXAMPLES]]
     return "\n".join(lines) if lines else "no findings"
+
+
+def _sentence(finding: Finding) -> str:
+    """What is wrong with a file as a whole names it already."""
+    names_it = finding.message.startswith(finding.where)
+    return finding.message if names_it else f"{finding.where}: {finding.message}"
 
 
 def report_json(files: Sequence[Path], audit: Audit, findings: Sequence[Finding]) -> str:

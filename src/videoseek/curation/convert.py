@@ -10,6 +10,7 @@ from pathlib import Path
 
 from videoseek.command import parse_files
 from videoseek.config import UsageError, option
+from videoseek.curation.names import existing_files
 from videoseek.data.readers import FORMATS, Reader
 from videoseek.data.readers.rows import Problem, VideoPaths, problem_lines
 from videoseek.data.schema import DataError
@@ -17,7 +18,7 @@ from videoseek.data.writers import WRITERS
 from videoseek.runtime import Progress
 from videoseek.types import Sample
 
-USAGE = "python -m videoseek.data convert FILE [FILE ...] out=FILE [to=FORMAT] [key=value ...]"
+USAGE = "python -m videoseek.data convert FILE|FOLDER ... out=FILE [to=FORMAT] [key=value ...]"
 _REPORT_EVERY = 256
 
 
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> None:
     if out.exists() and not settings.overwrite:
         raise UsageError(f"out={settings.out} is there already; overwrite=true replaces it")
     paths = VideoPaths.of(settings.video_root, settings.video_prefixes)
-    readers = [Reader(Path(file).expanduser(), settings.format, paths) for file in files]
+    readers = [Reader(file, settings.format, paths) for file in existing_files(files, settings.out)]
     conversion = _Conversion(readers, settings)
     try:
         writer.write(out, conversion.samples())

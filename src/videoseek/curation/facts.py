@@ -8,18 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from videoseek.data.readers.rows import Problem
 from videoseek.types import Clip
-from videoseek.video.decode import probe, read_frames
+from videoseek.video.decode import load_index, read_frames
 from videoseek.video.errors import VideoError
 from videoseek.video.folder import FrameFolder
-from videoseek.video.index import VideoInfo, open_video
+from videoseek.video.index import VideoIndex, VideoInfo
 
 #: Instants that are decoded in each second that is looked at.
 _INSTANTS = 8
-#: A header may round up, and may count the last frame's time differently.
-_HEADER_SLACK_SECONDS = 1.0
+#: A header may round up, count the last frame's time differently, or give the length of a sound that goes on longer.
+_HEADER_SLACK_SECONDS, _HEADER_SLACK_SHARE = 1.0, 0.02
 _FRAME_SIDE = 28
+#: A film is steady when this share of its frames, of at least so many, or all but a few are equally far apart. Screen
+#: recordings and slides are not: there a frame that stays is meant to stay.
+_STEADY_SHARE, _STEADY_FRAMES, _FEW = 0.99, 24, 3
+#: What is a hole in a steady film; the loss of a few frames does no harm.
+_HOLE_SECONDS, _HOLE_FRAMES = 1.0, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +69,11 @@ def _files(video: str) -> list[str]:
 def look(video: str, *, decode: bool) -> VideoFacts:
     """Opens a video and, with `decode`, takes frames from its first, middle and last second."""
     try:
-        info = probe(video)
+        index = load_index(video)
     except VideoError as error:
         return VideoFacts(None, (Problem(error.code, error.message),))
-    problems = list(_cut_off(info))
+    info = index.info
+    problems = [*_cut_off(info), *_hole(index)]
     if decode:
         try:
             for clip in _three_seconds(info):
@@ -85,17 +93,24 @@ def _three_seconds(info: VideoInfo) -> Iterator[Clip]:
         yield Clip(info.path, start_seconds, end_seconds, times, _FRAME_SIDE, _FRAME_SIDE, 1 / step)
 
 
+def _hole(index: VideoIndex) -> Iterator[Problem]:
+    """Whether frames are missing within an otherwise steady film: a still takes the place of what was there."""
+    seconds = index.seconds(slice(None))
+    steps = np.diff(seconds)
+    if len(steps) < _STEADY_FRAMES:
+        return
+    usual, longest = float(np.median(steps)), int(np.argmax(steps))
+    num_longer = np.count_nonzero(steps > 1.5 * usual)
+    is_steady = num_longer <= max(_FEW, (1 - _STEADY_SHARE) * len(steps))
+    if is_steady and steps[longest] > max(_HOLE_SECONDS, _HOLE_FRAMES * usual):
+        where = f"{steps[longest]:.1f} seconds from {seconds[longest]:.1f} on"
+        yield Problem("frames_missing", f"{index.info.path} has no frame for {where}, where one is shown all along")
+
+
 def _cut_off(info: VideoInfo) -> Iterator[Problem]:
     """Whether the frames end before the header says."""
-    if not os.path.isfile(info.path):  # a folder of images has no header
-        return
-    with open_video(info.path) as (container, stream):
-        claimed_seconds = 0.0
-        if stream.duration is not None and stream.time_base is not None:
-            claimed_seconds = float(stream.duration * stream.time_base)
-        elif container.duration is not None and len(container.streams) == 1:
-            claimed_seconds = container.duration / 1e6
-    if claimed_seconds > info.duration_seconds + _HEADER_SLACK_SECONDS:
+    claimed_seconds = info.header_seconds or 0.0
+    if claimed_seconds * (1 - _HEADER_SLACK_SHARE) > info.duration_seconds + _HEADER_SLACK_SECONDS:
         yield Problem(
             "truncated",
             f"{info.path} ends after {info.duration_seconds:.1f} of the {claimed_seconds:.1f} seconds in its header",

@@ -101,7 +101,7 @@ class Measurer:
 
 
 @contextmanager
-def decode_workers(deadline_seconds: float, num_workers: int) -> Iterator[None]:
+def decode_workers(deadline_seconds: float | None, num_workers: int) -> Iterator[None]:
     """Videos are read in processes that a damaged file can hang or crash without harm to this one."""
     use_worker(deadline_seconds, num_workers)
     try:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from videoseek.command import parse_files
 from videoseek.config import PromptConfig, UsageError, VideoConfig, load_config, option
+from videoseek.curation.names import existing_files
 from videoseek.data.check import Rules
 from videoseek.data.readers.rows import VideoPaths
 from videoseek.model.load import load_tokenizer, model_folder
@@ -78,32 +79,16 @@ class MeasureSettings(SourceSettings):
 Settings = TypeVar("Settings", bound=SourceSettings)
 
 
-def parse_sources(arguments: Sequence[str], defaults: Settings, usage: str) -> tuple[list[Path], Settings]:
-    """The data files, at least one, and the settings. Raises UsageError."""
+def parse_sources(
+    arguments: Sequence[str], defaults: Settings, usage: str, written: str = "out"
+) -> tuple[list[Path], Settings]:
+    """The data files, at least one, and the settings; `written` is the key of the file to write. Raises UsageError."""
     names, settings = parse_files(arguments, defaults, usage)
     if settings.recipe is not None:
         names, settings = parse_files(arguments, _of_recipe(defaults, settings.recipe), usage)
     if not names:
         raise UsageError(f"no data file was given; {usage}")
-    return existing_files(names), settings
-
-
-def existing_files(names: Sequence[str]) -> list[Path]:
-    """Raises UsageError for a file that is not there."""
-    for name in names:
-        if not Path(name).expanduser().is_file():
-            raise UsageError(f"data file {name!r} does not exist")
-    return [Path(name).expanduser() for name in names]
-
-
-def output_file(key: str, name: str, suffixes: Sequence[str]) -> Path:
-    """A file to write, with one of the suffixes, in a folder that is there. Raises UsageError."""
-    path = Path(name).expanduser()
-    if path.suffix not in suffixes:
-        raise UsageError(f"{key}={name} must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"{key}={name} must name a file in a folder that exists")
-    return path
+    return existing_files(names, getattr(settings, written)), settings
 
 
 def _of_recipe(defaults: Settings, recipe: str) -> Settings:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from videoseek.config import UsageError, option
-from videoseek.curation.settings import SourceSettings, output_file, parse_sources
+from videoseek.curation.measure import decode_workers
+from videoseek.curation.names import output_file
+from videoseek.curation.settings import SourceSettings, parse_sources
 from videoseek.data.check import Rules, call_problems, question_problems, time_problems, turn_problems
 from videoseek.data.readers import Reader
 from videoseek.data.schema import DataError
@@ -39,7 +41,8 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"out= is missing; {USAGE}")
     out = output_file("out", settings.out, (".html",))
     sample = find(files[0], settings)
-    write_text_atomic(out, page(sample, settings.environment(), settings.rules))
+    with decode_workers(settings.video.decode_deadline_seconds, 1):
+        write_text_atomic(out, page(sample, settings.environment(), settings.rules))
     print(out)
 
 

@@ -10,7 +10,8 @@ from videoseek.config import option
 from videoseek.curation.journal import Journal
 from videoseek.curation.lengths import PlannedCrop
 from videoseek.curation.measure import Measurement, Measurer, decode_workers, in_parallel
-from videoseek.curation.settings import MeasureSettings, output_file, parse_sources
+from videoseek.curation.names import output_file
+from videoseek.curation.settings import MeasureSettings, parse_sources
 from videoseek.curation.statistics import Statistics
 from videoseek.data.readers import Reader
 from videoseek.report.charts import MODEL_COLOURS, Bar, bar_chart, column_chart, plain_number
@@ -21,7 +22,7 @@ from videoseek.report.viewer import KIND_LABELS
 from videoseek.runtime import Progress, write_json_atomic, write_text_atomic
 from videoseek.types import Sample
 
-USAGE = "python -m videoseek.data stats FILE ... [out=FILE.html|FILE.png|FILE.json] [cache=FILE] [key=value ...]"
+USAGE = "python -m videoseek.data stats FILE|FOLDER ... [out=FILE.html|FILE.png|FILE.json] [cache=FILE] [key=value ...]"
 _COLOUR = MODEL_COLOURS[-1]
 _COLUMNS = ("values", "total", "least", "median", "mean", "p90", "most")
 
@@ -62,6 +63,7 @@ def collect(files: Sequence[Path], settings: StatsSettings) -> Statistics:
                 else:
                     statistics.add_sample(row.sample, settings.call_format)
                     by_video.setdefault(row.sample.video, []).append((reader, place, number))
+            progress.update(reader.records.size, {"samples": statistics.num_samples})
     if not settings.metadata_only:
         _measure(by_video, statistics, settings)
     return statistics

@@ -15,7 +15,7 @@ from videoseek.data.schema import DataError
 from videoseek.data.synthesis.driver import drive
 from videoseek.data.synthesis.estimate import estimate, estimate_text
 from videoseek.data.synthesis.intake import read_items
-from videoseek.data.synthesis.items import Item, in_shard
+from videoseek.data.synthesis.items import UNFINISHED, Item, in_shard
 from videoseek.data.synthesis.outcome import SAMPLES, publish, read_shards
 from videoseek.data.synthesis.settings import SynthesisSettings, check_settings
 from videoseek.runtime import Progress, prepare_output_dir
@@ -64,8 +64,10 @@ def _finish(items: Sequence[Item], settings: SynthesisSettings) -> None:
     print(summary_text(summary))
     samples = settings.folder / SAMPLES
     if summary["unfinished"]:
+        first = next(item.ending.reason for item in items if item.ending is not None and item.ending.code == UNFINISHED)
         raise DataError(
-            f"{summary['unfinished']} of {summary['items']} items went unanswered; the same command goes on with them"
+            f"{summary['unfinished']} of {summary['items']} items went unanswered; the same command goes on with them; "
+            f"the first: {first}"
         )
     if items and not summary["samples"]:
         raise DataError(f"no item passed every stage; {settings.folder / 'rejected.jsonl'} says why")

@@ -21,7 +21,7 @@ from videoseek.video.index import VideoInfo
 
 WARNINGS = frozenset(
     ("repeated_option", "answer_not_letter", "answer_differs", "no_clue", "duplicate_question")
-    + ("call_reversed", "call_outside", "call_too_short", "truncated")
+    + ("call_reversed", "call_outside", "call_too_short", "truncated", "frames_missing")
 )
 #: Clue times are often rounded up to whole seconds.
 _ROUNDING_SECONDS = 1.0
@@ -50,28 +50,71 @@ def check_samples(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """The gate before training: raises DataError, naming the sample, for the first one that cannot be trained on."""
-    for index, sample in enumerate(samples):
-        problem = next(gate_errors(sample, need_turns=need_turns, rules=rules), None)
-        if problem is not None:
-            raise DataError(f"sample {sample.id!r}: {problem.message}")
-        if on_progress is not None:
-            on_progress(index + 1, len(samples))
+    indices = range(len(samples))
+    found = find_bad(samples, indices, need_turns=need_turns, rules=rules, first_only=True, on_progress=on_progress)
+    if found:
+        raise refusal(found)
 
 
-def gate_errors(sample: Sample, *, need_turns: bool, rules: Rules | None = None) -> Iterator[Problem]:
-    """The errors that keep a sample from training, found without decoding.
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that cannot be trained on, by its index and id, and the first reason why."""
 
-    Turns count only where they are needed, and are held against the protocol of `rules` where there are any.
+    index: int
+    id: str
+    problem: Problem
+
+
+def refusal(found: Sequence[BadSample]) -> DataError:
+    """The sentence about the first of them."""
+    first = min(found, key=lambda bad: bad.index)
+    return DataError(f"sample {first.id!r}: {first.problem.message}")
+
+
+def find_bad(
+    samples: Sequence[Sample],
+    indices: Sequence[int],
+    *,
+    need_turns: bool,
+    rules: Rules | None = None,
+    first_only: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[BadSample]:
+    """Those of the samples with these indices that cannot be trained on, found without decoding.
+
+    A video is opened once, however many samples are about it: that takes as long as reading the file.
     """
+    known: dict[str, VideoInfo | VideoError] = {}
+    found = []
+    for done, index in enumerate(indices, 1):
+        sample = samples[index]
+        problem = next(_gate_errors(sample, known, need_turns=need_turns, rules=rules), None)
+        if problem is not None:
+            found.append(BadSample(index, sample.id, problem))
+            if first_only:
+                break
+        if on_progress is not None:
+            on_progress(done, len(indices))
+    return found
+
+
+def _gate_errors(
+    sample: Sample, known: dict[str, VideoInfo | VideoError], *, need_turns: bool, rules: Rules | None
+) -> Iterator[Problem]:
+    """Turns count only where they are needed, and are held against the protocol of `rules` where there are any."""
     yield from filter(_is_error, question_problems(sample))
     if need_turns:
         yield from missing_turns(sample)
         if rules is not None:
             yield from filter(_is_error, turn_problems(sample, rules))
-    try:
-        info = probe(sample.video)
-    except VideoError as error:
-        yield Problem(error.code, error.message)
+    if sample.video not in known:
+        try:
+            known[sample.video] = probe(sample.video)
+        except VideoError as error:
+            known[sample.video] = error
+    info = known[sample.video]
+    if isinstance(info, VideoError):
+        yield Problem(info.code, info.message)
         return
     yield from filter(_is_error, time_problems(sample, info))
 

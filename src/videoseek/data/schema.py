@@ -98,14 +98,19 @@ def confined(video: str, video_root: Path) -> Path:
     except (ValueError, OSError, RuntimeError) as error:  # a NUL, a name too long, a link to itself
         raise RecordError("wrong_type", f"video {video!r} is no path: {error}") from error
     if not path.is_relative_to(root):
-        raise RecordError("outside_root", f"video {video!r} lies outside data.video_root {str(root)!r}")
+        raise RecordError("outside_root", f"video {video!r} lies outside video_root {str(root)!r}")
     return path
 
 
 def parse_json(text: bytes | str) -> Any:
     """Raises RecordError."""
     try:
-        return json.loads(text)
+        # `json` takes bytes for UTF-32 by their zeros; a video that was named for a data file has many.
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            "bad_json", f"no text in UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}"
+        ) from error
     except json.JSONDecodeError as error:  # its own line and column would count within the record
         raise RecordError("bad_json", f"no valid JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:

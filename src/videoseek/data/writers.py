@@ -17,6 +17,7 @@ from typing import Any
 from videoseek.config import UsageError
 from videoseek.data.readers.calls import form_of, parse_turns
 from videoseek.data.readers.conversation import VIDEO_MARK
+from videoseek.data.readers.messages import DATASET_INFO
 from videoseek.data.schema import DataError, RecordError, relative_video, sample_to_record, whole_file, write_samples
 from videoseek.runtime import write_json_atomic
 from videoseek.trajectory.grammar import FORMATS, CallFormat, fault
@@ -96,7 +97,7 @@ def _own(sample: Sample, without: tuple[str, ...]) -> str:
 def write_sharegpt(path: Path, samples: Iterable[Sample]) -> None:
     """A JSON list (or JSONL by the ending), and its entry in the `dataset_info.json` of the folder."""
     folder = path.parent.resolve()
-    info = path.with_name("dataset_info.json")
+    info = path.with_name(DATASET_INFO)
     entries = json.loads(info.read_bytes()) if info.is_file() else {}
     if entries.get(path.stem, {}).get("file_name", path.name) != path.name:
         raise DataError(f"{info} has an entry {path.stem!r} for another file; give {path.name} another name")

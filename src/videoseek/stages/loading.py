@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from videoseek.config import TrainConfig
-from videoseek.data.check import Rules, check_samples, gate_errors
+from videoseek.data.check import Rules, find_bad, refusal
 from videoseek.data.readers.rows import Problem, VideoPaths, problem_lines
 from videoseek.data.sources import Loading, Mixture, load_samples
 from videoseek.engine import barrier, gather, my_share
@@ -76,23 +76,22 @@ def load_split(config: TrainConfig, name: str) -> Mixture:
     samples = first if first is not None else load_samples(sources, loading)
     once = samples.distinct()
     with Progress(f"check {name}", len(once)) as progress:
-        if skip_bad:
-            _drop_bad(samples, once, progress, rules, need_turns=name == "sft")
-        else:
-            check_samples(once, need_turns=name == "sft", rules=rules, on_progress=progress.track)
+        # Each rank opens the videos of its share; all hear of what any found, so that all go on, or stop, together.
+        found = find_bad(
+            once,
+            my_share(len(once)),
+            need_turns=name == "sft",
+            rules=rules,
+            first_only=not skip_bad,
+            on_progress=progress.track,
+        )
+        found = gather(found)
+    if found and not skip_bad:
+        raise refusal(found)
+    if found:
+        problems = {bad.id: bad.problem for bad in found}
+        samples.drop(lambda sample: problems.get(sample.id))
     if rank() == 0 and (bad := list(samples.bad())):
         head = f"  data.{name}: {len(bad)} records passed over (data.bad_samples=skip); skipped.jsonl names each"
         print("\n".join([head, *problem_lines(bad)]), file=sys.stderr, flush=True)
     return samples
-
-
-def _drop_bad(samples: Mixture, once: Mixture, progress: Progress, rules: Rules, *, need_turns: bool) -> None:
-    """Each rank checks its share; all drop what any of them found, so that all go on with the same samples."""
-    share = my_share(len(once))
-    found: list[tuple[str, Problem]] = []
-    for done, index in enumerate(share, 1):
-        sample = once[index]
-        found += [(sample.id, problem) for problem in gate_errors(sample, need_turns=need_turns, rules=rules)][:1]
-        progress.track(done, len(share))
-    if problems := dict(gather(found)):
-        samples.drop(lambda sample: problems.get(sample.id))

@@ -117,7 +117,7 @@ def scan_folder(path: str, folder: FrameFolder) -> FolderIndex:
     check_pixels(path, width, height)
     stamps = np.array([number - numbers[0] for number in numbers], np.int64)
     info = VideoInfo(path, duration, width, height, len(numbers) / duration, len(numbers))
-    index = FolderIndex(info, stamps, stamps, stamps, 0, 1 / folder.fps, False, files)
+    index = FolderIndex(info, stamps, stamps, stamps, 0, 1 / folder.fps, None, files)
     for file in files:
         index.check_size(file, _image_size(file))
     return index

@@ -40,7 +40,10 @@ RATE_TOLERANCE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """The facts of a video that sizes and frame times follow from. Height and width are as shown, after rotation."""
+    """The facts of a video that sizes and frame times follow from. Height and width are as shown, after rotation.
+
+    `header_seconds` is the length that the file claims, None where it claims none: nothing is reckoned from it.
+    """
 
     path: str
     duration_seconds: float
@@ -48,13 +51,16 @@ class VideoInfo:
     height: int
     average_fps: float
     num_frames: int
+    header_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoIndex:
     """Presentation stamps of all frames and of the keyframes (int64, ascending, in units of `time_base` seconds).
 
-    The first frame is a keyframe. Seeking to seek_stamps[i] leads to keyframes[i]. Second 0 is at `start_stamp`.
+    Seeking to seek_stamps[i] leads to keyframes[i]; the first lies at the first frame, or before it where an edit list
+    starts the film in mid-stream. Second 0 is at `start_stamp`. `decoder_lag` is for containers that store no
+    presentation times (None for all others): the decoder puts frame n out upon the file's packet n + decoder_lag.
     """
 
     info: VideoInfo
@@ -63,7 +69,7 @@ class VideoIndex:
     seek_stamps: np.ndarray
     start_stamp: int
     time_base: Fraction
-    lacks_presentation_times: bool
+    decoder_lag: int | None
 
     def seconds(self, frames: np.ndarray | list[int] | slice) -> np.ndarray:
         """Presentation seconds (float64) of the frames with these indices in presentation order."""
@@ -141,9 +147,11 @@ def scan_file(path: str) -> VideoIndex:
             raise VideoError("decode_failed", f"no frame of {path} can be decoded.")
         upright = quarter_turns(first) % 2 == 0
         width, height = (first.width, first.height) if upright else (first.height, first.width)
-        lacks_times = _lacks_presentation_times(container)
+        decoder_lag = None
+        if _lacks_presentation_times(container):
+            decoder_lag = 0 if first.dts is None else int(np.searchsorted(stamps, first.dts))
         start_stamp = round(Fraction(container.start_time or 0, av.time_base) / time_base)
-        header_rate = stream.average_rate
+        header_rate, header_seconds = stream.average_rate, _header_seconds(container, stream)
     if last_duration <= 0:
         last_duration = int(np.median(np.diff(stamps))) if len(stamps) > 1 else round(1 / time_base)
     duration = float((int(stamps[-1]) + last_duration - start_stamp) * time_base)
@@ -151,8 +159,8 @@ def scan_file(path: str) -> VideoIndex:
     fps = len(stamps) / float((int(stamps[-1]) + last_duration - int(stamps[0])) * time_base)
     if header_rate and abs(float(header_rate) / fps - 1) < RATE_TOLERANCE:
         fps = float(header_rate)
-    info = VideoInfo(path, duration, width, height, fps, len(stamps))
-    return VideoIndex(info, stamps, keyframes, seek_stamps, start_stamp, time_base, lacks_times)
+    info = VideoInfo(path, duration, width, height, fps, len(stamps), header_seconds)
+    return VideoIndex(info, stamps, keyframes, seek_stamps, start_stamp, time_base, decoder_lag)
 
 
 def check_pixels(path: str, width: int, height: int) -> None:
@@ -180,18 +188,18 @@ def quarter_turns(frame: av.VideoFrame) -> int:
 def decoded_frames(
     container: InputContainer,
     stream: VideoStream,
-    stamps: np.ndarray | None = None,
+    index: VideoIndex | None = None,
     wanted: frozenset[int] | None = None,
 ) -> Iterator[av.VideoFrame]:
     """Frames from the current position on, in presentation order; damaged packets and frames are passed over.
 
-    `stamps` (ascending) are for containers that store no presentation times: frames take them in turn, beginning at
-    the first packet's. With `wanted` stamps (H.264 only), other frames that nothing refers to are left out.
+    `index` is for containers that store no presentation times: by it a frame's place follows from the packet upon which
+    it came. With `wanted` stamps (H.264 only), other frames that nothing refers to are left out.
     """
-    rank: int | None = None
+    place = -1
     for packet in _packets(container, stream):
-        if stamps is not None and rank is None:
-            rank = int(np.searchsorted(stamps, packet.dts or 0))
+        if place < 0 and index is not None:  # before the first packet's, should all frames come at the end
+            place = int(np.searchsorted(index.stamps, packet.dts or 0)) - 1
         if wanted is not None:
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         try:
@@ -199,9 +207,12 @@ def decoded_frames(
         except av.InvalidDataError:
             continue
         for frame in frames:
-            if stamps is not None and rank is not None:
-                frame.pts = int(stamps[min(rank, len(stamps) - 1)])
-                rank += 1
+            if index is not None and index.decoder_lag is not None:
+                # Frames in front of a keyframe whose references lie behind the seek are left out by the decoder, so
+                # counting from the keyframe would shift all that follow. The last frames come without a packet.
+                upon = None if frame.dts is None else int(np.searchsorted(index.stamps, frame.dts))
+                place = place + 1 if upon is None else upon - index.decoder_lag
+                frame.pts = int(index.stamps[min(max(place, 0), len(index.stamps) - 1)])
             if frame.pts is not None and not frame.is_corrupt:
                 yield frame
 
@@ -227,13 +238,16 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, n
     last_stamp, last_duration = -1, 0
     for packet in _packets(container, stream):
         stamp = packet.dts if _lacks_presentation_times(container) else packet.pts
-        if stamp is None or packet.is_discard:
+        if stamp is None:
+            continue
+        # A film cut without encoding starts with pictures that are decoded and not shown, its keyframe among them.
+        if packet.is_keyframe:
+            seek_stamp_of_key[stamp] = stamp if by_presentation or packet.dts is None else packet.dts
+        if packet.is_discard:
             continue
         stamps.append(stamp)
         if len(stamps) > MAX_FRAMES:
             break
-        if packet.is_keyframe:
-            seek_stamp_of_key[stamp] = stamp if by_presentation or packet.dts is None else packet.dts
         if stamp >= last_stamp:
             last_stamp, last_duration = stamp, packet.duration or 0
     all_stamps = np.unique(np.array(stamps, np.int64))
@@ -241,6 +255,13 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, n
         seek_stamp_of_key[int(all_stamps[0])] = int(all_stamps[0])
     keys = np.array(sorted(seek_stamp_of_key.items()), np.int64).reshape(-1, 2)
     return all_stamps, keys[:, 0], keys[:, 1], last_duration
+
+
+def _header_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    """Of the video stream, or where the container says nothing of it, of the longest one."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration is not None else None
 
 
 def _lacks_presentation_times(container: InputContainer) -> bool:

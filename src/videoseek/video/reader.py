@@ -101,7 +101,7 @@ class VideoReader:
     def frames(self, frame_indices: Sequence[int]) -> Iterator[av.VideoFrame]:
         """The frames with these ascending indices, each replaced by the one shown just before where it is damaged."""
         self._shown = None
-        if self._stream.codec_context.name == "h264" and not self.index.lacks_presentation_times:
+        if self._stream.codec_context.name == "h264" and self.index.decoder_lag is None:
             self._wanted = frozenset(self.index.stamps[list(frame_indices)].tolist())
         for frame_index in frame_indices:
             yield self._frame(frame_index)
@@ -132,8 +132,8 @@ class VideoReader:
 
     def _seek(self, key: int) -> None:
         self._container.seek(int(self.index.seek_stamps[key]), stream=self._stream)
-        own_stamps = self.index.stamps if self.index.lacks_presentation_times else None
-        self._decoder = decoded_frames(self._container, self._stream, own_stamps, self._wanted)
+        by_order = self.index if self.index.decoder_lag is not None else None
+        self._decoder = decoded_frames(self._container, self._stream, by_order, self._wanted)
         self._shown = self._ahead = None
 
     def _advance(self, stamp: int) -> None:

@@ -71,7 +71,7 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
         "info": asdict(index.info),
         "start_stamp": index.start_stamp,
         "time_base": str(index.time_base),
-        "lacks_presentation_times": index.lacks_presentation_times,
+        "decoder_lag": index.decoder_lag,
     }
     return message, [index.stamps, index.keyframes, index.seek_stamps]
 

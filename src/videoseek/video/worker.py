@@ -96,7 +96,7 @@ class WorkerPool:
             seek_stamps=seek_stamps,
             start_stamp=fields["start_stamp"],
             time_base=Fraction(fields["time_base"]),
-            lacks_presentation_times=fields["lacks_presentation_times"],
+            decoder_lag=fields["decoder_lag"],
         )
 
     def _ask(self, path: str, **wanted: Any) -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from videoseek.config import UsageError
-from videoseek.data.readers import canonical, messages, seeker_rl, verl
+from videoseek.data.readers import canonical, messages, seeker_rl, verl, video_r1
 from videoseek.data.readers.calls import in_form
 from videoseek.data.readers.parquet import ParquetRows
 from videoseek.data.readers.records import JsonLines, JsonList, RecordFile
@@ -24,6 +24,7 @@ FORMATS: dict[str, Format] = {
     "swift": Format("ms-swift: messages with tool_call and tool_response", messages.prepare_messages),
     "verl": Format("verl and LongVT: prompt, videos, reward_model, extra_info", verl.prepare),
     "paravt": Format("ParaVT: prompt, videos, extra_info as JSON text; or messages as JSON text", verl.prepare),
+    "video_r1": Format("Video-R1: problem, options, path, solution, and process for SFT", video_r1.prepare),
     "trl": Format("TRL: messages, or prompt and completion", messages.prepare_messages),
 }
 
@@ -125,6 +126,8 @@ def _format_of(record: Mapping[str, Any], path: Path) -> str:
         return "sharegpt"
     if isinstance(record.get("messages"), list):
         return _messages_format(record)
+    if "problem" in record:
+        return "video_r1"
     if "prompt" in record:
         return "trl"
     if "video" in record or "question" in record:

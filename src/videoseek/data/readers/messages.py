@@ -25,6 +25,7 @@ _ROLES = {
     "function_call": "call",
 }
 _PATHS = ("url", "video", "path")
+DATASET_INFO = "dataset_info.json"
 _ANSWERS = ("answer", "solution", "ground_truth")
 
 
@@ -56,7 +57,7 @@ def prepare_sharegpt(place: Place) -> Convert:
 
 def dataset_entry(place: Place) -> Mapping[str, Any] | None:
     """What a `dataset_info.json` beside the file says of it, if there is one that does. Raises DataError."""
-    path = place.path.with_name("dataset_info.json")
+    path = place.path.with_name(DATASET_INFO)
     if not path.is_file():
         return None
     try:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -109,9 +110,11 @@ class Endpoint:
                 raise
             raise _Passing(f"the connection failed ({type(error).__name__})") from None
         try:
-            return read_completion(self._cleaned(content.decode("utf-8", "replace")))
+            reply = read_completion(content.decode("utf-8", "replace"))
         except (ValueError, RecursionError) as error:
-            raise _Passing(f"the endpoint sent what is no chat completion ({error})") from None
+            raise _Passing(f"the endpoint sent what is no chat completion ({self._cleaned(str(error))})") from None
+        id_, text, reason = map(self._cleaned, (reply.id, reply.text, reply.finish_reason))
+        return replace(reply, id=id_, text=text, finish_reason=reason)
 
     def _judged(self, error: Any) -> Exception:
         """An HTTP status of 400 or above as what it means for this request, and for the run."""
@@ -128,7 +131,11 @@ class Endpoint:
         return EndpointError(f"{problem} (endpoint {self._settings.endpoint}, model {self._settings.model})")
 
     def _cleaned(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        """Without the key, as it is and as JSON may write it: replies are JSON, within JSON."""
+        if self._key:
+            for spelling in (self._key, self._key.replace("/", "\\/")):
+                text = text.replace(spelling, "[key]")
+        return text
 
     def _quoted(self, text: str) -> str:
         """What the endpoint said, on one line, short."""

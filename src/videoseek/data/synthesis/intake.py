@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videoseek.config import UsageError
-from videoseek.data.schema import DataError, confined
+from videoseek.data.schema import DataError, RecordError, confined
 from videoseek.data.synthesis.items import Caption, Item, Question
 
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
@@ -25,7 +25,7 @@ def read_items(path: Path, video_root: Path | None) -> list[Item]:
     Raises UsageError for a path that is neither, DataError naming the line for a bad record.
     """
     if path.is_dir():
-        items = _folder_items(path)
+        items = _folder_items(path, video_root or path)
     elif path.is_file():
         items = _file_items(path, video_root or path.parent)
     else:
@@ -34,12 +34,17 @@ def read_items(path: Path, video_root: Path | None) -> list[Item]:
     return items
 
 
-def _folder_items(folder: Path) -> list[Item]:
+def _folder_items(folder: Path, video_root: Path) -> list[Item]:
+    """Links are followed as far as they stay in `video_root`. Raises DataError."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     if not paths:
         raise DataError(f"folder {str(folder)!r} holds no video ({' '.join(VIDEO_SUFFIXES)})")
     names = [path.relative_to(folder).as_posix() for path in paths]
-    return [Item(name, name, str(path.resolve())) for name, path in zip(names, paths, strict=True)]
+    try:
+        located = [str(confined(str(path.absolute()), video_root)) for path in paths]
+    except RecordError as error:
+        raise DataError(f"folder {str(folder)!r}: {error}") from error
+    return [Item(name, name, video) for name, video in zip(names, located, strict=True)]
 
 
 def _file_items(path: Path, video_root: Path) -> list[Item]:

@@ -46,7 +46,7 @@ class SynthesisSettings:
     deadline_seconds: float = option(180.0, "most seconds one try may take", above=0)
     max_wait_seconds: float = option(120.0, "longest wait before another try, Retry-After included", above=0)
     cache_dir: str | None = option(None, "folder of cached replies, which shards may share (null: OUT/cache)")
-    video_root: str | None = option(None, "folder that a JSONL file's videos may not leave (null: the file's own)")
+    video_root: str | None = option(None, "folder that videos may not leave, links followed (null: the one given)")
     limit: int | None = option(None, "only the first so many videos or lines", at_least=1)
     shard: str | None = option(None, "i/n: only the i-th of n parts (1/n to n/n), written to OUT/shard-i-of-n")
     merge: bool = option(False, "join the shards in OUT; asks the endpoint nothing")
