@@ -16,7 +16,7 @@ from commands import forked, refused, rows, run, weights
 from videoseek.config import UsageError, load_config
 from videoseek.data.clueworld import prepare
 from videoseek.model.load import load_model, load_tokenizer, model_folder, save_pretrained
-from videoseek.stages.pipeline import check_batches
+from videoseek.stages.pipeline import check_batches, check_masters
 
 Record = dict[str, Any]
 
@@ -173,6 +173,12 @@ def test_batch_smaller_than_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         check_batches(load_config(["grpo.prompts_per_step=2"]))
     with pytest.raises(UsageError, match="sft.samples_per_step 2 is less than the run's 3 ranks"):
         check_batches(load_config(["recipe=sft", "sft.samples_per_step=2", "grpo.prompts_per_step=2"]))
+
+
+def test_low_precision_without_masters() -> None:
+    check_masters(load_config(["dtype=bfloat16", "deepspeed.stage=1"]))
+    with pytest.raises(UsageError, match="dtype=bfloat16 needs a deepspeed.stage of 1 or more"):
+        check_masters(load_config(["dtype=bfloat16", "deepspeed.stage=0"]))
 
 
 def test_reward_functions_are_loaded_before_any_stage(tiny: list[str], tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     output_dir = place.output_dir
     # All that can be refused is, before anything in the output folder changes.
     check_batches(config)
+    check_masters(config)
     check_peft(config.lora)
     if config.model != "scratch":
         model_folder(config.model)
@@ -141,6 +142,15 @@ def check_batches(config: TrainConfig) -> None:
     for name, size in sizes.items():
         if size < world_size():
             raise UsageError(f"{name} {size} is less than the run's {world_size()} ranks; each needs one at least")
+
+
+def check_masters(config: TrainConfig) -> None:
+    """Raises UsageError when weights of few bits would be trained with nothing more precise behind them."""
+    if config.dtype == "bfloat16" and config.deepspeed.stage == 0:
+        raise UsageError(
+            "dtype=bfloat16 needs a deepspeed.stage of 1 or more, which trains float32 copies of the weights; "
+            "with stage 0 small updates would be rounded away"
+        )
 
 
 def start_folder(config: TrainConfig, output_dir: Path) -> None:
