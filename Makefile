@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
 
+# One worker more than two cores: much of a test is waiting for processes to start.
 test: $(READY)  ## all tests; none needs a network or a GPU
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check src kernels tests setup.py

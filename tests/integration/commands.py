@@ -137,6 +137,8 @@ def forked(arguments: list[str], folder: Path, code: int = 0, file_size_limit: i
     log = folder / "said.txt"
     process = context.Process(target=_forked, args=(arguments, str(log), file_size_limit))
     with pytest.MonkeyPatch.context() as patch:
+        for name in GROUP:
+            patch.delenv(name, raising=False)
         for name, value in environment().items():  # the first start starts the server, which keeps its environment
             patch.setenv(name, value)
         process.start()
