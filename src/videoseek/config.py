@@ -38,6 +38,7 @@ def option(default: Any, help: str, **limits: Any) -> Any:
 
 
 FREEZES = ("none", "tower", "all")
+DECODER_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,9 @@ class LoRAConfig:
     )
     alpha: int = option(32, "adapters count alpha / rank times", at_least=1)
     targets: list[str] = option(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        list(DECODER_MATRICES),
         "matrices of the decoder that get adapters; the vision tower gets none and is frozen",
+        choices=DECODER_MATRICES,
     )
 
 

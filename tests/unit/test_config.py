@@ -177,6 +177,8 @@ def test_yaml_words_stay_words(tmp_path: Path, text: str) -> None:
         ("stages=[sft, dance]", ["stages must be one of direct, sft, grpo", "got 'dance'"]),
         ("stages=[]", ["stages must name at least one"]),
         ("stages=[sft, sft]", ["none twice"]),
+        ("lora.targets=[q_proj, w1]", ["lora.targets must be one of q_proj", "down_proj", "got 'w1'"]),
+        ("lora.targets=[]", ["lora.targets must name at least one matrix"]),
         ("deepspeed.stage=4", ["deepspeed.stage must be one of 0, 1, 2, 3", "got 4"]),
         ("deepspeed.offload=true", ["deepspeed.offload=true needs a deepspeed.stage of 1 or more"]),
         ("grpo.updates_per_batch=99", ["grpo.updates_per_batch 99 exceeds grpo.prompts_per_step 32"]),
