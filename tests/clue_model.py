@@ -18,7 +18,7 @@ import numpy as np
 from openai_server import shape_of
 from PIL import Image
 
-from videoseek.data.clueworld import COLOURS, PATTERNS
+from videoseek.samples.clueworld import COLOURS, PATTERNS
 
 LEGIBLE_PIXELS = 100
 LINED = ("rows", "columns")

@@ -82,7 +82,7 @@ def test_recipe_resolves_by_name_elsewhere(installed: Path, tmp_path: Path) -> N
 
 
 def test_recipe_files_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    code = "from videoseek.config import list_recipes; print(*list_recipes().values(), sep='\\n')"
+    code = "from videoseek.config_merge import list_recipes; print(*list_recipes().values(), sep='\\n')"
     paths = python(installed, tmp_path, "-c", code).splitlines()
     assert [Path(path).parent for path in paths] == [installed / "videoseek/recipes"] * len(paths)
     assert {Path(path).name for path in paths} == {path.name for path in (ROOT / "recipes").glob("*.yaml")}

@@ -9,12 +9,13 @@ import pytest
 
 from videoseek.algorithms.advantages import KINDS as ADVANTAGES
 from videoseek.algorithms.losses import LOSSES
-from videoseek.config import VideoConfig, config_keys, list_recipes, load_config
+from videoseek.batches.masks import RULES
+from videoseek.config import VideoConfig
+from videoseek.config_merge import config_keys, list_recipes, load_config
 from videoseek.rewards.trajectory_guided import VARIANTS
 from videoseek.trajectory.grammar import FORMATS
-from videoseek.trajectory.masks import RULES
 from videoseek.trajectory.wording import STYLES
-from videoseek.video.quotas import FRAME_POLICIES, VideoLimits
+from videoseek.video.quotas import FRAME_POLICIES
 
 NAMES = list(list_recipes())
 
@@ -71,4 +72,4 @@ def test_choices_are_the_owners_table(key: str, table: object) -> None:
 def test_video_keys_are_the_limits_of_the_video_floor() -> None:
     config = dataclasses.asdict(VideoConfig())
     del config["cache_megabytes"], config["decode_deadline_seconds"]
-    assert VideoLimits(**config) == VideoLimits()
+    assert VideoConfig(**config) == VideoConfig()

@@ -11,19 +11,20 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLConfig
 
-from videoseek.data import clueworld
-from videoseek.data.packing import PackSettings, pack_documents
-from videoseek.model.attention import PackedAttention, adopt
+from videoseek.batches.packing import PackSettings, pack_documents
+from videoseek.batches.token_batch import TokenBatch
+from videoseek.config import VideoConfig
+from videoseek.model.attention import PackedAttention, install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
+from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
-from videoseek.tools.crop import VideoCrop
+from videoseek.samples import clueworld
 from videoseek.trajectory.grammar import FORMATS, CallFormat
 from videoseek.trajectory.vocabulary import Vocabulary
-from videoseek.types import Call, Episode, Sample, TokenBatch
-from videoseek.video.quotas import VideoLimits
+from videoseek.types import Call, Episode, Sample
 
-LIMITS = VideoLimits(
+LIMITS = VideoConfig(
     overview_fps=0.5,
     crop_fps=0.5,
     overview_tokens=8,
@@ -51,7 +52,7 @@ class TinyWorld:
 
     def policy(self, seed: int = 0) -> Policy:
         """Random weights on our attention."""
-        return Policy(adopt(build_model(self.config, seed))).eval()
+        return Policy(install_attention(build_model(self.config, seed))).eval()
 
     def replay(self, index: int, *turns: str) -> Episode:
         """The episode of a sample under other turns than its own."""
@@ -103,7 +104,7 @@ def memorised() -> tuple[Policy, list[Sample]]:
         (answer("D"),),
     ]
     samples = [replace(sample, turns=t) for sample, t in zip(world.samples[3:7], turns, strict=True)]
-    policy = Policy(adopt(build_model(world.config, 0)))
+    policy = Policy(install_attention(build_model(world.config, 0)))
     batch = pack_documents([world.environment.replay(sample) for sample in samples], world.packing)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     for _ in range(100):

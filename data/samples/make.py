@@ -14,7 +14,7 @@ import av
 import pyarrow
 from pyarrow import parquet
 
-from videoseek.data.clueworld import FPS, Card, World, write_video
+from videoseek.samples.clueworld import FPS, Card, World, write_video
 
 FOLDER = Path(__file__).parent
 VIDEO = "videos/cards.mp4"

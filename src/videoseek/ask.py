@@ -13,7 +13,8 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from videoseek.command import parse, recipe_of_model, run_command
-from videoseek.config import UsageError, config_keys, load_settings, option
+from videoseek.config import UsageError, option
+from videoseek.config_merge import config_keys, load_settings
 from videoseek.types import CallRecord, Clip, Episode, Sample
 
 USAGE = 'python -m videoseek.ask VIDEO "QUESTION" model=DIR [options=[ANSWER, ...]] [out=FILE.html] [key=value ...]'
@@ -39,15 +40,14 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"out must end in .html, got {settings.out!r}")
     _, config = parse(recipe_of_model([argument for argument in rest if argument not in own]), USAGE)
     # torch and transformers take seconds to import; what is wrong with the arguments is said before.
-    from videoseek.runtime import choose_accelerator, choose_device, choose_dtype, write_text_atomic
-
-    choose_accelerator(config.device)
+    from videoseek.files import write_text
     from videoseek.model.load import model_folder, tokens_per_second
-    from videoseek.report.document import document
-    from videoseek.report.records import Trajectory
-    from videoseek.report.viewer import record_article
+    from videoseek.pages.document import document
+    from videoseek.pages.records import Trajectory
+    from videoseek.pages.viewer import record_article
     from videoseek.rollout.native import NativeEngine
-    from videoseek.stages.run import RunPlace, load_policy, sampling_settings
+    from videoseek.rollout.setup import load_policy, sampling_settings
+    from videoseek.runtime import choose_device
 
     sample = Sample(
         id="question",
@@ -57,14 +57,13 @@ def main(arguments: list[str]) -> None:
         kind="clue_single_w_tool",
         options=tuple(settings.options),
     )
-    place = RunPlace(config, Path(config.output_dir), choose_device(config.device), choose_dtype(config.dtype))
-    policy, environment = load_policy(model_folder(config.model), place)
+    policy, environment = load_policy(model_folder(config.model), config, choose_device(config.device))
     engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
     [[episode]] = engine.rollout([sample], 1, config.seed, sampling_settings(config, temperature=0.0))
     sys.stdout.writelines(f"{line}\n" for line in trail(episode))
     if settings.out is not None:
         article = record_article(Trajectory.from_json(episode.to_json()), "Calls", [])
-        write_text_atomic(Path(settings.out), document(f"Answer: {_answer(episode)}", [article]))
+        write_text(Path(settings.out), document(f"Answer: {_answer(episode)}", [article]))
 
 
 def trail(episode: Episode) -> Iterator[str]:

@@ -22,10 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from videoseek.engine import TrainEngine, barrier
+from videoseek.distributed import barrier
+from videoseek.engine import TrainEngine
+from videoseek.files import write_json
 from videoseek.model.adapters import has_adapters, merged_weights, save_adapters
 from videoseek.model.load import save_pretrained
-from videoseek.runtime import rank, world_size, write_json_atomic
+from videoseek.ranks import rank, world_size
 
 _COMPLETE, _PARTIAL = "complete", ".partial"
 ADAPTER_FOLDER = "adapter"
@@ -96,7 +98,7 @@ def save_checkpoint(
         (partial / "state").mkdir(exist_ok=True)
         save_file(engine.state(), partial / "state" / f"rank-{rank():03d}.safetensors")
         if rank() == 0:
-            write_json_atomic(partial / "trainer_state.json", asdict(state))
+            write_json(partial / "trainer_state.json", asdict(state))
     if rank() == 0:
         link(output_dir / "last", final)
     return final

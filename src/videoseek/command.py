@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from videoseek.config import (
+from videoseek.config import TrainConfig, UsageError
+from videoseek.config_merge import (
     Key,
     Settings,
-    TrainConfig,
-    UsageError,
     config_keys,
     config_yaml,
     list_recipes,

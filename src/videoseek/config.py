@@ -1,32 +1,16 @@
-"""What a run is: one dataclass per owner, and the merge of code defaults < recipe chain < command line.
+"""What a run is: one dataclass per owner. Each field states its default, its help, its unit and its limits.
 
-The dataclasses decide every type. YAML is read as plain text, so that `off`, `no` and `1e-6` mean what the field says
-and not what YAML guesses. Nothing is written to a configuration after `load_config` returned it.
+The dataclasses decide every type. Nothing is written to a configuration after `load_config` returned it.
 """
 
 from __future__ import annotations
 
-import difflib
-import logging
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
-
-import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-logger = logging.getLogger(__name__)
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 class UsageError(Exception):
     """The user asked for something that cannot be: one sentence, shown without a traceback, exit code 2."""
-
-
-Settings = TypeVar("Settings")
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -82,6 +66,14 @@ class VideoConfig:
         120.0, "most seconds a decode may take, in a process that can be killed (null: in the run's own)", at_least=0
     )
 
+    def shown_by(self) -> dict[str, Any]:
+        """The keys that decide which frames and tokens are shown: what a cache of measurements depends on."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("cache_megabytes", "decode_deadline_seconds")
+        }
+
 
 @dataclass(frozen=True)
 class TDAMConfig:
@@ -106,7 +98,6 @@ class SFTConfig:
     warmup_steps: int = option(60, "steps of linear warm-up", at_least=0)
     schedule: str = option("cosine", "learning rate after the warm-up", choices=("cosine", "constant"))
     weight_decay: float = option(0.0, "decoupled weight decay", at_least=0)
-    grad_clip: float = option(1.0, "largest gradient norm", above=0)
     betas: list[float] = option([0.9, 0.999], "the two moments' decay rates of AdamW", at_least=0, below=1)
     freeze_vision: str = option("tower", "vision weights kept as they are (tower: not the projector)", choices=FREEZES)
 
@@ -121,18 +112,20 @@ class GRPOConfig:
     learning_rate: float = option(1e-6, "learning rate after the warm-up", above=0)
     warmup_steps: int = option(0, "optimizer steps of linear warm-up", at_least=0)
     weight_decay: float = option(0.01, "decoupled weight decay", at_least=0)
-    grad_clip: float = option(1.0, "largest gradient norm", above=0)
     clip_low: float = option(0.2, "the probability ratio is clipped below 1 - clip_low", at_least=0, at_most=1)
     clip_high: float = option(0.3, "the probability ratio is clipped above 1 + clip_high", at_least=0)
     kl_coef: float = option(0.0, "weight of the distance to the starting model (0: no reference model)", at_least=0)
     kl_kind: str = option("k3", "estimator of that distance", choices=("k1", "k2", "k3"))
-    over_limit: str = option(
+    overlong: str = option(
         "exclude",
         "episodes out of turns, tokens or time: out of baseline and loss, out of the loss only, or kept",
         choices=("exclude", "mask", "keep"),
     )
-    filter_zero_spread: bool = option(True, "sample again in place of groups whose rewards are all equal")
-    max_resample_rounds: int = option(2, "most extra rollout rounds per batch for that", at_least=0)
+    max_resample_rounds: int = option(
+        2,
+        "dynamic sampling: most rollout rounds that replace groups of equal rewards (0: such groups stay)",
+        at_least=0,
+    )
     updates_per_batch: int = option(1, "optimizer steps per batch", at_least=1)
     importance_cap: float | None = option(
         2.0, "cap of the trainer-to-rollout probability ratio (null: no correction)", above=0
@@ -143,7 +136,6 @@ class GRPOConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    engine: str = option("native", "who generates", choices=("native",))
     max_turns: int = option(6, "most assistant turns of an episode", at_least=1)
     max_new_tokens_per_turn: int = option(8192, "most tokens sampled in a turn", at_least=1)
     max_context_tokens: int = option(32768, "most tokens of an episode, video included", at_least=1)
@@ -170,7 +162,6 @@ class DeepSpeedConfig:
 class EvaluateConfig:
     num_questions: int = option(256, "held-out questions", at_least=1)
     samples: int = option(4, "sampled episodes per question, beside one greedy one", at_least=1)
-    temperature: float = option(1.0, "sampling temperature of those", above=0)
 
 
 @dataclass(frozen=True)
@@ -200,6 +191,7 @@ class TrainConfig:
     keep_checkpoints: int = option(2, "newest checkpoints kept", at_least=1)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     dtype: str = option("float32", "type of weights and activations in the model", choices=("float32", "bfloat16"))
+    grad_clip: float = option(1.0, "largest gradient norm of an optimizer step", above=0)
     gradient_checkpointing: bool = option(False, "compute activations anew in the backward pass: slower, less memory")
     data: DataConfig = field(default_factory=DataConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -214,269 +206,7 @@ class TrainConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
-@dataclass(frozen=True)
-class Key:
-    """One settable field: dotted name, annotated type, value in the configuration at hand, metadata from `option`."""
-
-    name: str
-    type: Any
-    value: Any
-    limits: Mapping[str, Any]
-
-    @property
-    def optional(self) -> bool:
-        return type(None) in get_args(self.type)
-
-    @property
-    def is_list(self) -> bool:
-        return isinstance(self.value, list)
-
-    def expected(self) -> str:
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        arguments = [kind for kind in get_args(self.type) if kind is not type(None)]
-        wanted = names[arguments[0] if arguments else self.type]
-        if self.is_list:
-            wanted = "a list such as [a, b]" if arguments == [str] else "a list of numbers such as [0.9, 0.95]"
-        return wanted + (" or null" if self.optional else "")
-
-
-def config_keys(config: Any = None, prefix: str = "") -> dict[str, Key]:
-    """Every key by dotted name, in the order of declaration, with the values of `config` (without one: defaults)."""
-    config = TrainConfig() if config is None else config
-    hints = get_type_hints(type(config))
-    keys: dict[str, Key] = {}
-    for item in fields(config):
-        name, value = prefix + item.name, getattr(config, item.name)
-        if is_dataclass(value):
-            keys |= config_keys(value, name + ".")
-        else:
-            keys[name] = Key(name, hints[item.name], value, item.metadata)
-    return keys
-
-
-def shipped_folder(name: str, in_checkout: str) -> Path:
-    """A data folder of the package: beside this file once installed, at its place in the source tree otherwise."""
-    installed = Path(__file__).parent / name
-    return installed if installed.is_dir() else Path(__file__).parents[2] / in_checkout
-
-
-def list_recipes() -> dict[str, Path]:
-    """Packaged recipes by name."""
-    return {path.stem: path for path in sorted(shipped_folder("recipes", "recipes").glob("*.yaml"))}
-
-
-def find_recipe(name: str, folder: Path) -> Path:
-    """A YAML file (relative ones start from `folder`) or a packaged recipe's name."""
-    path = folder / Path(name).expanduser()
-    if path.is_file():
-        return path.resolve()
-    known = list_recipes()
-    if name in known:
-        return known[name].resolve()
-    raise UsageError(f"recipe {name!r} is neither a file nor one of {', '.join(known)}")
-
-
-def load_config(arguments: Sequence[str]) -> TrainConfig:
-    """Merge defaults, the recipe with its bases, and `key=value` arguments; refuse whatever does not fit.
-
-    Raises UsageError with one sentence that names the key, the value and what is allowed.
-    """
-    overrides = parse_overrides(arguments)
-    recipe = find_recipe(overrides.get("recipe", TrainConfig().recipe), Path.cwd())
-    tree, keys = _writable(TrainConfig()), config_keys()
-    for path in _recipe_chain(recipe):
-        for name, value in _flatten(_read_yaml(path)):
-            _assign(tree, keys, name, value, f"in {path}")
-    for name, text in overrides.items():
-        _assign(tree, keys, name, _parse_value(name, text), "on the command line")
-    merged: TrainConfig = _finish(tree, keys)
-    config = replace(merged, output_dir=merged.output_dir.replace("{recipe}", recipe.stem))
-    check_config(config)
-    return config
-
-
-def load_settings(defaults: Settings, arguments: Sequence[str]) -> Settings:
-    """`defaults`, a dataclass of `option` fields, with the `key=value` arguments in it. Raises UsageError."""
-    tree, keys = _writable(defaults), config_keys(defaults)
-    for name, text in parse_overrides(arguments).items():
-        _assign(tree, keys, name, _parse_value(name, text), "on the command line")
-    settings: Settings = _finish(tree, keys)
-    check_limits(settings)
-    return settings
-
-
-def _writable(defaults: Any) -> DictConfig:
-    """A typed tree of a dataclass's values; frozen dataclasses start out read-only."""
-    tree: DictConfig = OmegaConf.structured(defaults)
-    for node in (tree, *(child for child in tree.values() if isinstance(child, DictConfig))):
-        OmegaConf.set_readonly(node, False)
-    return tree
-
-
-def _finish(tree: DictConfig, keys: Mapping[str, Key]) -> Any:
-    """The tree as the dataclass it came from. Raises UsageError when a reference in it leads nowhere."""
-    try:
-        for name in keys:
-            OmegaConf.update(tree, name, _expand_home(OmegaConf.select(tree, name)))
-        return OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        raise UsageError(f"the configuration cannot be resolved: {_first_line(error)}") from error
-
-
-def config_yaml(config: TrainConfig) -> str:
-    """The whole configuration as a recipe file that gives the same configuration again."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`key=value`, `--key=value` and `--key value` as a mapping to raw text; the last of repeated keys wins."""
-    overrides: dict[str, str] = {}
-    rest = iter(arguments)
-    for argument in rest:
-        if argument.startswith(("+", "~")):
-            raise UsageError(f"{argument!r}: keys are neither added with + nor deleted with ~; write key=value")
-        name, equals, text = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and not equals:
-            text = next(rest, "--")
-            if text.startswith("--"):
-                raise UsageError(f"{argument} is no flag and, as a key, needs a value; --help lists both")
-        elif not equals or not name:
-            raise UsageError(f"expected key=value, got {argument!r}; --help lists the keys")
-        if name in overrides:
-            logger.warning("%s is given twice: %r replaces %r", name, text, overrides[name])
-        overrides[name] = text
-    return overrides
-
-
-def check_config(config: TrainConfig) -> None:
-    """Limits of single keys, then the few that bind two keys."""
-    check_limits(config)
-    if len(config.sft.betas) != 2:
-        raise UsageError(f"sft.betas must be two numbers, got {config.sft.betas}")
-    if not config.stages or len(set(config.stages)) != len(config.stages):
-        raise UsageError(f"stages must name at least one stage and none twice, got {config.stages}")
-    for name, files, stages in (("sft", config.data.sft, {"direct", "sft"}), ("rl", config.data.rl, {"grpo"})):
-        if not files and stages & set(config.stages):
-            raise UsageError(f"data.{name} is empty, but the stages {config.stages} train on it; name a JSONL file")
-    video, grpo = config.video, config.grpo
-    if video.min_frames > video.max_frames:
-        raise UsageError(f"video.min_frames {video.min_frames} exceeds video.max_frames {video.max_frames}")
-    if grpo.updates_per_batch > grpo.prompts_per_step:
-        raise UsageError(
-            f"grpo.updates_per_batch {grpo.updates_per_batch} exceeds grpo.prompts_per_step {grpo.prompts_per_step}"
-        )
-    if not config.lora.targets:
-        raise UsageError("lora.targets must name at least one matrix, got []")
-    if config.deepspeed.offload and config.deepspeed.stage == 0:
-        raise UsageError("deepspeed.offload=true needs a deepspeed.stage of 1 or more; stage 0 has nothing to offload")
-    if "grpo" in config.stages and config.rollout.episodes_per_batch < grpo.group_size:
-        raise UsageError(
-            f"rollout.episodes_per_batch {config.rollout.episodes_per_batch} is less than grpo.group_size "
-            f"{grpo.group_size}; a group is generated side by side"
-        )
-    if config.resume not in ("no", "auto") and not Path(config.resume).is_dir():
-        raise UsageError(f"resume must be no, auto or an existing checkpoint folder, got {config.resume!r}")
-
-
-def check_limits(settings: Any) -> None:
-    """Holds every value of a dataclass of `option` fields against its own limits. Raises UsageError."""
-    for name, key in config_keys(settings).items():
-        for value in key.value if key.is_list else [key.value]:
-            if value is not None:
-                _check_limits(name, value, key.limits)
-
-
-def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    if value == "":
-        raise UsageError(f"{name} must not be empty")
-    if "choices" in limits and value not in limits["choices"]:
-        raise UsageError(f"{name} must be one of {', '.join(map(str, limits['choices']))}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{name} must be finite, got {value}")
-    rules = {
-        "at_least": (lambda limit: value >= limit, "at least"),
-        "above": (lambda limit: value > limit, "above"),
-        "at_most": (lambda limit: value <= limit, "at most"),
-        "below": (lambda limit: value < limit, "below"),
-    }
-    for rule, (holds, words) in rules.items():
-        if rule in limits and not holds(limits[rule]):
-            raise UsageError(f"{name} must be {words} {limits[rule]}, got {value}")
-
-
-def _recipe_chain(recipe: Path) -> list[Path]:
-    """The recipe and its bases, the outermost base first."""
-    chain = [recipe]
-    while (base := _read_yaml(chain[0]).get("base")) is not None:
-        path = find_recipe(str(base), chain[0].parent)
-        if path in chain:
-            raise UsageError(f"the base of recipe {chain[0]} leads back to {path}")
-        chain.insert(0, path)
-    return chain
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """A recipe's mapping with every scalar left as text."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"recipe {path} cannot be read: {_first_line(error)}") from error
-    if content in (None, ""):
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"recipe {path} must hold `key: value` lines, got a {type(content).__name__}")
-    return content
-
-
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        elif (prefix, name) != ("", "base"):
-            yield prefix + name, value
-
-
-def _parse_value(name: str, text: str) -> Any:
-    """Text stays text, except that `[..]` is a list."""
-    if not text.startswith("["):
-        return text
-    try:
-        return yaml.load(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{name}={text} is not a list: {_first_line(error)}") from error
-
-
-def _assign(tree: DictConfig, keys: Mapping[str, Key], name: str, value: Any, where: str) -> None:
-    if name not in keys:
-        raise UsageError(f"unknown key {name!r} {where}; the closest are {', '.join(_closest(name, list(keys)))}")
-    key = keys[name]
-    if key.optional and value in ("null", "None", "none", "~", ""):
-        value = None
-    elif key.is_list and isinstance(value, str):
-        value = [value]
-    try:
-        OmegaConf.update(tree, name, value)
-    except OmegaConfBaseException as error:
-        raise UsageError(f"{name} must be {key.expected()}, got {value!r} {where}") from error
-
-
-def _expand_home(value: Any) -> Any:
-    """A shell leaves the `~` of `key=~/folder` alone, so it is expanded here, in texts and lists of texts."""
-    if isinstance(value, ListConfig):
-        return [_expand_home(item) for item in value]
-    return os.path.expanduser(value) if isinstance(value, str) else value
-
-
-def _closest(name: str, known: list[str]) -> list[str]:
-    """The three likeliest keys: a whole group when its name was given, else by spelling, with and without the group."""
-
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
-        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(whole, 0.95 * last) + candidate.startswith(name + ".")
-
-    return sorted(known, key=likeness, reverse=True)[:3]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def stage_steps(config: TrainConfig, stage: str) -> int:
+    """Optimizer steps of a stage; `direct` takes as many as SFT and GRPO together, to be a fair comparison."""
+    steps = {"sft": config.sft.steps, "grpo": config.grpo.steps}
+    return steps.get(stage, sum(steps.values()))

@@ -6,11 +6,10 @@ the engine undoes that, so that a loss never depends on how a batch was cut.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,11 +19,13 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 
+from videoseek.algorithms.losses import Metrics, combine_metrics
+from videoseek.batches.token_batch import TokenBatch
+from videoseek.distributed import all_max, all_sum, gather
 from videoseek.model.policy import Policy, num_projections
-from videoseek.runtime import rank, world_size
-from videoseek.types import TokenBatch
+from videoseek.ranks import world_size
 
-T = TypeVar("T")
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,37 @@ class TrainEngine:
         if self.stage == 3:
             least = all_max(least, self.policy.device)
         return self.engine(batch, features, temperature, least)
+
+    def accumulate(
+        self, rows: Sequence[Row], loss_of: Callable[[Row], tuple[torch.Tensor, Metrics]], filler: Row | None
+    ) -> tuple[float, dict[str, float]]:
+        """Forward and backward of every row of this rank; returns the loss and the metrics, both over all ranks.
+
+        `loss_of` gives a row's share of the batch's loss, and its metrics. See `pad_to_longest_rank` for `filler`.
+        """
+        padded = self.pad_to_longest_rank(rows, filler)
+        loss_sum, metrics = 0.0, []
+        for index, row in enumerate(padded):
+            loss, row_metrics = loss_of(row)
+            is_own = index < len(rows)
+            # The filler must go through the backward pass too: its hooks are collective under ZeRO.
+            self.backward(loss * float(is_own), last=index == len(padded) - 1)
+            if is_own:
+                loss_sum += loss.item()
+                metrics.append({name: value.cpu() for name, value in row_metrics.items()})
+        (loss_total,) = all_sum([loss_sum], self.policy.device)
+        return loss_total, combine_metrics(gather(metrics))
+
+    def pad_to_longest_rank(self, rows: Sequence[Row], filler: Row | None) -> list[Row]:
+        """The rows, followed by `filler` until every rank has as many rows.
+
+        ZeRO gathers weights and reduces gradients in collectives, so all ranks must run as many passes. Raises
+        ValueError where a rank needs a filler and has none.
+        """
+        num_missing = all_max(len(rows), self.policy.device) - len(rows)
+        if num_missing and filler is None:
+            raise ValueError(f"this rank has {num_missing} rows less than another one, and no filler")
+        return [*rows, *[filler for _ in range(num_missing) if filler is not None]]
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Adds the gradient of one part of the batch's loss; `last` marks the final part before `step`."""
@@ -194,51 +226,6 @@ class TrainEngine:
         if self.stage:
             return self.engine.optimizer.single_partition_of_fp32_groups
         return [parameter for group in self._base_optimizer().param_groups for parameter in group["params"]]
-
-
-def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
-    """Element-wise sum over ranks."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return total.tolist()
-
-
-def all_max(value: int, device: torch.device) -> int:
-    """Maximum over ranks."""
-    most = torch.tensor(value, device=device)
-    if world_size() > 1:
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return int(most)
-
-
-def gather(items: list[T]) -> list[T]:
-    """The lists of all ranks, joined in the order that `my_share` dealt them out."""
-    if world_size() == 1:
-        return items
-    shares: list[list[T]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(shares, items)
-    return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
-
-
-def deal(items: Sequence[T], num_shares: int) -> list[list[T]]:
-    """This rank's items in each of `num_shares` shares of all ranks' items.
-
-    A share is a stretch of the joined list, so that shares differ by one item at most, and so do ranks within a share.
-    """
-    order = gather([(rank(), index) for index in range(len(items))])
-    cuts = [len(order) * number // num_shares for number in range(num_shares + 1)]
-    return [[items[i] for owner, i in order[a:b] if owner == rank()] for a, b in itertools.pairwise(cuts)]
-
-
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
-
-
-def my_share(count: int) -> range:
-    """Indices of a global batch that this rank handles: every world_size-th, so that ranks differ by one at most."""
-    return range(rank(), count, world_size())
 
 
 def end_distributed() -> None:

@@ -5,11 +5,9 @@ Units live in names (`start_seconds`, `num_tokens`); intervals are half-open, `[
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any
-
-import torch
 
 #: Data kinds. The first four cross clue cardinality with the need for the tool (Video-o3, 2601.23224);
 #: `temporal_grounding` asks for a window; `perception` is plain text about a clip, trained but never scored.
@@ -50,7 +48,7 @@ class TurnKind(IntEnum):
 
 
 class StopReason(StrEnum):
-    """Why an episode ended. `over_limit` reasons are no verdict on the answer and are masked from the loss."""
+    """Why an episode ended. `overlong` reasons are no verdict on the answer and are masked from the loss."""
 
     ANSWERED = "answered"
     NO_CALL_NO_ANSWER = "no_call_no_answer"
@@ -61,7 +59,7 @@ class StopReason(StrEnum):
     REFERENCE = "reference"  # a recorded trajectory, not a sampled one
 
     @property
-    def over_limit(self) -> bool:
+    def overlong(self) -> bool:
         return self in (StopReason.TURN_LIMIT, StopReason.TOKEN_LIMIT, StopReason.CONTEXT_FULL, StopReason.DEADLINE)
 
 
@@ -255,49 +253,3 @@ class Episode:
             "weight_version": self.weight_version,
             "token_ids": list(self.token_ids),
         }
-
-
-@dataclass(slots=True)
-class TokenBatch:
-    """One packed row of several documents (T tokens), ready for the model.
-
-    token_ids [T]; positions [3, T] (M-RoPE axes: time, height, width); end, key_class, visible [T] int32 (the mask:
-    row m sees key n iff n <= m < end[n] and visible[m] & key_class[n]); clips are distinct, vision_rows [V] are the
-    token rows that take the concatenated features `feature_rows` [V] of those clips.
-    Row label_rows[i] predicts labels[i] [N]; label_documents[i] is the index of its episode in the batch, and
-    behaviour_logprobs[i] the log-prob under the policy that sampled it (0 for recorded text).
-    """
-
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    end: torch.Tensor
-    key_class: torch.Tensor
-    visible: torch.Tensor
-    clips: list[Clip]
-    vision_rows: torch.Tensor
-    feature_rows: torch.Tensor
-    label_rows: torch.Tensor
-    labels: torch.Tensor
-    label_documents: torch.Tensor
-    behaviour_logprobs: torch.Tensor
-    num_documents: int
-
-    def __post_init__(self) -> None:
-        (num_tokens,) = self.token_ids.shape
-        for name in ("end", "key_class", "visible"):
-            if getattr(self, name).shape != (num_tokens,):
-                raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, wanted ({num_tokens},)")
-        if self.positions.shape != (3, num_tokens):
-            raise ValueError(f"positions have shape {tuple(self.positions.shape)}, wanted (3, {num_tokens})")
-        if self.vision_rows.shape != self.feature_rows.shape:
-            raise ValueError(f"{len(self.vision_rows)} vision tokens but {len(self.feature_rows)} features")
-
-    def __len__(self) -> int:
-        return self.token_ids.shape[0]
-
-    def to(self, device: torch.device) -> TokenBatch:
-        """The same batch with its tensors on `device`, but for the mask, which is planned on the host."""
-        mask = ("end", "key_class", "visible")
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in mask}
-        moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)}
-        return replace(self, **moved)

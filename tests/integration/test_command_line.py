@@ -6,7 +6,7 @@ from pathlib import Path
 
 from commands import finish, forked, start
 
-from videoseek.config import config_keys, list_recipes, load_config
+from videoseek.config_merge import config_keys, list_recipes, load_config
 
 
 def test_banner_comes_before_any_heavy_import(tmp_path: Path, output_dir: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from commands import run
 
-from videoseek.config import config_yaml, load_config, shipped_folder
+from videoseek.config_merge import config_yaml, load_config
+from videoseek.files import shipped_folder
 
 EVALUATE = [sys.executable, "-m", "videoseek.evaluate"]
 ASK = [sys.executable, "-m", "videoseek.ask"]

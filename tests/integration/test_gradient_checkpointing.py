@@ -8,18 +8,19 @@ import pytest
 import torch
 from tiny_world import assert_same_gradients, gradients, tiny_world
 
-from videoseek.config import load_config
-from videoseek.data.packing import pack_documents
+from videoseek.batches.packing import pack_documents
+from videoseek.config_merge import load_config
 from videoseek.model.attention import PackedAttention
 from videoseek.model.load import model_folder
-from videoseek.stages.run import RunPlace, load_policy
+from videoseek.rollout.setup import load_policy
+from videoseek.stages.stage_run import RunContext
 
 
 def loss_gradients_and_recomputed_layers(
     enabled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[int]]:
     config = load_config(["recipe=sft_rl", f"gradient_checkpointing={enabled}"])
-    place = RunPlace(config, Path("unused"), torch.device("cpu"), torch.float32)
+    place = RunContext(config, Path("unused"), torch.device("cpu"), torch.float32)
     policy, environment = load_policy(model_folder("tiny"), place)
     policy.train()
     world = tiny_world()

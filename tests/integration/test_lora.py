@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import TWO_RANKS, forked, numbers, reached, refused, run, start, stop, weights
 
-from videoseek.config import shipped_folder
+from videoseek.files import shipped_folder
 
 LORA = ["stages=[sft,grpo]", "lora.rank=2", "grpo.kl_coef=0.01"]
 

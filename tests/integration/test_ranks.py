@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 #: One rank cuts a batch into twice as many rows as each of two does.
 COMMON = ["stages=[sft,grpo]", "save_every_steps=0", "sft.max_tokens_per_micro_batch=300"]
-COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.filter_zero_spread=false"]
+COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.max_resample_rounds=0"]
 
 
 UNEQUAL = Path(__file__).with_name("unequal_ranks.py")

@@ -13,9 +13,10 @@ import pytest
 import torch
 from commands import forked, refused, rows, run, weights
 
-from videoseek.config import UsageError, load_config
-from videoseek.data.clueworld import prepare
+from videoseek.config import UsageError
+from videoseek.config_merge import load_config
 from videoseek.model.load import load_model, load_tokenizer, model_folder, save_pretrained
+from videoseek.samples.clueworld import prepare
 from videoseek.stages.pipeline import check_batches, check_masters
 
 Record = dict[str, Any]

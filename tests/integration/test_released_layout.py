@@ -11,12 +11,12 @@ from commands import forked, numbers, summary, weights
 from released import COMPANIONS, VOCABULARY, write_released
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from videoseek.data.clueworld import prepare
 from videoseek.model.load import load_model
+from videoseek.samples.clueworld import prepare
 
 SMALL = ["sft.steps=1", "sft.samples_per_step=2", "grpo.steps=1", "grpo.prompts_per_step=1", "grpo.group_size=2"]
 SMALL += ["rollout.max_new_tokens_per_turn=8", "evaluate.num_questions=1", "evaluate.samples=1"]
-SMALL += ["save_every_steps=1", "keep_checkpoints=1", "grpo.filter_zero_spread=false", "grpo.over_limit=keep"]
+SMALL += ["save_every_steps=1", "keep_checkpoints=1", "grpo.max_resample_rounds=0", "grpo.overlong=keep"]
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,12 @@ from commands import environment, forked, summary
 from openai_server import Misbehaviour, ScriptedServer, serving, shape_of
 
 from videoseek.command import run_command
-from videoseek.data import clueworld
-from videoseek.data.__main__ import main
-from videoseek.data.check import check_samples
-from videoseek.data.schema import read_samples
-from videoseek.data.synthesis.settings import QUADRANTS
-from videoseek.data.synthesis.stages import STAGES
+from videoseek.data import main
+from videoseek.samples import clueworld
+from videoseek.samples.check import check_samples
+from videoseek.samples.schema import read_samples
+from videoseek.synthesis.settings import QUADRANTS
+from videoseek.synthesis.stages import STAGES
 from videoseek.trajectory.grammar import FORMATS
 
 FULL = os.environ.get("VIDEOSEEK_FULL") == "1"
@@ -216,9 +216,7 @@ def _forked(arguments: list[str], said: str, variables: dict[str, str]) -> None:
 def started(arguments: list[str], said: Path, **variables: str) -> Any:
     """The command in a process of its own, with `variables` set, whose imports are done already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["videoseek.curation.synthesize", "videoseek.stages.pipeline", "openai", "jsonschema"]
-    )
+    context.set_forkserver_preload(["videoseek.synthesis.command", "videoseek.stages.pipeline", "openai", "jsonschema"])
     process = context.Process(target=_forked, args=(arguments, str(said), variables))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment().items():

@@ -10,8 +10,8 @@ from commands import curve, forked, run
 from damaged_video import damaged_copy
 from test_ranks import TWO_RANKS
 
-from videoseek.data import clueworld
-from videoseek.data.schema import write_samples
+from videoseek.samples import clueworld
+from videoseek.samples.schema import write_samples
 from videoseek.types import Sample
 
 #: Of six samples, two to a step: a step has two good ones, one, or none.

@@ -21,19 +21,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_world import TinyWorld, answer, look, tiny_world
 
 from videoseek.algorithms.losses import sft_loss
-from videoseek.config import TrainConfig, load_config
-from videoseek.data.packing import pack_documents, tree_length
-from videoseek.engine import OptimizerSettings, TrainEngine, all_sum, deal, end_distributed, my_share, start_distributed
+from videoseek.batches.packing import pack_documents, tree_length
+from videoseek.config import TrainConfig
+from videoseek.config_merge import load_config
+from videoseek.distributed import all_sum, rank_indices, split_over_ranks
+from videoseek.engine import OptimizerSettings, TrainEngine, end_distributed, start_distributed
 from videoseek.model import policy as policy_module
-from videoseek.model.attention import adopt
+from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, tiny_config
+from videoseek.ranks import rank
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
-from videoseek.runtime import rank
-from videoseek.stages.grpo import _Learner, _Part, _rows
-from videoseek.stages.harvest import Harvest, harvest, harvest_metrics, judge, reward_episodes, spare_group
-from videoseek.stages.run import StageRun
+from videoseek.stages.rollouts import Harvest, harvest, harvest_metrics, judge, reward_episodes, spare_group
+from videoseek.stages.stage_run import StageRun
 
 #: DeepSpeed keeps weights of up to 100,000 elements whole on every rank; of a vocabulary this large it does not.
 LARGE_VOCABULARY = 4096
@@ -48,7 +49,7 @@ def large_policy(world: TinyWorld, seed: int) -> Policy:
     config = tiny_config(world.vocabulary.tokenizer)
     config.text_config.vocab_size = LARGE_VOCABULARY
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-    return Policy(adopt(build_model(config, seed)))
+    return Policy(install_attention(build_model(config, seed)))
 
 
 def labels(world: TinyWorld, stage: int) -> dict[str, list[float]]:
@@ -60,7 +61,7 @@ def labels(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     num_labels = sum(len(row.labels) for row in rows)
     values: dict[str, list[float]] = {"loss": [], "grad_norm": []}
     for _ in range(3):
-        losses, mine = [], list(my_share(len(rows)))
+        losses, mine = [], list(rank_indices(len(rows)))
         for index in mine:
             loss = sft_loss(engine(rows[index])[0], num_labels)
             engine.backward(loss, last=index == mine[-1])
@@ -83,9 +84,9 @@ def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float
         [world.replay(index, look(4, 8), answer("A")), world.replay(index, answer("B" * (index % 3)))]
         for index in (0, 1, 8, 2, 3)
     ]
-    mine = [(groups[i], [1.0, -0.5 - i]) for i in my_share(len(groups))]
+    mine = [(groups[i], [1.0, -0.5 - i]) for i in rank_indices(len(groups))]
     longest = max(tree_length(group) for group in groups)
-    shares = [_rows(share, longest, world.packing, CPU) for share in deal(mine, num_updates)]
+    shares = [_rows(share, longest, world.packing, CPU) for share in split_over_ranks(mine, num_updates)]
     spare = [_Part.of([(groups[rank()][:1], [0.0])], world.packing, CPU)]
     values: dict[str, list[float]] = {}
     for step in range(2):
@@ -106,7 +107,7 @@ def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
     config = TrainConfig()
     config = replace(config, prompt=replace(config.prompt, style="brief"))
     start_distributed(CPU)
-    crop = Harvest(every=[groups[i] for i in my_share(len(groups))])
+    crop = Harvest(every=[groups[i] for i in rank_indices(len(groups))])
     reward_episodes(config, functions, [episode for group in crop.every for episode in group])
     return {name: [value] for name, value in harvest_metrics(crop, functions, CPU).items()}
 
@@ -114,7 +115,7 @@ def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
 def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     """A batch of two prompts, of which one's video cannot be read: of two ranks, one has nothing of its own."""
     config = load_config(["recipe=sft_rl", "data.bad_samples=skip", "grpo.prompts_per_step=2", "grpo.group_size=2"])
-    grpo = replace(config.grpo, filter_zero_spread=False, over_limit="keep")
+    grpo = replace(config.grpo, max_resample_rounds=0, overlong="keep")
     rollout = replace(config.rollout, max_turns=2, max_new_tokens_per_turn=6)
     config = replace(config, grpo=grpo, rollout=rollout)
     policy = Policy(large_policy(world, seed=0).model, freeze_vision="all")

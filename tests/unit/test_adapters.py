@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from tiny_world import TinyWorld, tiny_world
 
+from videoseek.batches.packing import pack_documents
 from videoseek.config import LoRAConfig, UsageError
-from videoseek.data.packing import pack_documents
 from videoseek.model import adapters
 from videoseek.model.adapters import add_adapters, check_peft, load_adapters, merged_weights, save_adapters
 from videoseek.model.load import load_model, save_pretrained

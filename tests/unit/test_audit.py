@@ -19,8 +19,8 @@ import broken_data
 import pytest
 
 from videoseek.command import run_command
-from videoseek.data.__main__ import main
-from videoseek.data.check import is_error
+from videoseek.data import main
+from videoseek.samples.check import is_error
 
 SOURCE = Path(__file__).parents[2] / "src"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from videoseek.model import branches
-from videoseek.model.attention import CachedAttention
-from videoseek.model.branches import BranchedAttention, branch
+from videoseek.model.attention import KVCache
+from videoseek.model.branches import SharedPrefixCache, branch
 
 GROUPS, SIZE, LAYERS = 2, 8, 2
 
@@ -18,7 +18,7 @@ def fresh(draw: torch.Generator, num_sequences: int, num_tokens: int) -> list[to
     return [torch.randn(num_sequences, count, num_tokens, SIZE, generator=draw, dtype=torch.float64) for count in heads]
 
 
-def feed(cache: CachedAttention | BranchedAttention, tokens: list[torch.Tensor], num_valid: list[int]) -> torch.Tensor:
+def feed(cache: KVCache | SharedPrefixCache, tokens: list[torch.Tensor], num_valid: list[int]) -> torch.Tensor:
     """All layers' outputs for the valid new tokens, which are appended."""
     query, key, value = tokens
     cache.begin(query.shape[2])
@@ -28,20 +28,18 @@ def feed(cache: CachedAttention | BranchedAttention, tokens: list[torch.Tensor],
     return torch.cat([output[valid] for output in outputs])
 
 
-def prompts(draw: torch.Generator, lengths: list[int]) -> CachedAttention:
-    cache = CachedAttention.empty(
-        LAYERS, (len(lengths), GROUPS, max(lengths), SIZE), torch.float64, torch.device("cpu")
-    )
+def prompts(draw: torch.Generator, lengths: list[int]) -> KVCache:
+    cache = KVCache.empty(LAYERS, (len(lengths), GROUPS, max(lengths), SIZE), torch.float64, torch.device("cpu"))
     feed(cache, fresh(draw, len(lengths), max(lengths)), lengths)
     return cache
 
 
-def both(lengths: list[int], sizes: list[int]) -> tuple[CachedAttention, BranchedAttention]:
+def both(lengths: list[int], sizes: list[int]) -> tuple[KVCache, SharedPrefixCache]:
     """The same sequences with copies of their prompts, and sharing them."""
     copied, shared = (prompts(torch.Generator().manual_seed(0), lengths) for _ in range(2))
     copied = branch(copied, sizes)
-    assert isinstance(copied, CachedAttention)
-    return copied, BranchedAttention.of(shared, sizes)
+    assert isinstance(copied, KVCache)
+    return copied, SharedPrefixCache.of(shared, sizes)
 
 
 def test_shared_prompts_equal_copies_through_growth_selection_and_padding() -> None:
@@ -95,9 +93,9 @@ def test_a_prompt_is_kept_once() -> None:
 
 def test_the_kernels_rule_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(0)
-    assert isinstance(branch(prompts(draw, [3]), [2]), CachedAttention)
+    assert isinstance(branch(prompts(draw, [3]), [2]), KVCache)
     monkeypatch.setattr(branches, "choose", lambda _: "triton")
-    assert isinstance(branch(prompts(draw, [3]), [2]), BranchedAttention)
+    assert isinstance(branch(prompts(draw, [3]), [2]), SharedPrefixCache)
 
 
 def test_refusals() -> None:

@@ -166,7 +166,7 @@ def test_sampled_tokens_are_kept_as_they_are(world: TinyWorld) -> None:
     assert all(builder.loss_mask[len(before) :])
     assert parsed.answer is None and parsed.faults
     episode = builder.finish(StopReason.TOKEN_LIMIT, weight_version=7)
-    assert episode.weight_version == 7 and episode.stop_reason.over_limit
+    assert episode.weight_version == 7 and episode.stop_reason.overlong
     assert episode.assistant_texts()[0].startswith("<think>")
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tiny_world import FORMAT, MALFORMED, answer, look, tiny_world
 
-from videoseek.data import check
-from videoseek.data.check import Rules, check_samples, find_bad, question_problems, refusal, turn_problems
-from videoseek.data.schema import DataError
+from videoseek.samples import check
+from videoseek.samples.check import Rules, check_samples, find_bad, question_problems, refusal, turn_problems
+from videoseek.samples.schema import DataError
 from videoseek.types import Sample
 from videoseek.video.decode import probe
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_world import FORMAT, LIMITS, tiny_world
 
-from videoseek.data import clueworld
+from videoseek.samples import clueworld
 from videoseek.trajectory.grammar import CALL_FAULTS
 from videoseek.types import Sample
 from videoseek.video.decode import decode_clip, probe

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from videoseek.command import Options, parse, run_command
-from videoseek.config import UsageError, config_keys, list_recipes, load_config
-from videoseek.runtime import RunError
+from videoseek.config import UsageError
+from videoseek.config_merge import config_keys, list_recipes, load_config
+from videoseek.metrics import RunError
 
 SRC = Path(__file__).parents[2] / "src"
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from videoseek.config import DataConfig, TrainConfig, UsageError, config_keys, config_yaml, load_config
+from videoseek.config import DataConfig, TrainConfig, UsageError
+from videoseek.config_merge import config_keys, config_yaml, load_config
 
 #: The command line is a promise: a key that comes or goes changes this list in the same commit.
 FROZEN_KEYS = """
 recipe model output_dir seed resume stages save_every_steps keep_checkpoints device dtype
-gradient_checkpointing
+gradient_checkpointing grad_clip
 data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples
 data.num_sft data.num_rl data.num_eval data.cache_dir
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
@@ -22,16 +23,16 @@ tdam.rule tdam.share
 prompt.format prompt.style
 lora.rank lora.alpha lora.targets
 sft.steps sft.samples_per_step sft.max_tokens_per_micro_batch sft.learning_rate sft.warmup_steps sft.schedule
-sft.weight_decay sft.grad_clip sft.betas sft.freeze_vision
+sft.weight_decay sft.betas sft.freeze_vision
 grpo.steps grpo.prompts_per_step grpo.group_size grpo.loss grpo.advantage grpo.learning_rate grpo.warmup_steps
-grpo.weight_decay grpo.grad_clip grpo.clip_low grpo.clip_high grpo.kl_coef grpo.kl_kind grpo.over_limit
-grpo.filter_zero_spread grpo.max_resample_rounds grpo.updates_per_batch grpo.importance_cap
+grpo.weight_decay grpo.clip_low grpo.clip_high grpo.kl_coef grpo.kl_kind grpo.overlong
+grpo.max_resample_rounds grpo.updates_per_batch grpo.importance_cap
 grpo.max_tokens_per_micro_batch grpo.freeze_vision
-rollout.engine rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
+rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
 rollout.top_p rollout.episodes_per_batch rollout.deadline_seconds
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
-evaluate.num_questions evaluate.samples evaluate.temperature
+evaluate.num_questions evaluate.samples
 """
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from videoseek.command import run_command
-from videoseek.curation.convert import USAGE
-from videoseek.data.__main__ import main
-from videoseek.data.readers import detect_format, read_rows
-from videoseek.data.readers.rows import VideoPaths
-from videoseek.data.schema import read_samples
+from videoseek.data import main
+from videoseek.data_tools.convert import USAGE
+from videoseek.samples.readers import detect_format, read_rows
+from videoseek.samples.readers.rows import VideoPaths
+from videoseek.samples.schema import read_samples
 
 SAMPLES = Path(__file__).parents[2] / "data/samples"
 SOURCES = [str(SAMPLES / name) for name in ("seeker_sft_single_w_tool.json", "sharegpt.json", "trl.jsonl")]

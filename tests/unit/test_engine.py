@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from tiny_world import answer, tiny_world
 
-from videoseek.data.packing import pack_documents
+from videoseek.batches.packing import pack_documents
 from videoseek.engine import OptimizerSettings, TrainEngine, start_distributed
 from videoseek.runtime import free_memory
 

@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_world import TinyWorld, answer, assert_same_gradients, look, tiny_world
 
-from videoseek.config import TrainConfig, load_config
-from videoseek.data.packing import tree_length
-from videoseek.engine import OptimizerSettings, TrainEngine, deal
+from videoseek.batches.packing import tree_length
+from videoseek.config import TrainConfig
+from videoseek.config_merge import load_config
+from videoseek.distributed import split_over_ranks
+from videoseek.engine import OptimizerSettings, TrainEngine
 from videoseek.model.policy import Policy
 from videoseek.rollout.native import NativeEngine
 from videoseek.stages import grpo
-from videoseek.stages.harvest import ScoredGroup
+from videoseek.stages.rollouts import ScoredGroup
 
 CPU = torch.device("cpu")
 WHOLE = 10**9
@@ -62,7 +64,7 @@ class Spy:
     def update(self, scored: list[ScoredGroup], *, shares: int, max_tokens: int, step: int = 0) -> dict[str, float]:
         packing = self.world.packing
         spare = [grpo._Part.of([(scored[0][0][:1], [0.0])], packing, CPU)]
-        parts = [grpo._rows(share, max_tokens, packing, CPU) for share in deal(scored, shares)]
+        parts = [grpo._rows(share, max_tokens, packing, CPU) for share in split_over_ranks(scored, shares)]
         return self.learner.update(parts, spare, step)
 
 
@@ -141,6 +143,6 @@ def test_metrics_of_several_steps_are_joined_by_their_names() -> None:
 @settings(deadline=None)
 @given(count=st.integers(0, 20), num_shares=st.integers(1, 6))
 def test_shares_are_even_and_lose_nothing(count: int, num_shares: int) -> None:
-    shares = deal(range(count), num_shares)
+    shares = split_over_ranks(range(count), num_shares)
     assert [item for share in shares for item in share] == list(range(count))
     assert len(shares) == num_shares and max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -7,9 +7,9 @@ import pytest
 from damaged_video import damaged_copy
 from tiny_world import TOKENS_PER_SECOND, answer, look, memorised, tiny_world
 
-from videoseek.evaluate.held_out import answer_questions, clue_iou, needs_tool, scores, summarize
 from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.rollout.native import NativeEngine, SamplingSettings
+from videoseek.stages.scores import answer_questions, clue_iou, needs_tool, scores, summarize
 from videoseek.types import Episode, Sample, StopReason
 
 
@@ -63,7 +63,7 @@ def test_scores_by_hand(groups: list[list[Episode]]) -> None:
         "chance_tool": 1 / 2,
         "clue_iou": 1 / 2,
         "format": 1.0,
-        "over_limit_rate": 0.0,
+        "overlong_rate": 0.0,
         "deadline_rate": 0.0,
         "unreadable": 0.0,
     }
@@ -113,7 +113,7 @@ def test_episodes_cut_by_a_limit_are_reported(groups: list[list[Episode]]) -> No
     first[0] = replace(first[0], stop_reason=StopReason.DEADLINE)
     second[1] = replace(second[1], stop_reason=StopReason.TOKEN_LIMIT)
     values = scores(groups, [], "strict", 0.05, "grounding")
-    assert (values["over_limit_rate"], values["deadline_rate"]) == (1 / 2, 1 / 4)
+    assert (values["overlong_rate"], values["deadline_rate"]) == (1 / 2, 1 / 4)
 
 
 def test_unreadable_questions_are_left_out_and_reported(tmp_path: Path) -> None:

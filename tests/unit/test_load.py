@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_world import TinyWorld, row_logits, tiny_world
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from videoseek.data.packing import pack_documents
+from videoseek.batches.packing import pack_documents
 from videoseek.model import attention
 from videoseek.model.attention import IMPLEMENTATION
 from videoseek.model.load import (

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qwen_bpe import qwen_tokenizer
 
+from videoseek.batches.masks import ALL_VISIBLE, RULES, ReferenceTags, selects, token_masks
 from videoseek.trajectory.grammar import FORMATS
-from videoseek.trajectory.masks import ALL_VISIBLE, RULES, ReferenceTags, selects, token_masks
 from videoseek.trajectory.roles import assistant_roles, token_bytes
 from videoseek.types import Role, TurnKind
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_world import tiny_world
 
-from videoseek.data.packing import pack_documents
+from videoseek.batches.packing import pack_documents
 from videoseek.model import attention
-from videoseek.model.attention import IMPLEMENTATION, CachedAttention, PackedAttention, adopt, document_bounds
+from videoseek.model.attention import IMPLEMENTATION, KVCache, PackedAttention, document_bounds, install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model
 
@@ -120,7 +120,7 @@ class History:
         self.keys = [torch.zeros(GROUPS, 0, SIZE, dtype=torch.float64) for _ in range(num_sequences)]
         self.values = list(self.keys)
 
-    def feed(self, cache: CachedAttention, num_valid: list[int], seed: int) -> None:
+    def feed(self, cache: KVCache, num_valid: list[int], seed: int) -> None:
         """Appends ragged new tokens, padded with large numbers, and checks every valid row of every layer."""
         longest = max(num_valid)
         draw = torch.Generator().manual_seed(seed)
@@ -143,7 +143,7 @@ class History:
 
 
 def test_cache_equals_recomputation_through_growth_selection_and_padding() -> None:
-    cache = CachedAttention.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
     history = History(3)
     history.feed(cache, [6, 2, 4], seed=1)
     cache.select(torch.tensor([2, 0, 0, 1, 2]), 10)
@@ -160,7 +160,7 @@ def test_cache_equals_recomputation_through_growth_selection_and_padding() -> No
 
 
 def test_selected_copies_do_not_share_memory() -> None:
-    cache = CachedAttention.empty(2, (1, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
+    cache = KVCache.empty(2, (1, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
     history = History(1)
     history.feed(cache, [3], seed=1)
     cache.select(torch.tensor([0, 0]), 8)
@@ -169,7 +169,7 @@ def test_selected_copies_do_not_share_memory() -> None:
 
 
 def test_fed_in_parts_the_cache_is_the_same() -> None:
-    cache = CachedAttention.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
     parts = [(cache.narrow(0, 1), History(1), [4]), (cache.narrow(1, 3), History(2), [6, 1])]
     for part, history, num_valid in parts:
         history.feed(part, num_valid, seed=1)
@@ -187,13 +187,13 @@ def test_calls_of_few_sequences_give_what_one_call_gives(monkeypatch: pytest.Mon
     sdpa = attention.sdpa
     monkeypatch.setattr(attention, "sdpa", lambda *args: sizes.append(len(args[0])) or sdpa(*args))
     monkeypatch.setattr(attention, "_CALL_ELEMENTS", 2 * 6 * 2 * GROUPS * SIZE)
-    cache = CachedAttention.empty(2, (5, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    cache = KVCache.empty(2, (5, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
     History(5).feed(cache, [6, 2, 4, 1, 3], seed=1)
     assert sizes == [2, 2, 1] * 2
 
 
 def test_a_single_token_repeats_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = CachedAttention.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
     history = History(3)
     history.feed(cache, [3, 5, 1], seed=1)
     monkeypatch.setattr(attention, "sdpa", None)
@@ -203,12 +203,12 @@ def test_a_single_token_repeats_no_keys(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("change", ["select", "reserve"])
 def test_the_cache_is_changed_layer_by_layer(change: str) -> None:
     """The old tensors of a layer are gone before the next layer's are made."""
-    cache = CachedAttention.empty(4, (2, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
+    cache = KVCache.empty(4, (2, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
     old = [weakref.ref(tensor) for pair in zip(cache.keys, cache.values, strict=True) for tensor in pair]
     alive: list[int] = []
-    replace_each = CachedAttention._replace_each
+    replace_each = KVCache._replace_each
 
-    def counting(self: CachedAttention, resize: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def counting(self: KVCache, resize: Callable[[torch.Tensor], torch.Tensor]) -> None:
         def counted(tensor: torch.Tensor) -> torch.Tensor:
             alive.append(sum(ref() is not None for ref in old))
             return resize(tensor)
@@ -216,13 +216,13 @@ def test_the_cache_is_changed_layer_by_layer(change: str) -> None:
         replace_each(self, counted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CachedAttention, "_replace_each", counting)
+        patch.setattr(KVCache, "_replace_each", counting)
         cache.select(torch.tensor([0, 0, 1]), 8) if change == "select" else cache.reserve(2)
     assert alive == [8, 7, 6, 5, 4, 3, 2, 1] and cache.capacity == 8
 
 
 def test_cache_refuses_more_than_it_holds() -> None:
-    cache = CachedAttention.empty(1, (2, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
+    cache = KVCache.empty(1, (2, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
     with pytest.raises(ValueError, match="cache holds 4 tokens, 5 are needed"):
         cache.begin(5)
     with pytest.raises(RuntimeError, match="begin was not called"):
@@ -275,6 +275,6 @@ def test_decoder_and_vision_tower_are_on_our_attention(monkeypatch: pytest.Monke
 
 def test_model_refuses_to_run_without_a_plan() -> None:
     world = tiny_world()
-    model = Policy(adopt(build_model(world.config, 0))).model
+    model = Policy(install_attention(build_model(world.config, 0))).model
     with pytest.raises(RuntimeError, match="attention plan"):
         model(input_ids=torch.tensor([[1, 2, 3]]))

@@ -13,9 +13,9 @@ import torch
 from damaged_video import damaged_copy
 from tiny_world import TOKENS_PER_SECOND, TinyWorld, memorised, row_logits, tiny_world
 
-from videoseek.data.packing import pack_documents, pack_groups
+from videoseek.batches.packing import pack_documents, pack_groups
 from videoseek.model import branches
-from videoseek.model.attention import CachedAttention
+from videoseek.model.attention import KVCache
 from videoseek.model.policy import Policy
 from videoseek.rollout import native
 from videoseek.rollout.environment import Environment
@@ -23,7 +23,7 @@ from videoseek.rollout.native import NativeEngine, SamplingSettings
 from videoseek.rollout.sampling import episode_generator, sample_tokens
 from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.types import Clip, Episode, ParsedTurn, Sample, StopReason
-from videoseek.video.errors import VideoError, name_once
+from videoseek.video.errors import VideoError, warn_once
 
 SETTINGS = SamplingSettings(max_new_tokens_per_turn=24, episodes_per_batch=64)
 COPIES = 8
@@ -69,8 +69,8 @@ def test_rollout_logprobs_are_the_trainers(
     with torch.no_grad():
         logprobs, _ = policy(batch)
     assert len(logprobs) == sum(sum(episode.loss_mask) for episode in episodes) > 300
-    assert (logprobs - batch.behaviour_logprobs).abs().max() < 1e-4
-    assert batch.behaviour_logprobs.min() < -2  # not only what it knows by heart
+    assert (logprobs - batch.rollout_logprobs).abs().max() < 1e-4
+    assert batch.rollout_logprobs.min() < -2  # not only what it knows by heart
 
 
 def test_logprobs_of_an_untrained_model_agree_too(world: TinyWorld) -> None:
@@ -80,7 +80,7 @@ def test_logprobs_of_an_untrained_model_agree_too(world: TinyWorld) -> None:
     rolled = engine_of(policy, world.environment).rollout(world.samples[:3], 3, 1, settings)
     batch = pack_groups(rolled, world.packing)
     with torch.no_grad():
-        assert (policy(batch, temperature=0.6)[0] - batch.behaviour_logprobs).abs().max() < 1e-4
+        assert (policy(batch, temperature=0.6)[0] - batch.rollout_logprobs).abs().max() < 1e-4
 
 
 def test_shared_prompts_give_the_same_episodes(
@@ -184,7 +184,7 @@ def test_greedy_repeats_itself(world: TinyWorld) -> None:
         assert first.token_ids == second.token_ids
     batch = pack_groups(rolled, world.packing)
     with torch.no_grad():
-        assert (policy(batch)[0] - batch.behaviour_logprobs).abs().max() < 1e-4
+        assert (policy(batch)[0] - batch.rollout_logprobs).abs().max() < 1e-4
 
 
 class Longing(Policy):
@@ -193,7 +193,7 @@ class Longing(Policy):
     wanted: tuple[int, ...] = ()
 
     def extend(
-        self, cache: CachedAttention, embeddings: torch.Tensor, positions: torch.Tensor, num_valid: torch.Tensor
+        self, cache: KVCache, embeddings: torch.Tensor, positions: torch.Tensor, num_valid: torch.Tensor
     ) -> torch.Tensor:
         return (
             super()
@@ -241,7 +241,7 @@ def test_features_are_forgotten_unless_kept(world: TinyWorld) -> None:
         policy.model.model.visual.merger.mlp[2].weight.mul_(-1)
     batch = pack_groups(engine.rollout(world.samples[:1], 2, 0, SETTINGS), world.packing)
     with torch.no_grad():
-        assert (policy(batch)[0] - batch.behaviour_logprobs).abs().max() < 1e-4
+        assert (policy(batch)[0] - batch.rollout_logprobs).abs().max() < 1e-4
 
 
 def roll_one(world: TinyWorld, index: int, settings: SamplingSettings, **rules: int) -> Episode:
@@ -315,7 +315,7 @@ def test_every_stop_leaves_an_episode_that_can_be_trained_on(world: TinyWorld) -
         rolled = engine_of(policy, replace(world.environment, **rules)).rollout(samples, 2, 0, settings)
         batch = pack_groups(rolled, world.packing)
         with torch.no_grad():
-            assert (policy(batch)[0] - batch.behaviour_logprobs).abs().max() < 1e-4
+            assert (policy(batch)[0] - batch.rollout_logprobs).abs().max() < 1e-4
 
 
 def test_progress_mode_and_version(world: TinyWorld) -> None:
@@ -348,7 +348,7 @@ def test_an_unreadable_video_gives_an_empty_group_and_is_named_once(
 ) -> None:
     """One that cannot be opened, and one that opens and cannot be decoded; the others come out as without them."""
     policy, samples = memorised()
-    name_once.cache_clear()
+    warn_once.cache_clear()
     gone = replace(samples[0], video=str(tmp_path / "gone.mp4"))
     damaged = replace(samples[0], video=damaged_copy(samples[0].video, tmp_path / "damaged.mp4"))
     engine = engine_of(policy, world.environment)
@@ -413,7 +413,7 @@ def test_few_prompts_and_clips_are_fed_at_a_time(
     encoded: list[list[Clip]] = []
     extend, encode = policy.extend, policy.encode
 
-    def extending(cache: CachedAttention, embeddings: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def extending(cache: KVCache, embeddings: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         fed.append(embeddings.shape[0] * embeddings.shape[1])
         return extend(cache, embeddings, *rest)
 
@@ -426,4 +426,4 @@ def test_few_prompts_and_clips_are_fed_at_a_time(
     assert [e.token_ids for group in rolled for e in group] == [e.token_ids for group in groups for e in group]
     batch = pack_groups(rolled, world.packing)
     with torch.no_grad():
-        assert (policy(batch)[0] - batch.behaviour_logprobs).abs().max() < 1e-4
+        assert (policy(batch)[0] - batch.rollout_logprobs).abs().max() < 1e-4

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videoseek.data.order import batch_indices, micro_batches
+from videoseek.batches.order import batch_indices, micro_batches
 
 
 @settings(deadline=None)

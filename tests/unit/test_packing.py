@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_world import TinyWorld, answer, lengths, look, tiny_world
 
-from videoseek.data.packing import masked_by_tdam, pack_documents, pack_groups, tree_length
-from videoseek.model.positions import mrope_positions
+from videoseek.batches.packing import masked_by_tdam, pack_documents, pack_groups, tree_length
+from videoseek.batches.positions import mrope_positions
 from videoseek.types import Episode, Role
 
 
@@ -44,7 +44,7 @@ def test_a_label_stands_one_row_above_its_token(world: TinyWorld) -> None:
     trained = [(e, i) for e, episode in enumerate(episodes) for i, on in enumerate(episode.loss_mask) if on]
     assert batch.label_documents.tolist() == [e for e, _ in trained]
     assert batch.labels.tolist() == [episodes[e].token_ids[i] for e, i in trained]
-    torch.testing.assert_close(batch.behaviour_logprobs, torch.tensor([episodes[e].logprobs[i] for e, i in trained]))
+    torch.testing.assert_close(batch.rollout_logprobs, torch.tensor([episodes[e].logprobs[i] for e, i in trained]))
 
 
 def test_every_vision_row_takes_its_own_feature_once_per_distinct_clip(world: TinyWorld) -> None:

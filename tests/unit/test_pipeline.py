@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny_world import tiny_world
 
-from videoseek.config import load_config
+from videoseek.config_merge import load_config
 from videoseek.stages import pipeline
 from videoseek.stages.loading import Data
-from videoseek.stages.run import RunPlace
+from videoseek.stages.stage_run import RunContext
 
 
 def test_a_stage_gives_back_its_memory_before_the_next_model_is_loaded(
@@ -31,7 +31,7 @@ def test_a_stage_gives_back_its_memory_before_the_next_model_is_loaded(
     monkeypatch.setattr(pipeline, "free_memory", lambda: note("free"))
     config = load_config(["recipe=sft_rl", "stages=[sft,grpo]"])
     data = cast(Data, SimpleNamespace(held_out=tiny_world().samples, sft=[], rl=[]))
-    place = RunPlace(config, tmp_path, torch.device("cpu"), torch.float32)
+    place = RunContext(config, tmp_path, torch.device("cpu"), torch.float32)
     pipeline.run_stages(place, tmp_path, data, [])
     of_stage = ["save", "release", "free", "score", "free"]
     assert done == ["load sft", *of_stage, "load grpo", *of_stage]

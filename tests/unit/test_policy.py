@@ -19,12 +19,13 @@ from tiny_world import (
 )
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from videoseek.data.packing import PackSettings, pack_documents, pack_groups
+from videoseek.batches.packing import PackSettings, pack_documents, pack_groups
+from videoseek.batches.token_batch import TokenBatch
 from videoseek.model import policy as policy_module
-from videoseek.model.attention import adopt
+from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model
-from videoseek.types import Episode, TokenBatch
+from videoseek.types import Episode
 from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
 
@@ -224,7 +225,7 @@ def test_features_of_a_clip_do_not_depend_on_its_company(policy: Policy, episode
 def test_frozen_vision_gets_no_gradient(
     world: TinyWorld, episodes: list[Episode], freeze: str, tower: bool, merger: bool
 ) -> None:
-    policy = Policy(adopt(build_model(world.config, 0)), freeze_vision=freeze)
+    policy = Policy(install_attention(build_model(world.config, 0)), freeze_vision=freeze)
     grown = set(gradients(policy, policy(pack_documents(episodes[:2], world.packing))[0].sum()))
     assert any(".visual.blocks." in name for name in grown) == tower
     assert any(".visual.merger." in name for name in grown) == merger
@@ -232,7 +233,10 @@ def test_frozen_vision_gets_no_gradient(
 
 
 def test_gradient_checkpointing_changes_nothing(world: TinyWorld, episodes: list[Episode]) -> None:
-    policy, batch = Policy(adopt(build_model(world.config, 0))), pack_documents(episodes, masked(world, "turns"))
+    policy, batch = (
+        Policy(install_attention(build_model(world.config, 0))),
+        pack_documents(episodes, masked(world, "turns")),
+    )
     policy.train()
     plain = gradients(policy, policy(batch)[0].sum())
     policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2_5_VLModel
 
-from videoseek.model.positions import RULES, clip_positions, mrope_positions
+from videoseek.batches.positions import RULES, clip_positions, mrope_positions
 from videoseek.model.tiny import build_tokenizer, tiny_config
 from videoseek.types import Clip
 

@@ -13,11 +13,11 @@ import pytest
 from tiny_world import tiny_world
 
 from videoseek.config import UsageError
-from videoseek.data.check import check_samples
-from videoseek.data.readers import FORMATS, Reader, detect_format, read_rows
-from videoseek.data.readers.kinds import kind_from_evidence, kind_from_name
-from videoseek.data.readers.rows import VideoPaths
-from videoseek.data.schema import DataError
+from videoseek.samples.check import check_samples
+from videoseek.samples.readers import FORMATS, Reader, detect_format, read_rows
+from videoseek.samples.readers.kinds import kind_from_evidence, kind_from_name
+from videoseek.samples.readers.rows import VideoPaths
+from videoseek.samples.schema import DataError
 from videoseek.trajectory.grammar import FORMATS as CALL_FORMATS
 from videoseek.types import Call, Sample
 

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from videoseek.data.readers import FORMATS, Reader, open_records, read_rows
-from videoseek.data.readers.parquet import ParquetRows
-from videoseek.data.readers.records import JsonLines, JsonList, RecordFile
-from videoseek.data.readers.rows import VideoPaths
-from videoseek.data.schema import DataError, RecordError
+from videoseek.samples.readers import FORMATS, Reader, open_records, read_rows
+from videoseek.samples.readers.parquet import ParquetRows
+from videoseek.samples.readers.records import JsonLines, JsonList, RecordFile
+from videoseek.samples.readers.rows import VideoPaths
+from videoseek.samples.schema import DataError, RecordError
 
 SAMPLES = Path(__file__).parents[2] / "data/samples"
 #: More with VIDEOSEEK_FULL=1.
@@ -122,7 +122,7 @@ def test_parquet_without_its_library_says_what_to_install(tmp_path: Path, monkey
 
 
 def test_reading_does_not_import_pyarrow() -> None:
-    source = "import sys, videoseek.data.sources; sys.exit('pyarrow' in sys.modules)"
+    source = "import sys, videoseek.samples.sources; sys.exit('pyarrow' in sys.modules)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", source]) == 0
 
 

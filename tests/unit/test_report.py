@@ -15,19 +15,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from videoseek.config import UsageError, config_yaml, load_config
-from videoseek.data import clueworld
-from videoseek.evaluate.held_out import scores
-from videoseek.model.attention import adopt
+from videoseek.config import UsageError
+from videoseek.config_merge import config_yaml, load_config
+from videoseek.metrics import RunError
+from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
-from videoseek.report.__main__ import main
-from videoseek.report.html import write_report
+from videoseek.pages.report import write_report
+from videoseek.report import main
+from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeEngine, SamplingSettings
-from videoseek.runtime import RunError
-from videoseek.stages.run import video_limits, write_trajectories
-from videoseek.tools.crop import VideoCrop
+from videoseek.rollout.trajectories import write_trajectories
+from videoseek.samples import clueworld
+from videoseek.stages.evaluation import scores
+from videoseek.stages.stage_run import video_limits
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Call, Episode, Sample
@@ -99,7 +101,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def act(sample: Sample, turns: tuple[str, ...]) -> Episode:
         return environment.replay(replace(sample, turns=turns))
 
-    engine = NativeEngine(Policy(adopt(build_model(model_config, 0))), environment, 2.0)
+    engine = NativeEngine(Policy(install_attention(build_model(model_config, 0))), environment, 2.0)
     groups = {
         "direct": engine.rollout(samples, 2, 0, SamplingSettings(max_new_tokens_per_turn=8)),
         "sft": [[act(s, habits_of_sft(s, i + copy)) for copy in range(2)] for i, s in enumerate(samples)],

@@ -6,8 +6,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from videoseek.batches.masks import GLOBAL, token_masks
 from videoseek.trajectory.grammar import FORMATS
-from videoseek.trajectory.masks import GLOBAL, token_masks
 from videoseek.trajectory.roles import assistant_roles, token_bytes
 from videoseek.types import Role, TurnKind
 

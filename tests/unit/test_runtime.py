@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from videoseek import runtime
 from videoseek.config import UsageError
-from videoseek.runtime import MetricsLog, Progress, RunError, read_metrics
+from videoseek.metrics import MetricsLog, RunError, read_metrics
+from videoseek.progress import Progress
 
 SRC = Path(__file__).parents[2] / "src"
 STAGES = ["direct", "sft", "grpo"]
@@ -91,33 +92,33 @@ def test_output_dir_that_takes_no_files() -> None:
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
-    runtime.write_json_atomic(path, {"a": 1, "é": [None]})
+    runtime.write_json(path, {"a": 1, "é": [None]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1, "é": [None]}
     with pytest.raises(ValueError, match="Out of range"):
-        runtime.write_json_atomic(path, {"a": float("nan")})
+        runtime.write_json(path, {"a": float("nan")})
     with pytest.raises(TypeError):
-        runtime.write_json_atomic(path, {"a": object()})
+        runtime.write_json(path, {"a": object()})
     assert json.loads(path.read_text(encoding="utf-8"))["a"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_disk_full_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "summary.json"
-    runtime.write_json_atomic(path, 1)
+    runtime.write_json(path, 1)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        runtime.write_json_atomic(path, 2)
+        runtime.write_json(path, 2)
     assert path.read_text() == "1\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_environment_report_is_json(tmp_path: Path) -> None:
     report = runtime.environment_report()
-    runtime.write_json_atomic(tmp_path / "env.json", report)
+    runtime.write_json(tmp_path / "env.json", report)
     assert report["versions"]["torch"] == torch.__version__
     assert report["num_cpus"] >= 1 and report["memory_gib"] > 0
     assert report["revision"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", report["revision"])
@@ -189,7 +190,7 @@ def test_no_log_no_rows(tmp_path: Path) -> None:
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from videoseek.runtime import MetricsLog
+from videoseek.metrics import MetricsLog
 log = MetricsLog(Path(sys.argv[1]), ["sft"])
 for step in itertools.count(1):
     log.write("sft", step, {"loss": 1.0 / step})

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from videoseek.data.schema import (
+from videoseek.samples.schema import (
     SCHEMA_VERSION,
     DataError,
     RecordError,

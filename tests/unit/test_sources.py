@@ -9,11 +9,11 @@ import pytest
 from tiny_world import FORMAT, tiny_world
 
 from videoseek.config import UsageError
-from videoseek.data.check import check_samples
-from videoseek.data.readers.rows import Problem, VideoPaths, problem_lines
-from videoseek.data.schema import DataError, read_samples, write_samples
-from videoseek.data.sources import Loading, Mixture, Source, load_samples, parse_source
-from videoseek.stages.run import ReplayedEpisodes
+from videoseek.rollout.replay import ReplayedEpisodes
+from videoseek.samples.check import check_samples
+from videoseek.samples.readers.rows import Problem, VideoPaths, problem_lines
+from videoseek.samples.schema import DataError, read_samples, write_samples
+from videoseek.samples.sources import Loading, Mixture, Source, load_samples, parse_source
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.types import Call, Sample
 

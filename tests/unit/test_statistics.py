@@ -43,7 +43,7 @@ def test_metrics_by_hand(groups: list[list[Episode]]) -> None:
         "tools/calls_per_episode": 3 / 4,
         "tools/failure_rate": 2 / 3,
         "turns/mean": 7 / 4,
-        "turns/over_limit_rate": 0.5,
+        "turns/overlong_rate": 0.5,
         "answered_rate": 3 / 4,
     }
     assert metrics == pytest.approx(expected)

@@ -17,10 +17,9 @@ import pytest
 from openai_server import Faults, Misbehaviour, ScriptedServer, serving
 
 from videoseek.config import UsageError
-from videoseek.data.schema import DataError
-from videoseek.data.synthesis import endpoint as endpoint_module
-from videoseek.data.synthesis.asking import Asker, Rejected, Shared
-from videoseek.data.synthesis.endpoint import (
+from videoseek.samples.schema import DataError
+from videoseek.synthesis import endpoint as endpoint_module
+from videoseek.synthesis.endpoint import (
     PATIENCE,
     CallFailed,
     Endpoint,
@@ -28,7 +27,8 @@ from videoseek.data.synthesis.endpoint import (
     retry_after_seconds,
     wait_seconds,
 )
-from videoseek.data.synthesis.settings import SynthesisSettings
+from videoseek.synthesis.settings import SynthesisSettings
+from videoseek.synthesis.stage_client import Asker, Rejected, Shared
 
 KEY = "sk-never-to-be-seen-1234567890"
 VERDICT = json.dumps({"think": "I see it.", "answer": "A", "certain": True})

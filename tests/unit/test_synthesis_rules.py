@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 from video_samples import steady, write_video
 
-from videoseek.config import UsageError
-from videoseek.data.schema import DataError
-from videoseek.data.synthesis.balance import balanced
-from videoseek.data.synthesis.intake import read_items
-from videoseek.data.synthesis.items import Caption, Clue, Ending, Item, Question, Usage, in_shard
-from videoseek.data.synthesis.media import clip_parts, video_digest
-from videoseek.data.synthesis.prompts import SCHEMAS, prompt, prompt_version
-from videoseek.data.synthesis.quota import DETAILS, sampling_strategy, tidy_clues, whole_seconds
-from videoseek.data.synthesis.rules import judge_fault, question_fault, told_words, trajectory_fault, verdict_fault
-from videoseek.data.synthesis.settings import QUADRANTS, SynthesisSettings, check_settings
-from videoseek.data.synthesis.stages import caption_windows
+from videoseek.config import UsageError, VideoConfig
+from videoseek.samples.schema import DataError
+from videoseek.synthesis.balance import balanced
+from videoseek.synthesis.inputs import read_items
+from videoseek.synthesis.items import Caption, Clue, Ending, Item, Question, Usage, in_shard
+from videoseek.synthesis.media import clip_parts, video_digest
+from videoseek.synthesis.prompts import SCHEMAS, prompt, prompt_version
+from videoseek.synthesis.quota import DETAILS, sampling_strategy, tidy_clues, whole_seconds
+from videoseek.synthesis.rules import judge_fault, question_fault, told_words, trajectory_fault, verdict_fault
+from videoseek.synthesis.settings import QUADRANTS, SynthesisSettings, check_settings
+from videoseek.synthesis.stages import caption_windows
 from videoseek.types import STRATEGIES
 from videoseek.video.decode import probe
-from videoseek.video.quotas import VideoLimits, crop_clip
+from videoseek.video.quotas import crop_clip
 
-LIMITS = VideoLimits()
+LIMITS = VideoConfig()
 ASKED = Question("What does the sign say?", ("Oslo", "Rome", "Lima", "Bonn"), "B")
 
 
@@ -281,7 +281,7 @@ def test_folders_are_read_in_the_order_of_paths(tmp_path: Path) -> None:
 
 def test_a_clip_is_sent_with_its_times_or_as_a_film(tmp_path: Path) -> None:
     video = str(write_video(tmp_path / "v.mp4", steady(40, 10.0)))
-    clip = crop_clip(probe(video), 1.0, 3.0, "coarse", VideoLimits(frame_policy="uniform"))
+    clip = crop_clip(probe(video), 1.0, 3.0, "coarse", VideoConfig(frame_policy="uniform"))
     pictures = clip_parts(clip, "frames")
     assert [part["text"] for part in pictures[1::2]] == ["1.0 s:", "1.5 s:", "2.0 s:", "2.5 s:"]
     assert all(part["image_url"]["url"].startswith("data:image/jpeg;base64,") for part in pictures[2::2])
@@ -295,7 +295,7 @@ def test_a_film_shows_the_clips_frames_at_its_rate(tmp_path: Path) -> None:
     import base64
 
     video = str(write_video(tmp_path / "v.mp4", steady(40, 10.0)))
-    clip = crop_clip(probe(video), 1.0, 3.0, "coarse", VideoLimits(frame_policy="uniform"))
+    clip = crop_clip(probe(video), 1.0, 3.0, "coarse", VideoConfig(frame_policy="uniform"))
     url = clip_parts(clip, "video")[1]["video_url"]["url"]
     film = tmp_path / "film.mp4"
     film.write_bytes(base64.b64decode(url.partition("base64,")[2]))

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tiny_world import tiny_world
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from videoseek.data import clueworld
-from videoseek.model.attention import adopt
+from videoseek.model.attention import install_attention
 from videoseek.model.tiny import SPECIAL_TOKENS, build_model, build_tokenizer, tiny_config
+from videoseek.samples import clueworld
 
 
 def test_it_is_the_released_class_with_its_configuration_keys() -> None:
@@ -45,8 +45,8 @@ def test_weights_are_a_function_of_the_seed_alone() -> None:
 def test_a_configuration_outlives_the_models_built_from_it() -> None:
     config = tiny_config(build_tokenizer([]))
     before = config.to_dict()
-    adopt(build_model(config, 0))
-    adopt(build_model(config, 1))
+    install_attention(build_model(config, 0))
+    install_attention(build_model(config, 1))
     assert config.to_dict() == before
 
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from video_samples import read_number, steady, write_video, x264
 
-from videoseek.tools.crop import VideoCrop
-from videoseek.tools.registry import TOOLS, make_tool
+from videoseek.config import VideoConfig
+from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.types import Call, Clip, Fault
 from videoseek.video.decode import FRAME_CACHE, read_frames
-from videoseek.video.quotas import VideoLimits
+from videoseek.video.quotas import crop_tokens
 
-LIMITS = VideoLimits(0.5, 0.5, 8, 2, 4, 64, 2, 16, frame_policy="uniform")
+LIMITS = VideoConfig(0.5, 0.5, 8, 2, 4, 64, 2, 16, frame_policy="uniform")
 CROP = VideoCrop(LIMITS)
 
 
@@ -74,7 +74,7 @@ def test_no_call_raises(video, start, end, strategy) -> None:
     outcome = CROP.run(video, Call(start, end, strategy))
     if isinstance(outcome, Clip):
         assert 0 <= outcome.start_seconds < outcome.end_seconds <= 32.0
-        assert outcome.num_tokens <= LIMITS.crop_tokens(strategy)
+        assert outcome.num_tokens <= crop_tokens(strategy, LIMITS)
     else:
         assert len(outcome.message) < 200
 
@@ -103,10 +103,3 @@ def test_undecodable_window_is_a_fault(tmp_path) -> None:
     path.write_bytes(data)
     fault = CROP.run(str(path), Call(24.0, 28.0, "fine"))
     assert isinstance(fault, Fault) and fault.code == "decode_failed"
-
-
-def test_registry_makes_the_tool_by_its_name() -> None:
-    assert list(TOOLS) == ["crop_video"]
-    assert make_tool("crop_video", LIMITS) == CROP
-    with pytest.raises(ValueError, match="'zoom' is not one of crop_video"):
-        make_tool("zoom", LIMITS)

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from video_samples import KINDS
 
+from videoseek.config import VideoConfig
 from videoseek.video import worker
 from videoseek.video.decode import decode_clip, probe
 from videoseek.video.errors import BAD_FILES, CODES, VideoError
-from videoseek.video.quotas import VideoLimits, crop_clip, overview_clip
+from videoseek.video.quotas import crop_clip, overview_clip
 
 NUM_MUTANTS = int(os.environ.get("VIDEOSEEK_MUTANTS", 5000 if os.environ.get("VIDEOSEEK_FULL") else 500))
 DEADLINE_SECONDS = 10.0
-LIMITS = VideoLimits(max_frames=8, overview_tokens=64, coarse_tokens=64)
+LIMITS = VideoConfig(max_frames=8, overview_tokens=64, coarse_tokens=64)
 FILES = [name for name, kind in KINDS.items() if not kind.folder_fps and name != "four_hours"]
 HEADER_BYTES = 600
 

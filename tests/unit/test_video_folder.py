@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from video_samples import numbered_image, read_number, write_folder
 
-from videoseek.tools.crop import VideoCrop
+from videoseek.config import VideoConfig
+from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.types import Call, Clip
 from videoseek.video.decode import decode_clip, load_index, probe
 from videoseek.video.errors import VideoError
-from videoseek.video.quotas import VideoLimits, overview_clip
+from videoseek.video.quotas import overview_clip
 
 
 def numbers_at(path: str, *seconds: float) -> list[int]:
@@ -176,7 +177,7 @@ def test_absurd_gap_is_refused(tmp_path, number) -> None:
 
 def test_overviews_and_crops_need_not_know(tmp_path) -> None:
     path = f"{write_folder(tmp_path / 'f', range(0, 160))}#fps=4"
-    limits = VideoLimits(max_frames=16)
+    limits = VideoConfig(max_frames=16)
     clip = overview_clip(probe(path), limits)
     assert (clip.video, clip.frame_seconds[0], clip.frame_seconds[-1]) == (path, 0.0, 39.75)
     crop = VideoCrop(limits).run(path, Call(10.0, 14.0, "fine"))

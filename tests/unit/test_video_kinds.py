@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from video_samples import KINDS, read_number
 
+from videoseek.config import VideoConfig
 from videoseek.types import STRATEGIES, Clip
 from videoseek.video.decode import decode_clip, load_index, probe
-from videoseek.video.quotas import VideoLimits, crop_clip
+from videoseek.video.quotas import crop_clip
 
 NUM_CASES = 2000 if os.environ.get("VIDEOSEEK_FULL") else 200
 #: Containers round times to milliseconds: nearer to a change of frame than this, both are right. Half a frame is more.
 ROUNDING_SECONDS = 0.001
-POLICIES = {policy: VideoLimits(max_frames=12, frame_policy=policy) for policy in ("linspace", "uniform")}
+POLICIES = {policy: VideoConfig(max_frames=12, frame_policy=policy) for policy in ("linspace", "uniform")}
 FILES = [name for name, kind in KINDS.items() if not kind.folder_fps]
 
 

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from video_samples import steady, write_video, x264
 
+from videoseek.config import VideoConfig
 from videoseek.types import STRATEGIES
 from videoseek.video.decode import probe, read_frames
 from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoInfo
-from videoseek.video.quotas import VideoLimits, crop_clip, overview_clip
+from videoseek.video.quotas import crop_clip, crop_tokens, overview_clip
 
-PAPER = VideoLimits()
-UNIFORM = VideoLimits(frame_policy="uniform")
-TINY = VideoLimits(
+PAPER = VideoConfig()
+UNIFORM = VideoConfig(frame_policy="uniform")
+TINY = VideoConfig(
     overview_fps=0.5,
     crop_fps=0.5,
     overview_tokens=8,
@@ -79,7 +80,7 @@ videos = st.builds(
     st.integers(28, 4000),
 )
 budgets = st.builds(
-    lambda tokens, least, most, cap: VideoLimits(
+    lambda tokens, least, most, cap: VideoConfig(
         overview_tokens=tokens,
         coarse_tokens=tokens,
         medium_tokens=tokens,
@@ -102,7 +103,7 @@ def test_quotas_are_never_exceeded(info, limits, start_share, strategy) -> None:
     start_seconds = start_share * info.duration_seconds
     clips = [
         (overview_clip(info, limits), limits.overview_tokens),
-        (crop_clip(info, start_seconds, info.duration_seconds, strategy, limits), limits.crop_tokens(strategy)),
+        (crop_clip(info, start_seconds, info.duration_seconds, strategy, limits), crop_tokens(strategy, limits)),
     ]
     for clip, quota in clips:
         grids, high, wide = clip.grid_thw
@@ -174,9 +175,9 @@ def test_strip_is_refused_by_name() -> None:
 )
 def test_limits_validate_themselves(changes, said) -> None:
     with pytest.raises(ValueError, match=said):
-        VideoLimits(**changes)
+        VideoConfig(**changes)
 
 
 def test_unknown_strategy_is_refused() -> None:
     with pytest.raises(ValueError, match="'finest' is not one of coarse, medium, fine"):
-        PAPER.crop_tokens("finest")
+        crop_tokens("finest", PAPER)

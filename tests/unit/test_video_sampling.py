@@ -15,9 +15,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videoseek.config import VideoConfig
 from videoseek.video import quotas
 from videoseek.video.index import VideoIndex, VideoInfo
-from videoseek.video.quotas import VideoLimits, crop_clip, overview_clip
+from videoseek.video.quotas import crop_clip, overview_clip
 from videoseek.video.sampling import count_frames, frame_times, linspace_frames, smart_size
 
 NUM_CLIPS = 1000
@@ -117,7 +118,7 @@ def test_overviews_and_crops_are_those_of_the_peers_whole_function(peer, monkeyp
             "min_frames": int(rng.choice([2, 4, 8])),
             "max_frames": int(rng.choice([8, 64, 768])),
         }
-        limits = VideoLimits(
+        limits = VideoConfig(
             overview_fps=asked["fps"],
             crop_fps=asked["fps"],
             overview_tokens=quota,

@@ -18,12 +18,12 @@ import pytest
 import torch
 from video_samples import KINDS, read_number, steady, write_folder, write_video, x264
 
-from videoseek.tools.crop import VideoCrop
+from videoseek.config import VideoConfig
+from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.types import Call, Clip, Fault
 from videoseek.video import worker
 from videoseek.video.decode import decode_clip, load_index, probe
 from videoseek.video.errors import BAD_FILES, VideoError, error_metrics
-from videoseek.video.quotas import VideoLimits
 
 DEADLINE_SECONDS = 60.0
 
@@ -264,7 +264,7 @@ def test_bad_files_are_counted_once_each_by_code(tmp_path, video, started) -> No
         (tmp_path / name).write_bytes(b"nothing")
     for path in (tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "c.mp4", video):
         for _ in range(2):
-            outcome = VideoCrop(VideoLimits()).run(str(path), Call(0.0, 4.0, "coarse"))
+            outcome = VideoCrop(VideoConfig()).run(str(path), Call(0.0, 4.0, "coarse"))
             assert isinstance(outcome, Clip if path is video else Fault)
     assert error_metrics() == {"video/errors_missing_file": 1.0, "video/errors_not_video": 2.0}
 

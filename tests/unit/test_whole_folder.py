@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from videoseek.data import clueworld
-from videoseek.data.whole_folder import remove_abandoned, whole_folder
+from videoseek.files import remove_abandoned, whole_folder
+from videoseek.samples import clueworld
 
 
 def names(folder: Path) -> set[str]:
@@ -49,7 +49,7 @@ def test_a_file_in_its_place_is_an_error(tmp_path: Path) -> None:
 MAKER = """
 import sys, time
 from pathlib import Path
-from videoseek.data.whole_folder import whole_folder
+from videoseek.files import whole_folder
 with whole_folder(Path(sys.argv[1])) as partial:
     (partial / "half").touch()
     print("ready", flush=True)
@@ -77,7 +77,7 @@ def test_what_the_killed_leave_is_removed_and_what_the_living_make_is_not(tmp_pa
 
 
 def test_a_killed_generation_leaves_nothing_for_long(tmp_path: Path) -> None:
-    command = "import sys; from pathlib import Path; from videoseek.data.clueworld import prepare; "
+    command = "import sys; from pathlib import Path; from videoseek.samples.clueworld import prepare; "
     command += "prepare(Path(sys.argv[1]), 'train', 6000, 0)"
     maker = subprocess.Popen([sys.executable, "-c", command, str(tmp_path)])
     while not list(tmp_path.glob("*/videos/*.mp4")):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from videoseek.config import UsageError
-from videoseek.data.readers import detect_format, read_rows
-from videoseek.data.readers.rows import VideoPaths
-from videoseek.data.schema import DataError
-from videoseek.data.writers import WRITERS, conversation_record
+from videoseek.data_tools.writers import WRITERS, conversation_record
+from videoseek.samples.readers import detect_format, read_rows
+from videoseek.samples.readers.rows import VideoPaths
+from videoseek.samples.schema import DataError
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.types import KINDS, STRATEGIES, Call, Sample
 

@@ -2,7 +2,7 @@
 
 The name contains "flash" so that the vision tower hands over packed windows (`cu_seq_lens_q`) in one call. The decoder
 receives, in place of a mask tensor, an object of this module that knows how to attend: `PackedAttention` or
-`KernelAttention` for training rows, `CachedAttention` for generation. It travels through the model untouched under the
+`KernelAttention` for training rows, `KVCache` for generation. It travels through the model untouched under the
 key `full_attention`.
 
 Legend: B documents or sequences, L padded length, T packed tokens, H query heads, G key heads, D head size.
@@ -43,7 +43,7 @@ class Attends(Protocol):
         """query [B, H, L, D], key and value [B, G, L, D] -> [B, L, H, D]."""
 
 
-def adopt(model: Qwen2_5_VLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
+def install_attention(model: Qwen2_5_VLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
     """Puts the decoder and the vision tower of a model on our attention, and returns it.
 
     Registered in both of transformers' tables, then set on the configurations: `set_attn_implementation` would try to
@@ -212,7 +212,7 @@ def _bucket_mask(rows: torch.Tensor, end: torch.Tensor, key_class: torch.Tensor,
 
 
 @dataclass(slots=True)
-class CachedAttention:
+class KVCache:
     """Attention of new tokens against a growing cache of B sequences of unequal length.
 
     `keys` and `values` hold [B, G, capacity, D] for each layer; `lengths` [B] tokens are valid before this call. New
@@ -228,7 +228,7 @@ class CachedAttention:
     @classmethod
     def empty(
         cls, num_layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-    ) -> CachedAttention:
+    ) -> KVCache:
         """shape is [B, G, capacity, D]."""
         keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         values = [torch.zeros_like(key) for key in keys]
@@ -262,9 +262,9 @@ class CachedAttention:
             self.keys[layer] = change(self.keys[layer])
             self.values[layer] = change(self.values[layer])
 
-    def narrow(self, start: int, stop: int) -> CachedAttention:
+    def narrow(self, start: int, stop: int) -> KVCache:
         """The sequences [start, stop) in the same memory: what is fed to them is fed to this cache."""
-        return CachedAttention(
+        return KVCache(
             [key[start:stop] for key in self.keys],
             [value[start:stop] for value in self.values],
             self.lengths[start:stop],
@@ -283,7 +283,7 @@ class CachedAttention:
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if self._mask is None:
-            raise RuntimeError("CachedAttention.begin was not called")
+            raise RuntimeError("KVCache.begin was not called")
         num_new = key.shape[2]
         rows = torch.arange(len(self.lengths), device=key.device)[:, None]
         columns = self.lengths[:, None] + torch.arange(num_new, device=key.device)

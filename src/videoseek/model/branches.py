@@ -11,28 +11,28 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from videoseek_kernels import decode_attention
-from videoseek_kernels.decode import KVCache
+from videoseek_kernels.decode import KVCache as KeyValues
 from videoseek_kernels.dispatch import choose
 
-from videoseek.model.attention import CachedAttention, sdpa, sequences_per_call
+from videoseek.model.attention import KVCache, sdpa, sequences_per_call
 
 
-def branch(prompts: CachedAttention, sizes: Sequence[int]) -> CachedAttention | BranchedAttention:
+def branch(prompts: KVCache, sizes: Sequence[int]) -> KVCache | SharedPrefixCache:
     """A cache of sizes[i] sequences that go on from prompt i.
 
     Where the kernels serve, the prompts are shared; elsewhere each sequence gets a copy, which costs small models
     less than two parts of attention would. The prompts' own cache must not be used afterwards.
     """
     if choose(prompts.keys[0]) == "triton":
-        return BranchedAttention.of(prompts, sizes)
+        return SharedPrefixCache.of(prompts, sizes)
     rows = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     prompts.select(rows.to(prompts.lengths.device), prompts.capacity)
     return prompts
 
 
 @dataclass(slots=True)
-class BranchedAttention:
-    """Attention of new tokens against a shared prompt and a sequence's own tokens; used as `CachedAttention` is.
+class SharedPrefixCache:
+    """Attention of new tokens against a shared prompt and a sequence's own tokens; used as `KVCache` is.
 
     Sequence i keeps its own tokens in slot places[i], of which filled[slot] are valid; slot s belongs to prompt
     s // group_size. Own keys and values are [N, S, G, D] for each layer, those of the prompts [C, P, G, D].
@@ -51,7 +51,7 @@ class BranchedAttention:
     _span: int = 0
 
     @classmethod
-    def of(cls, prompts: CachedAttention, sizes: Sequence[int]) -> BranchedAttention:
+    def of(cls, prompts: KVCache, sizes: Sequence[int]) -> SharedPrefixCache:
         """Sequences without tokens of their own. Takes the prompts' tensors over, layer by layer."""
         filled = int(prompts.lengths.max())
 
@@ -124,7 +124,7 @@ class BranchedAttention:
             self.keys[layer] = change(self.keys[layer])
             self.values[layer] = change(self.values[layer])
 
-    def narrow(self, start: int, stop: int) -> BranchedAttention:
+    def narrow(self, start: int, stop: int) -> SharedPrefixCache:
         """The sequences [start, stop) in the same memory: what is fed to them is fed to this cache."""
         return replace(self, places=self.places[start:stop])
 
@@ -151,7 +151,7 @@ class BranchedAttention:
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """query [B, H, L, D], key and value [B, G, L, D] -> [B, L, H, D]."""
         if not self._span:
-            raise RuntimeError("BranchedAttention.begin was not called")
+            raise RuntimeError("SharedPrefixCache.begin was not called")
         columns = self.filled[self._slots][:, None] + torch.arange(key.shape[2], device=key.device)
         self.keys[layer][self._slots[:, None], columns] = key.transpose(1, 2)
         self.values[layer][self._slots[:, None], columns] = value.transpose(1, 2)
@@ -175,6 +175,6 @@ class BranchedAttention:
         """One new token a sequence. Slots that no sequence has take part with whatever they hold; nobody reads them."""
         rows = query.new_zeros(len(self.filled), 1, query.shape[1], query.shape[3])
         rows[self._slots] = query.transpose(1, 2)
-        own = KVCache(self.keys[layer], self.values[layer], self.filled + 1)
-        prompts = KVCache(self.prompt_keys[layer], self.prompt_values[layer], self.prompt_lengths)
+        own = KeyValues(self.keys[layer], self.values[layer], self.filled + 1)
+        prompts = KeyValues(self.prompt_keys[layer], self.prompt_values[layer], self.prompt_lengths)
         return decode_attention(rows, own, prefix=prompts)[self._slots]

@@ -15,8 +15,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from videoseek.config import shipped_folder
-from videoseek.model.attention import adopt
+from videoseek.files import shipped_folder
+from videoseek.model.attention import install_attention
 
 #: What a released checkpoint carries beside weights and tokenizer; copied along so that other tools can load ours.
 _COMPANIONS = ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
@@ -69,7 +69,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2_
     unfit = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if unfit:
         raise ModelError(f"{folder} lacks {len(unfit)} weights of the model's shape, among them {', '.join(unfit[:3])}")
-    return adopt(model).to(device)
+    return install_attention(model).to(device)
 
 
 def save_pretrained(

@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from videoseek.model.attention import Attends, CachedAttention, plan_attention
-from videoseek.model.branches import BranchedAttention
-from videoseek.types import Clip, TokenBatch
+from videoseek.batches.token_batch import TokenBatch
+from videoseek.model.attention import Attends, KVCache, plan_attention
+from videoseek.model.branches import SharedPrefixCache
+from videoseek.types import Clip
 from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
 
@@ -116,7 +117,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def extend(
         self,
-        cache: CachedAttention | BranchedAttention,
+        cache: KVCache | SharedPrefixCache,
         embeddings: torch.Tensor,
         positions: torch.Tensor,
         num_valid: torch.Tensor,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from videoseek.tools.crop import VideoCrop
+from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.trajectory.grammar import CallFormat
 from videoseek.trajectory.vocabulary import Vocabulary

@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from videoseek.data.order import micro_batches
-from videoseek.model.attention import CachedAttention
-from videoseek.model.branches import BranchedAttention, branch
+from videoseek.batches.order import micro_batches
+from videoseek.batches.positions import mrope_positions
+from videoseek.model.attention import KVCache
+from videoseek.model.branches import SharedPrefixCache, branch
 from videoseek.model.policy import Policy
-from videoseek.model.positions import mrope_positions
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampling import episode_generator, sample_tokens
 from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.types import Clip, Episode, Sample, StopReason
-from videoseek.video.errors import VideoError, name_once
+from videoseek.video.errors import VideoError, warn_once
 
 #: What sequences under way are kept in.
-Cache = CachedAttention | BranchedAttention
+Cache = KVCache | SharedPrefixCache
 
 #: Tokens that one pass feeds to the decoder, and merged tokens that one encodes: activations of 7B take 3.5 GiB in
 #: the wider of the two (gate, up and product of 18,944 in bfloat16). A pass takes one sequence or clip at least.
@@ -125,7 +125,7 @@ class NativeEngine:
             except VideoError as error:
                 if not skip_unreadable:
                     raise
-                name_once(f"passed over: {error}")
+                warn_once(f"passed over: {error}")
                 builders = []
             streams = [episode_generator(seed, sample.id, copy) for copy in range(copies)]
             groups.append([_Runner(*pair, 0, 0) for pair in zip(builders, streams, strict=False)])
@@ -168,11 +168,11 @@ class NativeEngine:
         sizes = [len(group) for group in groups]
         return branch(cache, sizes), logits.repeat_interleave(torch.tensor(sizes, device=logits.device), dim=0)
 
-    def _new_cache(self, num_sequences: int, capacity: int) -> CachedAttention:
+    def _new_cache(self, num_sequences: int, capacity: int) -> KVCache:
         config = self.policy.model.config.text_config
         head_size = config.hidden_size // config.num_attention_heads
         shape = (num_sequences, config.num_key_value_heads, capacity, head_size)
-        return CachedAttention.empty(
+        return KVCache.empty(
             config.num_hidden_layers, shape, self.policy.model.lm_head.weight.dtype, self.policy.device
         )
 
@@ -288,7 +288,7 @@ class NativeEngine:
             if not skip_unreadable:
                 raise
             if len(clips) == 1:
-                name_once(f"passed over: {error}")
+                warn_once(f"passed over: {error}")
                 return
             for clip in clips:
                 self._encode_at_once([clip], skip_unreadable)

@@ -29,7 +29,7 @@ def episode_sums(groups: Sequence[Sequence[Episode]], parts: Sequence[str]) -> S
         "tools/calls_per_episode": (float(len(calls)), count),
         "tools/failure_rate": (float(sum(record.clip is None for record in calls)), float(len(calls))),
         "turns/mean": (float(sum(len(e.assistant_texts()) for e in episodes)), count),
-        "turns/over_limit_rate": (float(sum(e.stop_reason.over_limit for e in episodes)), count),
+        "turns/overlong_rate": (float(sum(e.stop_reason.overlong for e in episodes)), count),
         "answered_rate": (float(sum(e.answer is not None for e in episodes)), count),
     }
     spreads = [_spread(group) for group in groups]

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import torch
 
-from videoseek.data.order import micro_batches
-from videoseek.data.packing import PackSettings, pack_documents
+from videoseek.batches.order import micro_batches
+from videoseek.batches.packing import PackSettings, pack_documents
 from videoseek.model.load import tokens_per_second
 from videoseek.rollout.environment import Environment
-from videoseek.stages.run import ReplayedEpisodes, RunPlace, load_policy
+from videoseek.rollout.replay import ReplayedEpisodes
+from videoseek.rollout.setup import load_policy
+from videoseek.runtime import choose_dtype
+from videoseek.stages.stage_run import RunContext
 from videoseek.types import Sample
 
 
@@ -23,16 +26,16 @@ def _with_turns(sample: Sample, environment: Environment) -> Sample:
     return sample if sample.turns else replace(sample, turns=(answer,))
 
 
-def dry_run(place: RunPlace, source: Path, samples: Sequence[Sample]) -> str:
+def dry_run(context: RunContext, source: Path, samples: Sequence[Sample]) -> str:
     """Loads one batch and runs it forwards and backwards; tokens, memory and time that the real run would take."""
-    config = place.config
-    policy, environment = load_policy(source, place, freeze_vision=config.sft.freeze_vision)
+    config = context.config
+    policy, environment = load_policy(source, config, context.device, freeze_vision=config.sft.freeze_vision)
     settings = PackSettings(environment.vocabulary.video_pad, tokens_per_second(policy.model.config))
     answered = [_with_turns(sample, environment) for sample in samples[: config.sft.samples_per_step]]
     episodes = list(ReplayedEpisodes(answered, environment))
     lengths = [len(episode.token_ids) for episode in episodes]
     row = micro_batches(lengths, config.sft.max_tokens_per_micro_batch)[0]
-    batch = pack_documents([episodes[i] for i in row], settings).to(place.device)
+    batch = pack_documents([episodes[i] for i in row], settings).to(context.device)
     started = time.perf_counter()
     logprobs, _ = policy(batch)
     (-logprobs.mean()).backward()
@@ -41,8 +44,10 @@ def dry_run(place: RunPlace, source: Path, samples: Sequence[Sample]) -> str:
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     per_step = sum(lengths) / len(lengths) * config.sft.samples_per_step
     # Weights, gradients and two fp32 moments, plus an fp32 master copy when the weights are in bf16.
-    bytes_each = 16 if place.dtype == torch.bfloat16 else 12
-    state_gib = (parameters * logprobs.new_empty(0, dtype=place.dtype).element_size() + trained * bytes_each) / 2**30
+    bytes_each = 16 if choose_dtype(config.dtype) == torch.bfloat16 else 12
+    state_gib = (
+        parameters * logprobs.new_empty(0, dtype=choose_dtype(config.dtype)).element_size() + trained * bytes_each
+    ) / 2**30
     time_line = f"  time: {seconds:.2f} s for this row"
     if "sft" in config.stages:
         minutes = seconds * per_step / len(batch) * config.sft.steps / 60

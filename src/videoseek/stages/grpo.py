@@ -1,33 +1,33 @@
 """GRPO on sampled episodes with a verifiable, trajectory-guided reward.
 
-Differs from the textbook (2402.03300) and from the public Video-o3 code in that: there is no reference model unless
-`kl_coef` asks for one; with one update a batch the ratio is 1, so no pass for old log-probs is made; episodes that ran
-into a limit leave the baseline as well as the loss; groups whose rewards are all equal are sampled anew, within
-bounds; a group trains as one tree, its prompt once, or as several where one would be too long; and the loss is
-normalised by counts of the whole batch.
+Differences from the textbook (2402.03300) and from the public Video-o3 code:
+there is no reference model unless `kl_coef` asks for one; a batch with one update needs no pass for old log-probs,
+since its probability ratio is 1; overlong episodes leave the baseline as well as the loss; dynamic sampling replaces
+groups whose rewards are all equal; a group trains as one packed tree, its prompt once; and the loss is normalised by
+counts of the whole batch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import torch
 
-from videoseek.algorithms.losses import LOSSES, PolicyLossSettings, combine_metrics
+from videoseek.algorithms.losses import LOSSES, Metrics, PolicyLossSettings
+from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, pack_micro_batches
 from videoseek.config import TrainConfig
-from videoseek.data.order import micro_batches
-from videoseek.data.packing import PackSettings, pack_groups, tree_length
-from videoseek.engine import OptimizerSettings, TrainEngine, all_max, all_sum, deal, gather, learning_rate
+from videoseek.distributed import all_sum, split_over_ranks
+from videoseek.engine import OptimizerSettings, TrainEngine, learning_rate
 from videoseek.model.policy import Policy
+from videoseek.progress import Progress
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
-from videoseek.runtime import Progress
-from videoseek.stages.harvest import Group, ScoredGroup, harvest, harvest_metrics, judge, spare_group
-from videoseek.stages.run import StageRun
-from videoseek.types import Clip, Sample, TokenBatch
+from videoseek.stages.rollouts import filler_group, rollout_metrics, sample_groups, with_advantages
+from videoseek.stages.stage_run import StageRun
+from videoseek.types import Clip, Sample
 from videoseek.video.errors import error_metrics
 
 
@@ -37,140 +37,85 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
     `functions` add to the rule's reward. Raises VideoError when a video cannot be read and RewardFunctionError when
     one of the functions misbehaves.
     """
-    settings = run.config.grpo
-    reference = run.reference_policy() if settings.kl_coef > 0 else None
-    engine = run.engine(OptimizerSettings((0.9, 0.999), settings.weight_decay, settings.grad_clip))
+    grpo = run.config.grpo
+    reference = run.reference_policy() if grpo.kl_coef > 0 else None
+    engine = run.engine(OptimizerSettings((0.9, 0.999), grpo.weight_decay, run.config.grad_clip))
     sampler = run.native_engine()
-    learner = _Learner(run.config, engine, sampler, reference)
+    objective = Objective(run.config, engine, sampler, reference)
     packing = run.pack_settings(masked=False)
     run.policy.train()
-    with Progress(run.name, settings.steps, run.first_step) as progress:
-        for step in range(run.first_step, settings.steps):
+    with Progress(run.name, grpo.steps, run.first_step) as progress:
+        for step in range(run.first_step, grpo.steps):
             started = time.perf_counter()
-            crop = harvest(run, engine, sampler, functions, samples, step)
-            values = harvest_metrics(crop, functions, run.device) | {"time/rollout_s": crop.seconds}
-            scored = judge(crop.groups, settings.advantage, settings.over_limit)
-            shares = [
-                _rows(share, settings.max_tokens_per_micro_batch, packing, run.device)
-                for share in deal(scored, settings.updates_per_batch)
+            rollouts = sample_groups(run, engine, sampler, functions, samples, step)
+            groups = with_advantages(rollouts.groups, grpo.advantage, grpo.overlong)
+            minibatches = [
+                pack_micro_batches(part, grpo.max_tokens_per_micro_batch, packing, run.device)
+                for part in split_over_ranks(groups, grpo.updates_per_batch)
             ]
-            spare = [_Part.of([(group, [0.0])], packing, run.device) for group in spare_group(crop, run.device)]
-            values |= learner.update(shares, spare, step)
+            filler_episode = filler_group(rollouts, run.device)
+            filler = pack_micro_batch([filler_episode], packing, run.device) if filler_episode else None
+            if len(minibatches) > 1:
+                objective.write_old_logprobs([micro for minibatch in minibatches for micro in minibatch], filler)
+            updates = []
+            for update, minibatch in enumerate(minibatches, start=step * len(minibatches)):
+                num_tokens, num_documents = objective.count(minibatch)
+                if num_documents == 0:
+                    continue  # dynamic sampling left no rank anything to learn from
+                loss, metrics = engine.accumulate(minibatch, objective.loss(num_tokens, num_documents), filler)
+                rate = learning_rate(
+                    update, grpo.steps * len(minibatches), grpo.learning_rate, grpo.warmup_steps, "constant"
+                )
+                grad_norm = engine.step(rate)
+                updates.append(metrics | {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate})
+            values = {"loss": 0.0, "grad_norm": 0.0} | join_updates(updates)
+            values |= rollout_metrics(rollouts, functions, run.device)
             values["step_time"] = time.perf_counter() - started
             run.metrics.write(run.name, step + 1, values | error_metrics())
-            run.record(f"{run.name}_step_{step + 1:06d}", crop.every)
+            run.record(f"{run.name}_step_{step + 1:06d}", rollouts.all_groups)
             progress.update(step + 1, {"reward": values["reward/mean"], "accuracy": values["rewards/accuracy/mean"]})
             run.save(engine, step + 1)
     return engine
 
 
-@dataclass(slots=True)
-class _Part:
-    """A packed row of trees, and for each of its labels [N] the advantage and the log-prob before any update."""
-
-    batch: TokenBatch
-    advantages: torch.Tensor
-    old_logprobs: torch.Tensor | None = None
-
-    @classmethod
-    def of(cls, groups: Sequence[ScoredGroup], packing: PackSettings, device: torch.device) -> _Part:
-        batch = pack_groups([group for group, _ in groups], packing).to(device)
-        by_document = torch.tensor([value for _, values in groups for value in values], device=device)
-        return cls(batch, by_document[batch.label_documents])
-
-
-def _rows(scored: Sequence[ScoredGroup], max_tokens: int, packing: PackSettings, device: torch.device) -> list[_Part]:
-    """The groups in rows of at most `max_tokens`, as far as single episodes allow."""
-    trees = [tree for group, advantages in scored for tree in _trees(group, advantages, max_tokens)]
-    rows = micro_batches([tree_length(group) for group, _ in trees], max_tokens)
-    return [_Part.of([trees[i] for i in row], packing, device) for row in rows]
-
-
-def _trees(group: Group, advantages: Sequence[float], max_tokens: int) -> list[ScoredGroup]:
-    """A group cut into trees of at most `max_tokens`, but of one episode at least; each runs the prompt again.
-
-    The gradient is that of the whole group: the loss is a sum over episodes, by counts of the whole batch.
-    """
-    shared = group[0].prompt_length - 1
-    cuts = micro_batches([len(episode.token_ids) - shared for episode in group], max_tokens - shared)
-    return [([group[i] for i in cut], [advantages[i] for i in cut]) for cut in cuts]
-
-
-def _joined(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Metrics of a batch from those of the optimizer steps made on it: means, and extremes of extremes."""
+def join_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Joins the metrics of a batch's optimizer steps: extremes (`_min`, `_max`) of extremes, means of all others."""
     values: dict[str, list[float]] = {}
     for update in updates:
         for name, value in update.items():
             values.setdefault(name, []).append(value)
     joins = {"_min": min, "_max": max}
-    return {name: joins.get(name[-4:], fmean)(found) for name, found in values.items()}
+    return {name: joins.get(name[-4:], fmean)(numbers) for name, numbers in values.items()}
 
 
 @dataclass(slots=True)
-class _Learner:
-    """The training half of a step."""
+class Objective:
+    """The policy loss of a micro-batch under the recipe, with the log-probs that it compares."""
 
     config: TrainConfig
     engine: TrainEngine
     sampler: NativeEngine
     reference: Policy | None
 
-    def update(self, shares: Sequence[Sequence[_Part]], spare: Sequence[_Part], step: int) -> dict[str, float]:
-        """One optimizer step on each share of batch `step` (from 0), but for shares that are empty on all ranks.
+    def count(self, minibatch: Sequence[MicroBatch]) -> tuple[int, int]:
+        """Trained tokens and trained episodes of an optimizer step over all ranks: what the loss is divided by."""
+        counts = [
+            sum(len(micro.batch.labels) for micro in minibatch),
+            sum(micro.batch.num_documents for micro in minibatch),
+        ]
+        num_tokens, num_documents = all_sum(counts, self.engine.policy.device)
+        return int(num_tokens), int(num_documents)
 
-        `spare` (one part; none if no rank has any) takes part at weight zero where another rank has more rows.
-        """
-        grpo = self.config.grpo
-        if len(shares) > 1:
-            with torch.no_grad():
-                for part in self._in_step([part for share in shares for part in share], spare):
-                    part.old_logprobs, _ = self._logprobs(part)
-        updates = []
-        for number, parts in enumerate(shares, start=step * len(shares)):
-            rate = learning_rate(number, grpo.steps * len(shares), grpo.learning_rate, grpo.warmup_steps, "constant")
-            updates.append(self._step(parts, spare, rate))
-        return {"loss": 0.0, "grad_norm": 0.0} | _joined(updates)
+    @torch.no_grad()
+    def write_old_logprobs(self, micro_batches: Sequence[MicroBatch], filler: MicroBatch | None) -> None:
+        """Writes into each micro-batch the log-probs under the weights before the first update."""
+        for micro in self.engine.pad_to_longest_rank(micro_batches, filler):
+            micro.old_logprobs, _ = self.logprobs(micro)
 
-    def _step(self, parts: Sequence[_Part], spare: Sequence[_Part], rate: float) -> dict[str, float]:
-        """One optimizer step and its metrics; none of both when there is nothing to learn from on any rank."""
-        device = self.engine.policy.device
-        num_tokens, num_documents = all_sum(
-            [sum(len(part.batch.labels) for part in parts), sum(part.batch.num_documents for part in parts)], device
-        )
-        if not num_documents:
-            return {}
-        settings = self._loss_settings(int(num_tokens), int(num_documents))
-        rows = self._in_step(parts, spare)
-        sums, metrics = [0.0, 0.0], []
-        for index, part in enumerate(rows):
-            logprobs, entropy = self._logprobs(part)
-            loss, part_metrics = LOSSES[self.config.grpo.loss](
-                logprobs,
-                logprobs.detach() if part.old_logprobs is None else part.old_logprobs,
-                part.advantages,
-                part.batch.label_documents,
-                settings,
-                rollout_logprobs=part.batch.behaviour_logprobs,
-                reference_logprobs=self._reference_logprobs(part),
-            )
-            counts = index < len(parts)
-            self.engine.backward(loss * float(counts), last=index == len(rows) - 1)
-            if counts:
-                sums = [sums[0] + loss.item(), sums[1] + entropy.sum().item()]
-                metrics.append({name: value.cpu() for name, value in part_metrics.items()})
-        grad_norm = self.engine.step(rate)
-        loss_total, entropy_total = all_sum(sums, device)
-        values = {"loss": loss_total, "grad_norm": grad_norm, "learning_rate": rate}
-        return combine_metrics(gather(metrics)) | values | {"entropy": entropy_total / num_tokens}
-
-    def _in_step(self, parts: Sequence[_Part], spare: Sequence[_Part]) -> list[_Part]:
-        """The parts, and the spare one as often as another rank has more: under ZeRO-3 all must call all modules."""
-        num_rows = all_max(len(parts), self.engine.policy.device)
-        return [*parts, *list(spare) * (num_rows - len(parts))]
-
-    def _loss_settings(self, num_tokens: int, num_documents: int) -> PolicyLossSettings:
+    def loss(self, num_tokens: int, num_documents: int) -> Callable[[MicroBatch], tuple[torch.Tensor, Metrics]]:
+        """The loss function for one optimizer step with these counts of trained tokens and episodes."""
         grpo, rollout = self.config.grpo, self.config.rollout
-        return PolicyLossSettings(
+        settings = PolicyLossSettings(
             num_tokens_global=num_tokens,
             num_documents_global=num_documents,
             clip_low=grpo.clip_low,
@@ -181,22 +126,41 @@ class _Learner:
             max_document_tokens=rollout.max_turns * rollout.max_new_tokens_per_turn,
         )
 
-    def _logprobs(self, part: _Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """Through the engine; a frozen vision tower's features are those that the rollout already made."""
+        def loss_of(micro: MicroBatch) -> tuple[torch.Tensor, Metrics]:
+            logprobs, entropy = self.logprobs(micro)
+            loss, metrics = LOSSES[grpo.loss](
+                logprobs,
+                logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs,
+                micro.advantages,
+                micro.batch.label_documents,
+                settings,
+                rollout_logprobs=micro.batch.rollout_logprobs,
+                reference_logprobs=self.reference_logprobs(micro),
+            )
+            return loss, metrics | {"entropy": entropy.sum() / num_tokens}
+
+        return loss_of
+
+    def logprobs(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-prob [N] and entropy [N] of every label, through the engine.
+
+        A frozen vision tower gives the same features in the rollout and here, so that they are computed once.
+        """
         features = None
         if self.engine.policy.vision_is_frozen:
-            features = torch.cat([self._features(clip) for clip in part.batch.clips])
-        return self.engine(part.batch, features, self.config.rollout.temperature)
+            features = torch.cat([self._features(clip) for clip in micro.batch.clips])
+        return self.engine(micro.batch, features, self.config.rollout.temperature)
 
     def _features(self, clip: Clip) -> torch.Tensor:
-        """What the rollout made of a clip. A spare part may be another rank's: at weight zero, zeros do for it."""
+        """The rollout's features of a clip. Another rank's filler has none here: it gets zeros, at weight zero."""
         if clip in self.sampler.features:
             return self.sampler.features[clip]
         hidden_size = self.engine.policy.model.config.text_config.hidden_size
         return torch.zeros(clip.num_tokens, hidden_size, device=self.engine.policy.device)
 
-    def _reference_logprobs(self, part: _Part) -> torch.Tensor | None:
+    def reference_logprobs(self, micro: MicroBatch) -> torch.Tensor | None:
+        """Log-prob [N] of every label under the reference model, for the KL term; None without one."""
         if self.reference is None:
             return None
         with torch.no_grad():
-            return self.reference(part.batch, None, self.config.rollout.temperature)[0]
+            return self.reference(micro.batch, None, self.config.rollout.temperature)[0]

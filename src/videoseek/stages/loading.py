@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from videoseek.config import TrainConfig
-from videoseek.data.check import Rules, find_bad, refusal
-from videoseek.data.readers.rows import Problem, VideoPaths, problem_lines
-from videoseek.data.sources import Loading, Mixture, load_samples
-from videoseek.engine import barrier, gather, my_share
-from videoseek.runtime import Progress, rank, write_text_atomic
+from videoseek.distributed import barrier, gather, rank_indices
+from videoseek.files import write_text
+from videoseek.progress import Progress
+from videoseek.ranks import rank
+from videoseek.samples.check import Rules, find_bad, refusal
+from videoseek.samples.readers.rows import Problem, VideoPaths, problem_lines
+from videoseek.samples.sources import Loading, Mixture, load_samples
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.types import Sample
 
@@ -38,7 +40,7 @@ class Data:
             for where, problem in found
         ]
         if lines:
-            write_text_atomic(output_dir / "skipped.jsonl", "\n".join(lines) + "\n")
+            write_text(output_dir / "skipped.jsonl", "\n".join(lines) + "\n")
 
 
 def load_data(config: TrainConfig) -> Data:
@@ -79,7 +81,7 @@ def load_split(config: TrainConfig, name: str) -> Mixture:
         # Each rank opens the videos of its share; all hear of what any found, so that all go on, or stop, together.
         found = find_bad(
             once,
-            my_share(len(once)),
+            rank_indices(len(once)),
             need_turns=name == "sft",
             rules=rules,
             first_only=not skip_bad,

@@ -9,66 +9,40 @@ output_dir/
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from videoseek.checkpoint import CheckpointError, discard_after, is_complete, link, read_state, save_weights
-from videoseek.config import TrainConfig, UsageError, config_yaml
-from videoseek.data.clueworld import phrases
-from videoseek.engine import TrainEngine, barrier, end_distributed, gather, my_share, start_distributed
-from videoseek.evaluate.held_out import answer_questions, scores
+from videoseek.checkpoint import is_complete, link, read_state, save_weights
+from videoseek.config import TrainConfig, UsageError, stage_steps
+from videoseek.distributed import barrier
+from videoseek.engine import TrainEngine, end_distributed
+from videoseek.metrics import MetricsLog
 from videoseek.model.adapters import check_peft
-from videoseek.model.load import model_folder, save_pretrained, tokens_per_second
+from videoseek.model.load import model_folder, save_pretrained
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
-from videoseek.plan import stage_steps
-from videoseek.report.html import write_report
+from videoseek.pages.report import write_report
+from videoseek.progress import say
+from videoseek.ranks import rank, world_size
 from videoseek.rewards.functions import RewardFunction, load_reward_functions
-from videoseek.rollout.native import NativeEngine
-from videoseek.runtime import (
-    MetricsLog,
-    Progress,
-    choose_device,
-    choose_dtype,
-    environment_report,
-    free_memory,
-    prepare_output_dir,
-    rank,
-    seed_everything,
-    world_size,
-    write_json_atomic,
-    write_text_atomic,
-)
+from videoseek.runtime import free_memory
+from videoseek.samples.clueworld import phrases
 from videoseek.stages.dry_run import dry_run
+from videoseek.stages.evaluation import score_stage, write_summary
 from videoseek.stages.grpo import train_grpo
-from videoseek.stages.loading import Data, load_data, load_split
-from videoseek.stages.run import (
-    RunPlace,
-    StageRun,
-    find_resume_point,
-    load_policy,
-    sampling_settings,
-    write_trajectories,
-)
+from videoseek.stages.loading import Data, load_data
+from videoseek.stages.run_folder import start_folder, start_run
 from videoseek.stages.sft import train_sft
+from videoseek.stages.stage_run import RunContext, StageRun, find_resume_point
 from videoseek.types import Sample
-from videoseek.video.decode import FRAME_CACHE
-from videoseek.video.worker import use_worker
-
-#: What a stage's model is called in summary and report.
-MODEL_NAMES = {"direct": "direct", "sft": "sft", "grpo": "sft_rl"}
 
 
 def run(config: TrainConfig, *, only_plan: bool) -> None:
     """The whole run, or with `only_plan` a check of the data and one batch. Raises the package's own errors."""
     started = time.monotonic()
-    place = open_place(config)
-    output_dir = place.output_dir
+    context = start_run(config)
+    output_dir = context.output_dir
     # All that can be refused is, before anything in the output folder changes.
     check_batches(config)
     check_masters(config)
@@ -78,60 +52,18 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     functions = load_reward_functions(config.reward.functions) if "grpo" in config.stages else []
     data = load_data(config)
     if only_plan:
-        say(dry_run(place, start_weights(config, output_dir), data.sft or data.rl))
+        say(dry_run(context, start_weights(config, output_dir), data.sft or data.rl))
         end_distributed()
         return
     if rank() == 0:
         start_folder(config, output_dir)
         data.write_bad(output_dir)
     barrier()
-    run_stages(place, start_weights(config, output_dir), data, functions)
+    run_stages(context, start_weights(config, output_dir), data, functions)
     if rank() == 0:
         write_summary(config, output_dir, time.monotonic() - started)
         say(f"report: {write_report(output_dir)}")
     end_distributed()
-
-
-def evaluate(config: TrainConfig, *, only_check: bool) -> None:
-    """Scores the model in `config.model` on the held-out questions, under its folder's name, without training.
-
-    With `only_check` nothing but model folder and data is looked at. Raises the package's own errors.
-    """
-    started = time.monotonic()
-    place = open_place(config)
-    folder = model_folder(config.model)
-    name = folder.name
-    samples = load_split(config, "eval")[: config.evaluate.num_questions]
-    if only_check:
-        say(f"  {len(samples)} questions are in order")
-        end_distributed()
-        return
-    if rank() == 0:
-        start_folder(config, place.output_dir)
-    barrier()
-    values = score_model(place, folder, name, samples)
-    if rank() == 0:
-        summary = summary_of(config, {name: values}, time.monotonic() - started)
-        write_json_atomic(place.output_dir / "summary.json", summary)
-        say(f"report: {write_report(place.output_dir)}")
-    end_distributed()
-
-
-def open_place(config: TrainConfig) -> RunPlace:
-    """The run's folder, device and processes; fixes the seeds."""
-    place = RunPlace(
-        config, prepare_output_dir(config.output_dir), choose_device(config.device), choose_dtype(config.dtype)
-    )
-    seed_everything(config.seed)
-    start_distributed(place.device)
-    FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
-    use_worker(config.video.decode_deadline_seconds)
-    return place
-
-
-def say(text: str) -> None:
-    if rank() == 0:
-        print(text, file=sys.stderr, flush=True)
 
 
 def check_batches(config: TrainConfig) -> None:
@@ -153,35 +85,6 @@ def check_masters(config: TrainConfig) -> None:
         )
 
 
-def start_folder(config: TrainConfig, output_dir: Path) -> None:
-    """Sets an earlier run aside, unless it is to be resumed, and records what this one is."""
-    if config.resume not in ("no", "auto"):
-        rewind(config, output_dir, Path(config.resume))
-    if config.resume == "no" and (output_dir / "config.yaml").exists():
-        number = 1
-        while (aside := output_dir.with_name(f"{output_dir.name}.old-{number}")).exists():
-            number += 1
-        output_dir.replace(aside)
-        output_dir.mkdir()
-        say(f"  an earlier run was moved to {aside}")
-    write_text_atomic(output_dir / "config.yaml", config_yaml(config))
-    write_json_atomic(output_dir / "env.json", environment_report())
-
-
-def rewind(config: TrainConfig, output_dir: Path, checkpoint: Path) -> None:
-    """Puts a run back to where one of its checkpoints stands; what came after it will be made again."""
-    state = read_state(checkpoint)
-    if checkpoint.resolve().parent != output_dir.resolve() or state.stage not in config.stages:
-        raise CheckpointError(
-            f"resume={checkpoint} is no checkpoint of a stage {' or '.join(config.stages)} in output_dir {output_dir}; "
-            f"model={checkpoint} takes its weights only"
-        )
-    discard_after(checkpoint)
-    for stage in config.stages[config.stages.index(state.stage) :]:
-        (output_dir / f"evaluation-{stage}.json").unlink(missing_ok=True)
-        shutil.rmtree(output_dir / stage, ignore_errors=True)
-
-
 def start_weights(config: TrainConfig, output_dir: Path) -> Path:
     """The model folder that the run starts from; `scratch` is written first, random from the seed."""
     if config.model != "scratch":
@@ -199,9 +102,9 @@ def without_tool(sample: Sample) -> Sample:
     return replace(sample, turns=sample.turns[-1:])
 
 
-def run_stages(place: RunPlace, source: Path, data: Data, functions: Sequence[RewardFunction]) -> None:
+def run_stages(context: RunContext, source: Path, data: Data, functions: Sequence[RewardFunction]) -> None:
     """Each stage from its source's weights, or on from where it was; then its scores on the held-out questions."""
-    config, output_dir = place.config, place.output_dir
+    config, output_dir = context.config, context.output_dir
     points = {stage: find_resume_point(output_dir, stage) for stage in config.stages}
     metrics = MetricsLog(output_dir, config.stages, resume=_logged_so_far(config, output_dir, points))
     done = 0
@@ -209,14 +112,14 @@ def run_stages(place: RunPlace, source: Path, data: Data, functions: Sequence[Re
         folder = output_dir / stage
         stage_source = output_dir / "sft" if stage == "grpo" and "sft" in config.stages else source
         if not is_complete(folder):
-            run = StageRun.open(place, stage, stage_source, metrics, done, points[stage])
+            run = StageRun.open(context, stage, stage_source, metrics, done, points[stage])
             engine = train_stage(run, data, functions)
             save_weights(folder, engine, run.environment.vocabulary.tokenizer, stage_source)
             engine.release()
             del engine, run
             free_memory()
         if data.held_out and not (output_dir / f"evaluation-{stage}.json").is_file():
-            score_stage(place, stage, data.held_out)
+            score_stage(context, stage, data.held_out)
             free_memory()
         done += stage_steps(config, stage)
     if rank() == 0:
@@ -241,50 +144,3 @@ def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path
         point = points[stage]
         return (stage, read_state(point).step) if point is not None else reached
     return reached
-
-
-def score_stage(place: RunPlace, stage: str, samples: list[Sample]) -> None:
-    """Answers the held-out questions with a finished stage's weights, and keeps the scores."""
-    values = score_model(place, place.output_dir / stage, MODEL_NAMES[stage], samples)
-    if rank() == 0:
-        write_json_atomic(place.output_dir / f"evaluation-{stage}.json", values)
-    barrier()
-
-
-def score_model(place: RunPlace, folder: Path, name: str, samples: list[Sample]) -> dict[str, float]:
-    """Scores of the model in `folder`; every rank answers its share. Writes trajectories/eval_NAME.jsonl."""
-    config = place.config
-    policy, environment = load_policy(folder, place)
-    engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
-    mine = [samples[i] for i in my_share(len(samples))]
-    copies = config.evaluate.samples
-    with Progress(f"evaluate {name}", len(mine) * (copies + 1)) as progress:
-        sampled, greedy = answer_questions(
-            engine,
-            mine,
-            copies,
-            config.seed,
-            sampling_settings(config, config.evaluate.temperature),
-            on_progress=progress.track,
-        )
-    sampled, greedy = gather(sampled), gather(greedy)
-    values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format)
-    if rank() == 0:
-        write_trajectories(place.output_dir, f"eval_{name}", sampled)
-        say(f"{name}: accuracy {values['accuracy']:.3f} sampled, {values['accuracy_greedy']:.3f} greedy")
-    return values
-
-
-def write_summary(config: TrainConfig, output_dir: Path, seconds: float) -> None:
-    """summary.json: scores by model, the time this process took, and which run it was."""
-    files = {MODEL_NAMES[stage]: output_dir / f"evaluation-{stage}.json" for stage in config.stages}
-    values = {model: json.loads(path.read_text()) for model, path in files.items() if path.is_file()}
-    write_json_atomic(output_dir / "summary.json", summary_of(config, values, seconds))
-
-
-def summary_of(config: TrainConfig, values: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
-    """`SCORE/MODEL` for every model's scores; what guessing gets is of the questions and stands without a model."""
-    summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "wall_seconds": seconds}
-    for model, of_model in values.items():
-        summary |= {name if name.startswith("chance") else f"{name}/{model}": v for name, v in of_model.items()}
-    return summary

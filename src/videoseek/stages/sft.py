@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
-from videoseek.algorithms.losses import sft_loss
-from videoseek.data.order import batch_indices, micro_batches
-from videoseek.data.packing import masked_by_tdam, pack_documents
-from videoseek.data.schema import DataError
-from videoseek.engine import OptimizerSettings, TrainEngine, all_max, all_sum, learning_rate, my_share
-from videoseek.runtime import Progress, rank
-from videoseek.stages.run import ReplayedEpisodes, StageRun
+import torch
+
+from videoseek.algorithms.losses import Metrics, sft_loss
+from videoseek.batches.order import batch_indices, micro_batches
+from videoseek.batches.packing import masked_by_tdam, pack_documents
+from videoseek.batches.token_batch import TokenBatch
+from videoseek.distributed import all_sum, rank_indices
+from videoseek.engine import OptimizerSettings, TrainEngine, learning_rate
+from videoseek.progress import Progress
+from videoseek.ranks import rank
+from videoseek.rollout.replay import ReplayedEpisodes
+from videoseek.samples.schema import DataError
+from videoseek.stages.stage_run import StageRun
 from videoseek.types import Episode, Sample
 from videoseek.video.decode import read_frames
-from videoseek.video.errors import VideoError, error_metrics, name_once
+from videoseek.video.errors import VideoError, error_metrics, warn_once
 
 
 def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = None) -> TrainEngine:
@@ -30,7 +37,7 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
     settings = run.config.sft
     steps = settings.steps if steps is None else steps
     beta1, beta2 = settings.betas
-    engine = run.engine(OptimizerSettings((beta1, beta2), settings.weight_decay, settings.grad_clip))
+    engine = run.engine(OptimizerSettings((beta1, beta2), settings.weight_decay, run.config.grad_clip))
     packing = run.pack_settings(masked=True)
     episodes = ReplayedEpisodes(samples, run.environment)
     skip_bad = run.config.data.bad_samples == "skip"
@@ -39,60 +46,62 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
         for step in range(run.first_step, steps):
             started = time.perf_counter()
             indices = batch_indices(step, settings.samples_per_step, len(samples), run.config.seed)
-            share = [indices[i] for i in my_share(len(indices))]
-            mine = list(_readable(episodes, share)) if skip_bad else [episodes[index] for index in share]
-            rows = micro_batches([len(episode.token_ids) for episode in mine], settings.max_tokens_per_micro_batch)
-            num_targets, num_tokens, num_masked, num_unreadable = all_sum(
+            own_indices = [indices[i] for i in rank_indices(len(indices))]
+            batch = list(_readable(episodes, own_indices)) if skip_bad else [episodes[index] for index in own_indices]
+            counts = all_sum(
                 [
-                    sum(sum(episode.loss_mask) for episode in mine),
-                    sum(len(episode.token_ids) for episode in mine),
-                    sum(packing.tdam_rule != "off" and masked_by_tdam(episode, packing) for episode in mine),
-                    len(share) - len(mine),
+                    sum(sum(episode.loss_mask) for episode in batch),
+                    sum(len(episode.token_ids) for episode in batch),
+                    sum(packing.tdam_rule != "off" and masked_by_tdam(episode, packing) for episode in batch),
+                    len(own_indices) - len(batch),
                 ],
                 run.device,
             )
-            # Every rank runs the same number of rows; one that has fewer repeats a row at weight zero. Without anything
-            # to learn from on any rank, the weights stay as they are.
-            num_rows = all_max(len(rows), run.device) if num_targets else 0
-            packed = [[mine[i] for i in row] for row in rows]
-            if num_rows and not packed:
-                packed = [[_any_readable(episodes)]]
-            loss_sum = 0.0
-            for index in range(num_rows):
-                batch = pack_documents(packed[index % len(packed)], packing).to(run.device)
-                logprobs, _ = engine(batch)
-                loss = sft_loss(logprobs, int(num_targets)) * float(index < len(rows))
-                engine.backward(loss, last=index == num_rows - 1)
-                loss_sum += loss.item()
+            num_targets, num_tokens, num_masked, num_unreadable = map(int, counts)
             rate = learning_rate(step, steps, settings.learning_rate, settings.warmup_steps, settings.schedule)
-            grad_norm = engine.step(rate) if num_rows else 0.0
-            (loss_total,) = all_sum([loss_sum], run.device)
+            loss, grad_norm = 0.0, 0.0
+            if num_targets:  # otherwise no rank has anything to learn from, and the weights stay as they are
+                rows = [
+                    pack_documents([batch[i] for i in row], packing).to(run.device)
+                    for row in micro_batches(
+                        [len(episode.token_ids) for episode in batch], settings.max_tokens_per_micro_batch
+                    )
+                ]
+                # A rank whose own samples all dropped out still takes part, with any sample that it can read.
+                filler = rows[0] if rows else pack_documents([_any_readable(episodes)], packing).to(run.device)
+                loss, _ = engine.accumulate(rows, partial(_row_loss, engine, num_targets), filler)
+                grad_norm = engine.step(rate)
             seconds = time.perf_counter() - started
-            values = {"loss": loss_total, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": num_tokens}
+            values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": num_tokens}
             values |= {"tdam/masked_samples": num_masked, "step_time": seconds}
             values |= {"data/unreadable_samples": num_unreadable} if skip_bad else {}
             values |= {"perf/tokens_per_s": num_tokens / seconds}
             run.metrics.write(run.name, step + 1, values | error_metrics())
-            progress.update(step + 1, {"loss": loss_total})
+            progress.update(step + 1, {"loss": loss})
             run.save(engine, step + 1)
     return engine
 
 
+def _row_loss(engine: TrainEngine, num_targets: int, row: TokenBatch) -> tuple[torch.Tensor, Metrics]:
+    logprobs, _ = engine(row)
+    return sft_loss(logprobs, num_targets), {}
+
+
 def _readable(episodes: Sequence[Episode], indices: Sequence[int]) -> Iterator[Episode]:
-    """Those of `indices` that can be replayed and whose frames can be decoded, now; the others are named."""
+    """The episodes of `indices` whose video can be read now. The others are logged by name and left out."""
     for index in indices:
         try:
             episode = episodes[index]
             for clip in episode.clips:
                 read_frames(clip)
         except (DataError, VideoError) as error:
-            name_once(f"passed over: {error}")
+            warn_once(f"passed over: {error}")
             continue
         yield episode
 
 
 def _any_readable(episodes: Sequence[Episode]) -> Episode:
-    """What a rank whose own samples all dropped out takes part with, at weight zero."""
+    """The filler of a rank without readable samples. Raises DataError when it can read none at all."""
     for episode in _readable(episodes, range(len(episodes))):
         return episode
     raise DataError(f"none of the {len(episodes)} samples can be read by rank {rank()}")

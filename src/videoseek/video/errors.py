@@ -48,6 +48,6 @@ def error_metrics() -> dict[str, float]:
 
 
 @lru_cache(maxsize=1024)
-def name_once(sentence: str) -> None:
+def warn_once(sentence: str) -> None:
     """Warns the user of a file that the run goes on without, the first time only: many samples may meet it."""
     logger.warning("%s", sentence)

@@ -1,0 +1,288 @@
+"""The merge of code defaults < recipe chain < command line, and the refusal of whatever does not fit.
+
+YAML is read as plain text, so that `off`, `no` and `1e-6` mean what the field says and not what YAML guesses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from videoseek.config import TrainConfig, UsageError
+from videoseek.files import shipped_folder
+
+logger = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One settable field: dotted name, annotated type, value in the configuration at hand, metadata from `option`."""
+
+    name: str
+    type: Any
+    value: Any
+    limits: Mapping[str, Any]
+
+    @property
+    def optional(self) -> bool:
+        return type(None) in get_args(self.type)
+
+    @property
+    def is_list(self) -> bool:
+        return isinstance(self.value, list)
+
+    def expected(self) -> str:
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        arguments = [kind for kind in get_args(self.type) if kind is not type(None)]
+        wanted = names[arguments[0] if arguments else self.type]
+        if self.is_list:
+            wanted = "a list such as [a, b]" if arguments == [str] else "a list of numbers such as [0.9, 0.95]"
+        return wanted + (" or null" if self.optional else "")
+
+
+def config_keys(config: Any = None, prefix: str = "") -> dict[str, Key]:
+    """Every key by dotted name, in the order of declaration, with the values of `config` (without one: defaults)."""
+    config = TrainConfig() if config is None else config
+    hints = get_type_hints(type(config))
+    keys: dict[str, Key] = {}
+    for item in fields(config):
+        name, value = prefix + item.name, getattr(config, item.name)
+        if is_dataclass(value):
+            keys |= config_keys(value, name + ".")
+        else:
+            keys[name] = Key(name, hints[item.name], value, item.metadata)
+    return keys
+
+
+def list_recipes() -> dict[str, Path]:
+    """Packaged recipes by name."""
+    return {path.stem: path for path in sorted(shipped_folder("recipes", "recipes").glob("*.yaml"))}
+
+
+def find_recipe(name: str, folder: Path) -> Path:
+    """A YAML file (relative ones start from `folder`) or a packaged recipe's name."""
+    path = folder / Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    known = list_recipes()
+    if name in known:
+        return known[name].resolve()
+    raise UsageError(f"recipe {name!r} is neither a file nor one of {', '.join(known)}")
+
+
+def load_config(arguments: Sequence[str]) -> TrainConfig:
+    """Merge defaults, the recipe with its bases, and `key=value` arguments; refuse whatever does not fit.
+
+    Raises UsageError with one sentence that names the key, the value and what is allowed.
+    """
+    overrides = parse_overrides(arguments)
+    recipe = find_recipe(overrides.get("recipe", TrainConfig().recipe), Path.cwd())
+    tree, keys = _writable(TrainConfig()), config_keys()
+    for path in _recipe_chain(recipe):
+        for name, value in _flatten(_read_yaml(path)):
+            _assign(tree, keys, name, value, f"in {path}")
+    for name, text in overrides.items():
+        _assign(tree, keys, name, _parse_value(name, text), "on the command line")
+    merged: TrainConfig = _finish(tree, keys)
+    config = replace(merged, output_dir=merged.output_dir.replace("{recipe}", recipe.stem))
+    check_config(config)
+    return config
+
+
+def load_settings(defaults: Settings, arguments: Sequence[str]) -> Settings:
+    """`defaults`, a dataclass of `option` fields, with the `key=value` arguments in it. Raises UsageError."""
+    tree, keys = _writable(defaults), config_keys(defaults)
+    for name, text in parse_overrides(arguments).items():
+        _assign(tree, keys, name, _parse_value(name, text), "on the command line")
+    settings: Settings = _finish(tree, keys)
+    check_limits(settings)
+    return settings
+
+
+def _writable(defaults: Any) -> DictConfig:
+    """A typed tree of a dataclass's values; frozen dataclasses start out read-only."""
+    tree: DictConfig = OmegaConf.structured(defaults)
+    for node in (tree, *(child for child in tree.values() if isinstance(child, DictConfig))):
+        OmegaConf.set_readonly(node, False)
+    return tree
+
+
+def _finish(tree: DictConfig, keys: Mapping[str, Key]) -> Any:
+    """The tree as the dataclass it came from. Raises UsageError when a reference in it leads nowhere."""
+    try:
+        for name in keys:
+            OmegaConf.update(tree, name, _expand_home(OmegaConf.select(tree, name)))
+        return OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"the configuration cannot be resolved: {_first_line(error)}") from error
+
+
+def config_yaml(config: TrainConfig) -> str:
+    """The whole configuration as a recipe file that gives the same configuration again."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """`key=value`, `--key=value` and `--key value` as a mapping to raw text; the last of repeated keys wins."""
+    overrides: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith(("+", "~")):
+            raise UsageError(f"{argument!r}: keys are neither added with + nor deleted with ~; write key=value")
+        name, equals, text = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and not equals:
+            text = next(rest, "--")
+            if text.startswith("--"):
+                raise UsageError(f"{argument} is no flag and, as a key, needs a value; --help lists both")
+        elif not equals or not name:
+            raise UsageError(f"expected key=value, got {argument!r}; --help lists the keys")
+        if name in overrides:
+            logger.warning("%s is given twice: %r replaces %r", name, text, overrides[name])
+        overrides[name] = text
+    return overrides
+
+
+def check_config(config: TrainConfig) -> None:
+    """Limits of single keys, then the few that bind two keys."""
+    check_limits(config)
+    if len(config.sft.betas) != 2:
+        raise UsageError(f"sft.betas must be two numbers, got {config.sft.betas}")
+    if not config.stages or len(set(config.stages)) != len(config.stages):
+        raise UsageError(f"stages must name at least one stage and none twice, got {config.stages}")
+    for name, files, stages in (("sft", config.data.sft, {"direct", "sft"}), ("rl", config.data.rl, {"grpo"})):
+        if not files and stages & set(config.stages):
+            raise UsageError(f"data.{name} is empty, but the stages {config.stages} train on it; name a JSONL file")
+    video, grpo = config.video, config.grpo
+    if video.min_frames > video.max_frames:
+        raise UsageError(f"video.min_frames {video.min_frames} exceeds video.max_frames {video.max_frames}")
+    if grpo.updates_per_batch > grpo.prompts_per_step:
+        raise UsageError(
+            f"grpo.updates_per_batch {grpo.updates_per_batch} exceeds grpo.prompts_per_step {grpo.prompts_per_step}"
+        )
+    if not config.lora.targets:
+        raise UsageError("lora.targets must name at least one matrix, got []")
+    if config.deepspeed.offload and config.deepspeed.stage == 0:
+        raise UsageError("deepspeed.offload=true needs a deepspeed.stage of 1 or more; stage 0 has nothing to offload")
+    if "grpo" in config.stages and config.rollout.episodes_per_batch < grpo.group_size:
+        raise UsageError(
+            f"rollout.episodes_per_batch {config.rollout.episodes_per_batch} is less than grpo.group_size "
+            f"{grpo.group_size}; a group is generated side by side"
+        )
+    if config.resume not in ("no", "auto") and not Path(config.resume).is_dir():
+        raise UsageError(f"resume must be no, auto or an existing checkpoint folder, got {config.resume!r}")
+
+
+def check_limits(settings: Any) -> None:
+    """Holds every value of a dataclass of `option` fields against its own limits. Raises UsageError."""
+    for name, key in config_keys(settings).items():
+        for value in key.value if key.is_list else [key.value]:
+            if value is not None:
+                _check_limits(name, value, key.limits)
+
+
+def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if value == "":
+        raise UsageError(f"{name} must not be empty")
+    if "choices" in limits and value not in limits["choices"]:
+        raise UsageError(f"{name} must be one of {', '.join(map(str, limits['choices']))}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name} must be finite, got {value}")
+    rules = {
+        "at_least": (lambda limit: value >= limit, "at least"),
+        "above": (lambda limit: value > limit, "above"),
+        "at_most": (lambda limit: value <= limit, "at most"),
+        "below": (lambda limit: value < limit, "below"),
+    }
+    for rule, (holds, words) in rules.items():
+        if rule in limits and not holds(limits[rule]):
+            raise UsageError(f"{name} must be {words} {limits[rule]}, got {value}")
+
+
+def _recipe_chain(recipe: Path) -> list[Path]:
+    """The recipe and its bases, the outermost base first."""
+    chain = [recipe]
+    while (base := _read_yaml(chain[0]).get("base")) is not None:
+        path = find_recipe(str(base), chain[0].parent)
+        if path in chain:
+            raise UsageError(f"the base of recipe {chain[0]} leads back to {path}")
+        chain.insert(0, path)
+    return chain
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe's mapping with every scalar left as text."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {_first_line(error)}") from error
+    if content in (None, ""):
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"recipe {path} must hold `key: value` lines, got a {type(content).__name__}")
+    return content
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        elif (prefix, name) != ("", "base"):
+            yield prefix + name, value
+
+
+def _parse_value(name: str, text: str) -> Any:
+    """Text stays text, except that `[..]` is a list."""
+    if not text.startswith("["):
+        return text
+    try:
+        return yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name}={text} is not a list: {_first_line(error)}") from error
+
+
+def _assign(tree: DictConfig, keys: Mapping[str, Key], name: str, value: Any, where: str) -> None:
+    if name not in keys:
+        raise UsageError(f"unknown key {name!r} {where}; the closest are {', '.join(_closest(name, list(keys)))}")
+    key = keys[name]
+    if key.optional and value in ("null", "None", "none", "~", ""):
+        value = None
+    elif key.is_list and isinstance(value, str):
+        value = [value]
+    try:
+        OmegaConf.update(tree, name, value)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{name} must be {key.expected()}, got {value!r} {where}") from error
+
+
+def _expand_home(value: Any) -> Any:
+    """A shell leaves the `~` of `key=~/folder` alone, so it is expanded here, in texts and lists of texts."""
+    if isinstance(value, ListConfig):
+        return [_expand_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def _closest(name: str, known: list[str]) -> list[str]:
+    """The three likeliest keys: a whole group when its name was given, else by spelling, with and without the group."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(whole, 0.95 * last) + candidate.startswith(name + ".")
+
+    return sorted(known, key=likeness, reverse=True)[:3]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

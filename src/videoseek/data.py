@@ -1,0 +1,52 @@
+"""`python -m videoseek.data VERB ...`: check, convert, look at, generate and synthesise data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from videoseek.command import run_command
+from videoseek.config import UsageError
+
+VERBS = {
+    "check": "does every sample open, fit and agree with its video? exit 1 where one does not",
+    "convert": "from any format that is read to the project's JSONL, sharegpt or parquet",
+    "stats": "durations, clues, calls and tokens: a picture and the numbers",
+    "show": "one sample as a page",
+    "clueworld": "generate videos with questions and trajectories",
+    "synthesize": "tool trajectories from raw videos, by way of a vision language model's endpoint",
+}
+USAGE = "python -m videoseek.data VERB [FILE ...] [key=value ...]"
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(f"usage: {USAGE}\n\n" + "\n".join(f"  {verb:<11} {line}" for verb, line in VERBS.items()))
+        print("\nVERB --help shows its keys.")
+        return
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UsageError(f"unknown verb {verb!r}; known are {', '.join(VERBS)}")
+    _main_of(verb)(rest)
+
+
+def _main_of(verb: str) -> Callable[[list[str]], None]:
+    """The verb's own command. Only the module of the chosen verb is imported: some of them load torch."""
+    match verb:
+        case "check":
+            from videoseek.data_tools.check import main as command
+        case "convert":
+            from videoseek.data_tools.convert import main as command
+        case "stats":
+            from videoseek.data_tools.stats import main as command
+        case "show":
+            from videoseek.data_tools.show import main as command
+        case "clueworld":
+            from videoseek.data_tools.clueworld import main as command
+        case _:
+            from videoseek.synthesis.command import main as command
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,52 @@
+"""How many tokens a recorded episode takes: the real builder's own count, with crops planned and never decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.rollout.environment import Environment
+from videoseek.types import Call, Clip, Fault, Sample
+from videoseek.video.errors import VideoError
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of one episode: of the overview, of all crops, and of all else."""
+
+    overview: int
+    crops: int
+    text: int
+
+    @property
+    def total(self) -> int:
+        return self.overview + self.crops + self.text
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCrop(VideoCrop):
+    """Answers calls as the tool does, from the file's index alone."""
+
+    def run(self, video: str, call: Call) -> Clip | Fault:
+        try:
+            return self.plan(video, call)
+        except VideoError as error:
+            return Fault(error.code, error.message)
+
+
+def measure_lengths(sample: Sample, environment: Environment) -> Lengths | None:
+    """The whole trajectory, or the prompt alone where there is none; None when it goes on after its end.
+
+    `environment` holds a PlannedCrop. Raises VideoError when the video cannot be opened or shown.
+    """
+    if sample.turns:
+        try:
+            episode = environment.replay(sample)
+        except ValueError:
+            return None
+        clips, num_tokens = episode.clips, len(episode.token_ids)
+    else:
+        builder = environment.open(sample)
+        clips, num_tokens = builder.clips, len(builder.token_ids)
+    overview, crops = clips[0].num_tokens, sum(clip.num_tokens for clip in clips[1:])
+    return Lengths(overview, crops, num_tokens - overview - crops)

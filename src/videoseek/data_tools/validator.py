@@ -1,0 +1,214 @@
+"""Every record against every rule: what the `check` command finds, before anything is printed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TypeVar
+
+from videoseek.data_tools.inspect_video import content_digest, content_size
+from videoseek.data_tools.video_probe import Length, VideoProbe, in_parallel
+from videoseek.progress import Progress
+from videoseek.samples.check import (
+    Rules,
+    call_problems,
+    is_error,
+    missing_turns,
+    question_problems,
+    time_problems,
+    turn_problems,
+)
+from videoseek.samples.readers import Reader
+from videoseek.samples.readers.rows import Problem, VideoPaths
+from videoseek.samples.schema import DataError
+from videoseek.types import Sample
+from videoseek.video.errors import VideoError
+from videoseek.video.index import VideoInfo
+from videoseek.video.reader import source_stamp
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem and where it is: the record's place in words, and its id where one could be read."""
+
+    where: str
+    id: str | None
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A readable record, as little of it as must stay in memory. `number` runs over all files."""
+
+    number: int
+    where: str
+    id: str
+    reader: Reader
+    place: int
+    number_in_file: int
+    is_sound: bool
+
+    def sample(self) -> Sample:
+        return self.reader.sample(self.place, self.number_in_file)
+
+
+class Validator:
+    """Grows by one step after the other: `read` first, then those that look at the videos."""
+
+    def __init__(self, rules: Rules, *, need_turns: bool, max_tokens: int) -> None:
+        self.num_records = 0
+        self.by_video: dict[str, list[Record]] = defaultdict(list)
+        self._rules = rules
+        self._need_turns = need_turns
+        self._max_tokens = max_tokens
+        self._found: list[tuple[int, Finding]] = []
+        self._asked: dict[bytes, str] = {}
+
+    def findings(self) -> list[Finding]:
+        """In the order of the records."""
+        return [finding for _, finding in sorted(self._found, key=lambda item: item[0])]
+
+    def read(self, files: Iterable[Path], fmt: str | None, paths: VideoPaths) -> None:
+        """Every record by itself, and among the others. Raises UsageError for an unknown format."""
+        ids: set[str] = set()
+        for path in files:
+            try:
+                reader = Reader(path, fmt, paths, self._rules.fmt.name)
+            except DataError as error:
+                self._found.append((self.num_records, Finding(str(path), None, "unreadable_file", str(error))))
+                continue
+            self._read_file(reader, ids)
+
+    def _read_file(self, reader: Reader, ids: set[str]) -> None:
+        with Progress(f"read {reader.path.name}", reader.records.size) as progress:
+            for place, number_in_file, row in reader.rows(ids):
+                self.num_records += 1
+                progress.update(place, {"records": self.num_records})
+                if row.problem is not None:
+                    problem = row.problem
+                    self._found.append((self.num_records, Finding(row.where, None, problem.code, problem.message)))
+                if row.sample is not None:
+                    sample = row.sample
+                    problems = list(self._record_problems(sample, row.where))
+                    is_sound = not any(is_error(problem.code) for problem in problems)
+                    record = Record(self.num_records, row.where, sample.id, reader, place, number_in_file, is_sound)
+                    self.by_video[sample.video].append(record)
+                    self._add(record, problems)
+            progress.update(reader.records.size, {"records": self.num_records})
+
+    def _record_problems(self, sample: Sample, where: str) -> Iterator[Problem]:
+        yield from question_problems(sample)
+        if self._need_turns:
+            yield from missing_turns(sample)
+        yield from turn_problems(sample, self._rules)
+        if sample.kind == "perception":  # asks the same of every video, and more than once
+            return
+        asked = repr((sample.video, sample.question, sample.options, sample.window))
+        first = self._asked.setdefault(hashlib.blake2b(asked.encode(), digest_size=16).digest(), where)
+        if first != where:
+            yield Problem("duplicate_question", f"asks the same about the same video as {first}")
+
+    def find_leaks(self, held_out: Iterable[Path], fmt: str | None, paths: VideoPaths) -> None:
+        """Records whose video is, byte for byte, that of a held-out record. Raises DataError and UsageError.
+
+        Held-out records and videos that cannot be read are found too: nothing could be said of them.
+        """
+        videos: dict[str, tuple[str, str]] = {}
+        for path in held_out:
+            for _, _, row in Reader(path, fmt, paths).rows(set()):
+                if row.problem is not None:
+                    self._add_held_out(row.where, None, row.problem)
+                if row.sample is not None:
+                    videos.setdefault(row.sample.video, (row.where, row.sample.id))
+        for video, (where, id_) in videos.items():
+            try:
+                content_size(video)
+            except VideoError as error:
+                self._add_held_out(where, id_, Problem(error.code, error.message))
+        for video, twin in _same_content(sorted(self.by_video), sorted(videos)):
+            problem = Problem("leakage", f"{video} has the content of the held-out video {twin}")
+            for record in self.by_video[video]:
+                self._add(record, [problem])
+
+    def _add_held_out(self, where: str, id_: str | None, problem: Problem) -> None:
+        self._found.append((self.num_records + 1, Finding(where, id_, problem.code, problem.message)))
+
+    def find_missing_files(self) -> None:
+        """Without opening any: that there is a file for every video."""
+        with Progress("files", len(self.by_video)) as progress:
+            for done, (video, records) in enumerate(self.by_video.items(), 1):
+                try:
+                    source_stamp(video)
+                except VideoError as error:
+                    for record in records:
+                        self._add(record, [Problem(error.code, error.message)])
+                progress.update(done, {})
+
+    def measure(self, measurer: VideoProbe, num_workers: int) -> None:
+        """Every video once: that it opens and decodes, and what its records say about it."""
+        function = partial(self._measure_video, measurer)
+        with Progress("videos", len(self.by_video)) as progress:
+            for done, found in enumerate(in_parallel(function, self.by_video.items(), num_workers), 1):
+                for record, problems in found:
+                    self._add(record, problems)
+                progress.update(done, {"findings": len(self._found)})
+
+    def _measure_video(
+        self, measurer: VideoProbe, item: tuple[str, Sequence[Record]]
+    ) -> list[tuple[Record, list[Problem]]]:
+        """Episodes are counted for records without an error: others may have no episode."""
+        video, records = item
+        samples = {record.number: record.sample() for record in records}
+        sound = [record.number for record in records if record.is_sound]
+        result = measurer.measure(video, [samples[number] for number in sound])
+        lengths = dict(zip(sound, result.lengths, strict=True))
+        found = []
+        for record in records:
+            problems = list(result.facts.problems)
+            if result.facts.info is not None:
+                problems += self._video_problems(samples[record.number], result.facts.info, lengths.get(record.number))
+            found.append((record, problems))
+        return found
+
+    def _video_problems(self, sample: Sample, info: VideoInfo, length: Length) -> list[Problem]:
+        problems = [*time_problems(sample, info), *call_problems(sample, info, self._rules)]
+        if isinstance(length, Problem):
+            known = {problem.code for problem in problems}
+            problems += [length] if length.code not in known else []
+        elif length is not None and length.total > self._max_tokens:
+            parts = f"{length.overview} of the overview, {length.crops} of crops, {length.text} of text"
+            message = f"{length.total} tokens ({parts}); at most {self._max_tokens} are allowed"
+            problems.append(Problem("too_many_tokens", message))
+        return problems
+
+    def _add(self, record: Record, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            self._found.append((record.number, Finding(record.where, record.id, problem.code, problem.message)))
+
+
+def _same_content(videos: Iterable[str], held_out: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Pairs with the same bytes. Only files of one size are read; those that cannot be read have no content."""
+    digest = cache(partial(_known, content_digest))
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for video in held_out:
+        if (size := _known(content_size, video)) is not None:
+            by_size[size].append(video)
+    for video in videos:
+        alike = by_size.get(_known(content_size, video) or 0, [])
+        twin = next((other for other in alike if digest(video) is not None and digest(other) == digest(video)), None)
+        if twin is not None:
+            yield video, twin
+
+
+def _known(function: Callable[[str], Value], video: str) -> Value | None:
+    try:
+        return function(video)
+    except VideoError:
+        return None

@@ -1,0 +1,76 @@
+"""Live progress of anything long, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+import rich.progress
+from rich.console import Console
+
+from videoseek.ranks import rank
+
+
+class Progress:
+    """Live progress of one stage on stderr: a bar on a terminal, else a line every few seconds; rank 0 only.
+
+    Shows stage, step of total, the given numbers and the time left, reckoned from the steps done since `first_step`.
+    """
+
+    def __init__(self, stage: str, total: int, first_step: int = 0, every_seconds: float = 5.0) -> None:
+        self._stage, self._total, self._first_step = stage, total, first_step
+        self._every_seconds = every_seconds
+        self._enabled = rank() == 0
+        self._console = Console(stderr=True, highlight=False)
+        self._started = self._shown = time.monotonic()
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> Progress:
+        if self._enabled and self._console.is_terminal:
+            self._bar = rich.progress.Progress(
+                "{task.description}",
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                "{task.fields[numbers]}",
+                rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+                console=self._console,
+            )
+            self._bar.start()
+            self._bar.add_task(self._stage, total=self._total, completed=self._first_step, numbers="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def track(self, done: int, total: int) -> None:
+        """`done` of `total` units are done, for work that learns its own extent."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=total)
+        self.update(done, {})
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """`step` steps are done; `values` are the numbers to show beside it."""
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, numbers=numbers)
+            return
+        now = time.monotonic()
+        due = step >= self._total or step == self._first_step + 1 or now - self._shown >= self._every_seconds
+        if self._enabled and due:
+            self._shown = now
+            left = (now - self._started) / max(step - self._first_step, 1) * (self._total - step)
+            minutes, seconds = divmod(round(left), 60)
+            line = f"{self._stage} {step}/{self._total}  {numbers}  {minutes}:{seconds:02d} left"
+            print(line, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Prints one line to stderr, on rank 0 only."""
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)

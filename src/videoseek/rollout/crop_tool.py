@@ -1,0 +1,67 @@
+"""VideoCrop: the tool that shows a window of the video again, from the source file, at a chosen price in tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from videoseek.config import VideoConfig
+from videoseek.types import STRATEGIES, Call, Clip, Fault
+from videoseek.video.decode import probe, read_frames
+from videoseek.video.errors import VideoError, warn_once
+from videoseek.video.index import VideoInfo
+from videoseek.video.quotas import crop_clip
+
+
+@dataclass(frozen=True, slots=True)
+class VideoCrop:
+    """Runs calls against files. A fault's sentence is for the model: it states what is allowed and shows no path."""
+
+    limits: VideoConfig
+
+    def run(self, video: str, call: Call) -> Clip | Fault:
+        """The clip that the call asks for, decoded into the frame cache; or what was wrong with it. Never raises
+        for anything that a model can write or a broken file can cause."""
+        try:
+            clip = self.plan(video, call)
+            if isinstance(clip, Clip):
+                read_frames(clip)
+        except VideoError as error:
+            warn_once(error.message)
+            return Fault(error.code, "This part of the video cannot be shown; try another window or answer now.")
+        return clip
+
+    def plan(self, video: str, call: Call) -> Clip | Fault:
+        """The clip that `run` would decode, or why it would refuse the call. Raises VideoError."""
+        info = probe(video)
+        fault = self._check(info, call)
+        if fault is not None:
+            return fault
+        start_seconds, end_seconds = _clamp(info, call)
+        return crop_clip(info, start_seconds, end_seconds, call.strategy, self.limits)
+
+    def _check(self, info: VideoInfo, call: Call) -> Fault | None:
+        duration = info.duration_seconds
+        asked = f"[{call.start_seconds:.6g}, {call.end_seconds:.6g}]"
+        if call.strategy not in STRATEGIES:
+            return Fault("bad_strategy", f"The sampling strategy must be one of {', '.join(STRATEGIES)}.")
+        if not (math.isfinite(call.start_seconds) and math.isfinite(call.end_seconds)):
+            return Fault("window_outside", f"The window must be two numbers between 0 and {duration:.1f} seconds.")
+        if call.end_seconds <= call.start_seconds:
+            return Fault("window_reversed", f"The window {asked} must start before it ends.")
+        if call.start_seconds >= duration or call.end_seconds <= 0:
+            return Fault(
+                "window_outside", f"The window {asked} must lie between 0 and {duration:.1f} seconds of the video."
+            )
+        start_seconds, end_seconds = _clamp(info, call)
+        if end_seconds - start_seconds < self.limits.min_window_seconds - 1e-6:
+            return Fault(
+                "window_too_short",
+                f"The window {asked} must cover at least {self.limits.min_window_seconds:g} seconds "
+                f"between 0 and {duration:.1f}.",
+            )
+        return None
+
+
+def _clamp(info: VideoInfo, call: Call) -> tuple[float, float]:
+    return max(call.start_seconds, 0.0), min(call.end_seconds, info.duration_seconds)

@@ -1,0 +1,46 @@
+"""Recorded trajectories as episodes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from videoseek.rollout.environment import Environment
+from videoseek.samples.schema import DataError
+from videoseek.types import Episode, Sample
+from videoseek.video.errors import VideoError
+
+#: Tokens of replayed episodes that are kept, at about 40 bytes each.
+_KEPT_TOKENS = 2**23
+
+
+class ReplayedEpisodes(Sequence[Episode]):
+    """Recorded trajectories as episodes, replayed when asked for: token ids and references, no pixels.
+
+    Those used last are kept, up to `kept_tokens`.
+    """
+
+    def __init__(self, samples: Sequence[Sample], environment: Environment, kept_tokens: int = _KEPT_TOKENS) -> None:
+        self._samples = samples
+        self._environment = environment
+        self._episodes: OrderedDict[int, Episode] = OrderedDict()
+        self._num_tokens, self._kept_tokens = 0, kept_tokens
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Episode:  # type: ignore[override]
+        if index in self._episodes:
+            self._episodes.move_to_end(index)
+            return self._episodes[index]
+        sample = self._samples[index]
+        try:
+            episode = self._environment.replay(sample)
+        except (ValueError, VideoError) as error:
+            raise DataError(f"sample {sample.id!r}: {error}") from error
+        self._episodes[index] = episode
+        self._num_tokens += len(episode.token_ids)
+        while self._num_tokens > self._kept_tokens:
+            _, oldest = self._episodes.popitem(last=False)
+            self._num_tokens -= len(oldest.token_ids)
+        return episode

@@ -1,0 +1,49 @@
+"""The parts of a rollout from a configuration: the policy, its environment and the sampling settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from videoseek.config import TrainConfig
+from videoseek.model.load import ModelError, load_model, load_tokenizer
+from videoseek.model.policy import Policy
+from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.rollout.environment import Environment
+from videoseek.rollout.native import SamplingSettings
+from videoseek.runtime import choose_dtype
+from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.vocabulary import Vocabulary
+
+
+def load_policy(
+    folder: Path, config: TrainConfig, device: torch.device, *, freeze_vision: str = "none"
+) -> tuple[Policy, Environment]:
+    """The policy of a model folder, and the environment that speaks its tokens."""
+    policy = Policy(load_model(folder, choose_dtype(config.dtype), device), freeze_vision=freeze_vision)
+    if config.gradient_checkpointing:  # takes effect in training mode only
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        vocabulary = Vocabulary(load_tokenizer(folder), policy.model.lm_head.weight.shape[0])
+    except ValueError as error:
+        raise ModelError(f"model {folder}: {error}") from error
+    environment = Environment(
+        vocabulary=vocabulary,
+        fmt=FORMATS[config.prompt.format](config.prompt.style),
+        tool=VideoCrop(config.video),
+        max_turns=config.rollout.max_turns,
+        max_context_tokens=config.rollout.max_context_tokens,
+    )
+    return policy, environment
+
+
+def sampling_settings(config: TrainConfig, temperature: float) -> SamplingSettings:
+    rollout = config.rollout
+    return SamplingSettings(
+        temperature=temperature,
+        top_p=rollout.top_p,
+        max_new_tokens_per_turn=rollout.max_new_tokens_per_turn,
+        deadline_seconds=rollout.deadline_seconds,
+        episodes_per_batch=rollout.episodes_per_batch,
+    )

@@ -1,0 +1,230 @@
+"""What must hold of a sample: one function a group of rules, and the gate that every training run passes through.
+
+A rule yields a `Problem`: a stable code and one sentence. Codes in `WARNINGS` name what is odd and can be trained on,
+all others are errors. The `check` command runs the same rules, and those that need pixels, tokens or other records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+from videoseek.rewards.accuracy import option_letter, tolerant_match
+from videoseek.samples.readers.rows import Problem
+from videoseek.samples.schema import DataError
+from videoseek.trajectory.grammar import CALL_FAULTS, CallFormat
+from videoseek.types import Interval, ParsedTurn, Sample
+from videoseek.video.decode import probe
+from videoseek.video.errors import VideoError
+from videoseek.video.index import VideoInfo
+
+WARNINGS = frozenset(
+    ("repeated_option", "answer_not_letter", "answer_differs", "no_clue", "duplicate_question")
+    + ("call_reversed", "call_outside", "call_too_short", "truncated", "frames_missing")
+)
+#: Clue times are often rounded up to whole seconds.
+_ROUNDING_SECONDS = 1.0
+#: Calls that are well-formed but ask for nothing: a trajectory may hold one as a mistake that its next turn mends.
+_MENDED_FAULTS = frozenset(("negative_segment", "reversed_segment"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The protocol that trajectories are held against: a run's grammar, and the limits of its episodes and crops."""
+
+    fmt: CallFormat
+    max_turns: int
+    min_window_seconds: float
+
+
+def is_error(code: str) -> bool:
+    return code not in WARNINGS
+
+
+def check_samples(
+    samples: Sequence[Sample],
+    *,
+    need_turns: bool,
+    rules: Rules | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """The gate before training: raises DataError, naming the sample, for the first one that cannot be trained on."""
+    indices = range(len(samples))
+    found = find_bad(samples, indices, need_turns=need_turns, rules=rules, first_only=True, on_progress=on_progress)
+    if found:
+        raise refusal(found)
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that cannot be trained on, by its index and id, and the first reason why."""
+
+    index: int
+    id: str
+    problem: Problem
+
+
+def refusal(found: Sequence[BadSample]) -> DataError:
+    """The sentence about the first of them."""
+    first = min(found, key=lambda bad: bad.index)
+    return DataError(f"sample {first.id!r}: {first.problem.message}")
+
+
+def find_bad(
+    samples: Sequence[Sample],
+    indices: Sequence[int],
+    *,
+    need_turns: bool,
+    rules: Rules | None = None,
+    first_only: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[BadSample]:
+    """Those of the samples with these indices that cannot be trained on, found without decoding.
+
+    A video is opened once, however many samples are about it: that takes as long as reading the file.
+    """
+    known: dict[str, VideoInfo | VideoError] = {}
+    found = []
+    for done, index in enumerate(indices, 1):
+        sample = samples[index]
+        problem = next(_gate_errors(sample, known, need_turns=need_turns, rules=rules), None)
+        if problem is not None:
+            found.append(BadSample(index, sample.id, problem))
+            if first_only:
+                break
+        if on_progress is not None:
+            on_progress(done, len(indices))
+    return found
+
+
+def _gate_errors(
+    sample: Sample, known: dict[str, VideoInfo | VideoError], *, need_turns: bool, rules: Rules | None
+) -> Iterator[Problem]:
+    """Turns count only where they are needed, and are held against the protocol of `rules` where there are any."""
+    yield from filter(_is_error, question_problems(sample))
+    if need_turns:
+        yield from missing_turns(sample)
+        if rules is not None:
+            yield from filter(_is_error, turn_problems(sample, rules))
+    if sample.video not in known:
+        try:
+            known[sample.video] = probe(sample.video)
+        except VideoError as error:
+            known[sample.video] = error
+    info = known[sample.video]
+    if isinstance(info, VideoError):
+        yield Problem(info.code, info.message)
+        return
+    yield from filter(_is_error, time_problems(sample, info))
+
+
+def question_problems(sample: Sample) -> Iterator[Problem]:
+    """Question, options, answer and kind among themselves."""
+    try:
+        "".join((sample.id, sample.question, sample.answer, *sample.options, *sample.turns)).encode()
+    except UnicodeEncodeError as error:
+        yield Problem("bad_text", f"a text holds {error.object[error.start]!r}, half of a character")
+        return
+    if len(sample.options) > len(ascii_uppercase):
+        yield Problem("too_many_options", f"{len(sample.options)} options; the letters A to Z name at most 26")
+    elif sample.options:
+        yield from _option_problems(sample)
+    if sample.kind == "temporal_grounding" and not sample.clues:
+        yield Problem("nothing_to_ground", "kind 'temporal_grounding' needs a clue, the window that is asked for")
+    if sample.kind.endswith("_w_tool") and not sample.clues and not sample.turns:  # recorded turns need no reward
+        yield Problem("no_clue", f"kind {sample.kind!r} without a clue: no crop can be rewarded")
+
+
+def _option_problems(sample: Sample) -> Iterator[Problem]:
+    known = [option.casefold().split() for option in sample.options]
+    repeated = next((option for index, option in enumerate(known) if option in known[:index]), None)
+    if repeated is not None:
+        yield Problem("repeated_option", f"two options read {' '.join(repeated)!r}")
+    if sample.kind in ("perception", "temporal_grounding"):
+        return
+    letters = ascii_uppercase[: len(sample.options)]
+    answer = sample.answer.casefold().split()
+    if answer in known and option_letter(sample.answer) not in tuple(letters):
+        letter = letters[known.index(answer)]
+        yield Problem("answer_not_letter", f"answer {sample.answer!r} is the text of option {letter}, not its letter")
+    elif option_letter(sample.answer) not in tuple(letters):
+        yield Problem("bad_option", f"answer {sample.answer!r} is none of the options A to {letters[-1]}")
+
+
+def missing_turns(sample: Sample) -> Iterator[Problem]:
+    """For records that SFT learns from."""
+    if not sample.turns:
+        yield Problem("no_turns", "the record has no turns; SFT needs the assistant's texts")
+
+
+def turn_problems(sample: Sample, rules: Rules) -> Iterator[Problem]:
+    """The trajectory, where there is one, against the grammar and the rules of an episode, as texts alone tell."""
+    if not sample.turns:
+        return
+    max_turns = 1 if sample.kind == "perception" else rules.max_turns
+    if len(sample.turns) > max_turns:
+        yield Problem("too_many_turns", f"{len(sample.turns)} turns; an episode of this kind ends after {max_turns}")
+    if sample.kind == "perception":  # plain text, outside the protocol
+        return
+    turns = [rules.fmt.parse(text) for text in sample.turns]
+    for number, turn in enumerate(turns, 1):
+        yield from _fault_problems(number, turn)
+    answered = next((number for number, turn in enumerate(turns[:-1], 1) if turn.answer is not None), None)
+    if answered is not None:
+        yield Problem("turn_after_answer", f"turn {answered} of {len(turns)} answers, and the episode goes on")
+    last = turns[-1]
+    if last.answer is not None:
+        if sample.options and not tolerant_match(last.answer, sample.answer):
+            yield Problem("answer_differs", f"the last turn answers {last.answer!r}, the key is {sample.answer!r}")
+    elif not last.faults:
+        yield Problem("no_final_answer", f"turn {len(turns)}, the last, calls the tool and does not answer")
+
+
+def _fault_problems(number: int, turn: ParsedTurn) -> Iterator[Problem]:
+    """At most one problem a turn and code: the first fault tells what to look at."""
+    codes: set[str] = set()
+    for item in turn.faults:
+        code = "bad_turn"
+        if item.code in CALL_FAULTS:
+            code = "call_reversed" if item.code in _MENDED_FAULTS else "bad_call"
+        if code not in codes:
+            codes.add(code)
+            yield Problem(code, f"turn {number}: {item.message}")
+
+
+def time_problems(sample: Sample, info: VideoInfo) -> Iterator[Problem]:
+    """Clues and the shown window against the video that they lie in."""
+    for clue in sample.clues:
+        if _lies_beyond(clue, info):
+            yield Problem("clue_outside", f"clue {_text(clue)} lies beyond the end of {_length(info)}")
+    if sample.window is not None and sample.window[1] > info.duration_seconds:
+        yield Problem("window_outside", f"window {_text(sample.window)} lies beyond the end of {_length(info)}")
+
+
+def call_problems(sample: Sample, info: VideoInfo, rules: Rules) -> Iterator[Problem]:
+    """Windows of the trajectory's calls against the video; the tool would refuse them or cut them short."""
+    for number, text in enumerate(sample.turns, 1):
+        for call in rules.fmt.parse(text).calls:
+            window = call.start_seconds, call.end_seconds
+            if _lies_beyond(window, info):
+                yield Problem("call_outside", f"turn {number}: window {_text(window)} leaves {_length(info)}")
+            elif min(window[1], info.duration_seconds) - window[0] < rules.min_window_seconds - 1e-6:
+                least = f"{rules.min_window_seconds:g} seconds"
+                yield Problem("call_too_short", f"turn {number}: window {_text(window)} covers less than {least}")
+
+
+def _lies_beyond(window: Interval, info: VideoInfo) -> bool:
+    return window[0] >= info.duration_seconds or window[1] > info.duration_seconds + _ROUNDING_SECONDS
+
+
+def _text(window: Interval) -> str:
+    return f"[{window[0]:g}, {window[1]:g}]"
+
+
+def _length(info: VideoInfo) -> str:
+    return f"{info.path} ({info.duration_seconds:.1f} seconds)"
+
+
+def _is_error(problem: Problem) -> bool:
+    return is_error(problem.code)

@@ -1,0 +1,110 @@
+"""Raw records of a text file, in order or by place, without holding them: JSONL, or one JSON list."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from videoseek.samples.schema import RecordError, parse_json
+
+#: What tells where an element of a list ends: strings (which may hold brackets), brackets and commas.
+_STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """One record: its number as `RecordFile.unit` counts from 1, its place for `RecordFile.at`, and its value."""
+
+    number: int
+    place: int
+    value: Any | RecordError
+
+
+class RecordFile(ABC):
+    """A file of records; places run from 0 to `size`."""
+
+    unit: ClassVar[str]
+    size: int
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[RawRecord]:
+        """All records in order; one that cannot be decoded has a RecordError as its value."""
+
+    @abstractmethod
+    def at(self, place: int) -> Any:
+        """The value of the record at a place that iteration gave. Raises RecordError when the file has changed."""
+
+
+class _TextFile(RecordFile):
+    """Places are byte offsets. The file is mapped: forked processes share it and nobody has a position in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.size = path.stat().st_size
+        self._text: mmap.mmap | bytes = b""
+        if self.size:  # nothing cannot be mapped
+            with path.open("rb") as file:
+                self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @abstractmethod
+    def _spans(self, start: int) -> Iterator[tuple[int, int]]:
+        """Byte spans of the records from `start` on, blank ones too."""
+
+    def __iter__(self) -> Iterator[RawRecord]:
+        for number, (start, end) in enumerate(self._spans(self._first), 1):
+            text = self._text[start:end]
+            if not text.strip():
+                continue
+            try:
+                yield RawRecord(number, start, parse_json(text))
+            except RecordError as error:
+                yield RawRecord(number, start, error)
+
+    @property
+    def _first(self) -> int:
+        return 0
+
+    def at(self, place: int) -> Any:
+        start, end = next(self._spans(place))
+        return parse_json(self._text[start:end])
+
+
+class JsonLines(_TextFile):
+    """One JSON value a line; blank lines are skipped."""
+
+    unit = "line"
+
+    def _spans(self, start: int) -> Iterator[tuple[int, int]]:
+        while start < self.size:
+            end = self._text.find(b"\n", start) + 1 or self.size
+            yield start, end
+            start = end
+
+
+class JsonList(_TextFile):
+    """One JSON list. A list that is cut off ends in a broken element."""
+
+    unit = "record"
+
+    @property
+    def _first(self) -> int:
+        return self._text.find(b"[") + 1
+
+    def _spans(self, start: int) -> Iterator[tuple[int, int]]:
+        depth = 0
+        for match in _STRUCTURE.finditer(self._text, start):
+            mark = match.group()
+            if depth == 0 and mark in (b",", b"]"):
+                yield start, match.start()
+                start = match.end()
+                if mark == b"]":
+                    break
+            elif mark in (b"{", b"["):
+                depth += 1
+            elif mark in (b"}", b"]"):
+                depth -= 1
+        yield start, self.size

@@ -1,0 +1,221 @@
+"""From the names in a recipe to samples: data files of any format that is read, or the generated clue world.
+
+A source is `[FORMAT:]PATH[*WEIGHT]`. Weights are relative: a sample of a source with weight 2 is drawn twice as often
+as one of a source with weight 1. An epoch is the shortest stretch in which every sample comes up: once for the source
+of the lowest weight, and as many times more for the others as their weight is higher.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from videoseek.config import UsageError
+from videoseek.samples.clueworld import prepare
+from videoseek.samples.readers import FORMATS, Reader
+from videoseek.samples.readers.rows import Problem, VideoPaths
+from videoseek.samples.schema import DataError
+from videoseek.types import Sample
+
+#: Generated sources -> the splits that training and held-out data come from.
+GENERATED = {"clueworld": ("train", "heldout"), "clueworld_base": ("base", "base_heldout")}
+#: Beyond this the epoch's order would outgrow the data.
+_MAX_WEIGHT_RATIO = 100.0
+_REPORT_EVERY = 512
+_SOURCE = re.compile(rf"(?:(?P<format>{'|'.join(FORMATS)}):)?(?P<name>.+?)(?:\*(?P<weight>[^*/]*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data file or a name of `GENERATED`. `format` None: as the file looks."""
+
+    name: str
+    format: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How sources become samples. Calls of recorded turns are put into the form `call_format` (None: left alone)."""
+
+    num_generated: int
+    seed: int
+    cache_dir: str
+    held_out: bool = False
+    paths: VideoPaths = field(default_factory=VideoPaths)
+    call_format: str | None = None
+    skip_bad: bool = False
+
+
+def parse_source(text: str) -> Source:
+    """Raises UsageError for a weight that is no number above 0."""
+    match = _SOURCE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"a data source is [FORMAT:]PATH[*WEIGHT], got {text!r}")
+    weight = match["weight"]
+    try:
+        number = 1.0 if weight is None else float(weight)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UsageError(f"the weight of data source {text!r} must be a number above 0, got {weight!r}")
+    return Source(match["name"], match["format"], number)
+
+
+class SampleFile(Sequence[Sample]):
+    """The good samples of a data file, read once to their places and parsed when they are asked for.
+
+    16 bytes a sample stay in memory. `bad` are the records that were passed over: where, and why.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._places, self._numbers = array("q"), array("q")
+        self.bad: list[tuple[str, Problem]] = []
+
+    def scan(self, seen: set[str], *, skip_bad: bool, on_progress: Callable[[int, int], None] | None) -> None:
+        """Reads the whole file. Raises DataError for the first bad record unless `skip_bad`, and if none is good."""
+        size = self._reader.records.size
+        for place, number, row in self._reader.rows(seen):
+            if row.problem is None:
+                self._places.append(place)
+                self._numbers.append(number)
+            elif skip_bad:
+                self.bad.append((row.where, row.problem))
+            else:
+                raise DataError(f"{row.where}: {row.problem.message}")
+            if on_progress is not None and number % _REPORT_EVERY == 0:
+                on_progress(place, size)
+        if on_progress is not None:
+            on_progress(size, size)
+        self._require_samples()
+
+    def drop(self, problem_of: Callable[[Sample], Problem | None]) -> None:
+        """Moves the samples for which there is a problem to `bad`. Raises DataError when none is left."""
+        places, numbers = array("q"), array("q")
+        for position, (place, number) in enumerate(zip(self._places, self._numbers, strict=True)):
+            problem = problem_of(self[position])
+            if problem is None:
+                places.append(place)
+                numbers.append(number)
+            else:
+                self.bad.append((self._reader.where(number), problem))
+        self._places, self._numbers = places, numbers
+        self._require_samples()
+
+    def _require_samples(self) -> None:
+        if not self._places and self.bad:
+            where, problem = self.bad[0]
+            raise DataError(f"{where}: {problem.message}; none of the file's {len(self.bad)} records can be used")
+        if not self._places:
+            raise DataError(f"data file {str(self._reader.path)!r} holds no samples")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._reader.sample(self._places[index], self._numbers[index])
+
+
+class Mixture(Sequence[Sample]):
+    """Several files as one row of draws: each file's samples in order, repeated as its weight asks.
+
+    Where a weight is no multiple of the lowest, the samples that come up once more are drawn from the seed.
+    """
+
+    def __init__(self, files: Sequence[SampleFile], weights: Sequence[float], seed: int) -> None:
+        lowest = min(weights, default=1.0)
+        if max(weights, default=1.0) > _MAX_WEIGHT_RATIO * lowest:
+            raise UsageError(
+                f"weights of data sources may differ by a factor of {_MAX_WEIGHT_RATIO:g} at most, "
+                f"got {lowest:g} and {max(weights):g}"
+            )
+        self.files = list(files)
+        self._weights, self._seed = list(weights), seed
+        self._arrange()
+
+    def _arrange(self) -> None:
+        lowest = min(self._weights, default=1.0)
+        self._rest: list[np.ndarray] = []
+        lengths = []
+        for number, (file, weight) in enumerate(zip(self.files, self._weights, strict=True)):
+            times, share = divmod(weight / lowest, 1)
+            order = np.random.default_rng([self._seed, number]).permutation(len(file))
+            self._rest.append(order[: round(share * len(file))])
+            lengths.append(int(times) * len(file) + len(self._rest[-1]))
+        self._starts = list(accumulate(lengths, initial=0))
+
+    def drop(self, problem_of: Callable[[Sample], Problem | None]) -> None:
+        """Moves samples with a problem to their file's `bad`. Raises DataError when a file has none left."""
+        for file in self.files:
+            file.drop(problem_of)
+        self._arrange()
+
+    def distinct(self) -> Mixture:
+        """Every sample once."""
+        return Mixture(self.files, [1.0] * len(self.files), self._seed)
+
+    def bad(self) -> Iterator[tuple[str, Problem]]:
+        return (bad for file in self.files for bad in file.bad)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = bisect_right(self._starts, position) - 1
+        file, offset = self.files[number], position - self._starts[number]
+        repeated = self._starts[number + 1] - self._starts[number] - len(self._rest[number])
+        return file[offset % len(file)] if offset < repeated else file[int(self._rest[number][offset - repeated])]
+
+
+def load_samples(
+    sources: Sequence[str], loading: Loading, on_progress: Callable[[int, int], None] | None = None
+) -> Mixture:
+    """All samples of all sources, by place. A name of `GENERATED` stands for `num_generated` samples of its split.
+
+    Raises DataError when a file is missing or a record malformed (unless `skip_bad`) or two records share an id, and
+    UsageError for a source that is not written as one.
+    """
+    named = [parse_source(text) for text in sources]
+    if loading.held_out and len({source.weight for source in named}) > 1:
+        raise UsageError(f"held-out sources have no weights, got {', '.join(sources)}")
+    seen: set[str] = set()
+    files = []
+    for source in named:
+        file = SampleFile(_reader(source, loading, on_progress))
+        file.scan(seen, skip_bad=loading.skip_bad, on_progress=on_progress)
+        files.append(file)
+    return Mixture(files, [source.weight for source in named], loading.seed)
+
+
+def _reader(source: Source, loading: Loading, on_progress: Callable[[int, int], None] | None) -> Reader:
+    if source.name not in GENERATED:
+        return Reader(Path(source.name).expanduser(), source.format, loading.paths, loading.call_format)
+    split = GENERATED[source.name][loading.held_out]
+    cache_dir = Path(os.path.expanduser(loading.cache_dir))
+    path = prepare(cache_dir, split, loading.num_generated, loading.seed, on_progress)
+    return Reader(path, "videoseek", VideoPaths(), loading.call_format)

@@ -1,0 +1,56 @@
+"""The start of a run: its output folder, its device and its processes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from videoseek.checkpoint import CheckpointError, discard_after, read_state
+from videoseek.config import TrainConfig
+from videoseek.config_merge import config_yaml
+from videoseek.engine import start_distributed
+from videoseek.files import prepare_output_dir, write_json, write_text
+from videoseek.progress import say
+from videoseek.runtime import choose_device, environment_report, seed_everything
+from videoseek.stages.stage_run import RunContext
+from videoseek.video.decode import FRAME_CACHE
+from videoseek.video.worker import use_worker
+
+
+def start_run(config: TrainConfig) -> RunContext:
+    """The run's folder, device and processes; fixes the seeds."""
+    context = RunContext(config, prepare_output_dir(config.output_dir), choose_device(config.device))
+    seed_everything(config.seed)
+    start_distributed(context.device)
+    FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
+    use_worker(config.video.decode_deadline_seconds)
+    return context
+
+
+def start_folder(config: TrainConfig, output_dir: Path) -> None:
+    """Sets an earlier run aside, unless it is to be resumed, and records what this one is."""
+    if config.resume not in ("no", "auto"):
+        rewind(config, output_dir, Path(config.resume))
+    if config.resume == "no" and (output_dir / "config.yaml").exists():
+        number = 1
+        while (aside := output_dir.with_name(f"{output_dir.name}.old-{number}")).exists():
+            number += 1
+        output_dir.replace(aside)
+        output_dir.mkdir()
+        say(f"  an earlier run was moved to {aside}")
+    write_text(output_dir / "config.yaml", config_yaml(config))
+    write_json(output_dir / "env.json", environment_report())
+
+
+def rewind(config: TrainConfig, output_dir: Path, checkpoint: Path) -> None:
+    """Puts a run back to where one of its checkpoints stands; what came after it will be made again."""
+    state = read_state(checkpoint)
+    if checkpoint.resolve().parent != output_dir.resolve() or state.stage not in config.stages:
+        raise CheckpointError(
+            f"resume={checkpoint} is no checkpoint of a stage {' or '.join(config.stages)} in output_dir {output_dir}; "
+            f"model={checkpoint} takes its weights only"
+        )
+    discard_after(checkpoint)
+    for stage in config.stages[config.stages.index(state.stage) :]:
+        (output_dir / f"evaluation-{stage}.json").unlink(missing_ok=True)
+        shutil.rmtree(output_dir / stage, ignore_errors=True)

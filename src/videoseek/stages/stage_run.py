@@ -1,0 +1,171 @@
+"""What every stage needs besides its own loop: the model in its environment, data, metrics and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from videoseek.batches.masks import ReferenceTags
+from videoseek.batches.packing import PackSettings
+from videoseek.checkpoint import (
+    ADAPTER_FOLDER,
+    CheckpointError,
+    TrainerState,
+    complete_checkpoints,
+    load_optimizer_state,
+    prune,
+    read_state,
+    save_checkpoint,
+)
+from videoseek.config import TrainConfig, UsageError
+from videoseek.engine import OptimizerSettings, TrainEngine
+from videoseek.metrics import MetricsLog
+from videoseek.model.adapters import add_adapters, load_adapters
+from videoseek.model.load import tokens_per_second
+from videoseek.model.policy import Policy
+from videoseek.ranks import rank, world_size
+from videoseek.rollout.environment import Environment
+from videoseek.rollout.native import NativeEngine
+from videoseek.rollout.setup import load_policy
+from videoseek.rollout.trajectories import write_trajectories
+from videoseek.types import Episode
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What all stages of a run share: the configuration, the output folder and the device."""
+
+    config: TrainConfig
+    output_dir: Path
+    device: torch.device
+
+
+@dataclass(slots=True)
+class StageRun:
+    """One stage of one run. `source` is the folder its weights came from; steps before `first_step` are done."""
+
+    context: RunContext
+    name: str
+    source: Path
+    policy: Policy
+    environment: Environment
+    metrics: MetricsLog
+    first_step: int
+    first_global_step: int
+    resumed_from: Path | None
+
+    @classmethod
+    def open(
+        cls,
+        context: RunContext,
+        name: str,
+        source: Path,
+        metrics: MetricsLog,
+        first_global_step: int,
+        resumed_from: Path | None,
+    ) -> StageRun:
+        """Loads the stage's weights: those of `source`, or of the checkpoint that the stage goes on from."""
+        config = context.config
+        frozen = config.grpo.freeze_vision if name == "grpo" else config.sft.freeze_vision
+        state = read_state(resumed_from) if resumed_from is not None else None
+        if state is not None and state.seed != config.seed:
+            raise CheckpointError(f"{resumed_from} is of a run with seed={state.seed}, this one has seed={config.seed}")
+        policy, environment = cls._load(context, source, resumed_from, frozen)
+        return cls(
+            context=context,
+            name=name,
+            source=source,
+            policy=policy,
+            environment=environment,
+            metrics=metrics,
+            first_step=state.step if state is not None else 0,
+            first_global_step=first_global_step,
+            resumed_from=resumed_from,
+        )
+
+    @staticmethod
+    def _load(context: RunContext, source: Path, resumed_from: Path | None, frozen: str) -> tuple[Policy, Environment]:
+        """The policy to train. Adapters, which a checkpoint holds apart, always change the weights of `source`."""
+        config = context.config
+        if not config.lora.rank:
+            return load_policy(resumed_from or source, config, context.device, freeze_vision=frozen)
+        policy, environment = load_policy(source, config, context.device, freeze_vision="all")
+        add_adapters(policy.model, config.lora, config.seed)
+        if resumed_from is not None:
+            try:
+                load_adapters(policy.model, resumed_from / ADAPTER_FOLDER)
+            except (OSError, ValueError, SafetensorError) as error:
+                raise CheckpointError(f"{resumed_from} cannot be continued from: {error}") from error
+        return policy, environment
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.context.config
+
+    @property
+    def output_dir(self) -> Path:
+        return self.context.output_dir
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    def reference_policy(self) -> Policy:
+        """The stage's starting weights, frozen: what a KL term measures the distance to, resumed or not."""
+        policy, _ = load_policy(self.source, self.config, self.context.device, freeze_vision="all")
+        return policy.requires_grad_(False).eval()
+
+    def engine(self, settings: OptimizerSettings) -> TrainEngine:
+        """DeepSpeed around the policy, at the state of the checkpoint that the stage goes on from."""
+        zero = self.config.deepspeed
+        engine = TrainEngine(self.policy, settings, stage=zero.stage, offload=zero.offload)
+        if self.resumed_from is not None:
+            load_optimizer_state(self.resumed_from, engine)
+        return engine
+
+    def native_engine(self) -> NativeEngine:
+        """The rollout engine on the policy under training; a frozen vision tower's features serve the update too."""
+        per_second = tokens_per_second(self.policy.model.config)
+        return NativeEngine(self.policy, self.environment, per_second, keep_features=self.policy.vision_is_frozen)
+
+    def pack_settings(self, *, masked: bool) -> PackSettings:
+        """`masked`: whether TDAM is applied, as SFT does."""
+        tdam, vocabulary = self.config.tdam, self.environment.vocabulary
+        rule = tdam.rule if masked else "off"
+        tags = None
+        if rule == "reference":
+            try:
+                tags = ReferenceTags.from_vocabulary(vocabulary.tokenizer.get_vocab())
+            except ValueError as error:
+                raise UsageError(f"tdam.rule=reference with model={self.config.model}: {error}") from error
+        return PackSettings(
+            video_pad_id=vocabulary.video_pad,
+            tokens_per_second=tokens_per_second(self.policy.model.config),
+            tdam_rule=rule,
+            tdam_share=tdam.share,
+            seed=self.config.seed,
+            reference_tags=tags,
+        )
+
+    def save(self, engine: TrainEngine, step: int) -> None:
+        """A checkpoint after `step` steps of this stage, if the recipe wants one there."""
+        every = self.config.save_every_steps
+        if every and step % every == 0:
+            state = TrainerState(self.name, step, self.first_global_step + step, self.config.seed, world_size())
+            save_checkpoint(self.output_dir, engine, self.environment.vocabulary.tokenizer, self.source, state)
+            prune(self.output_dir, self.config.keep_checkpoints)
+
+    def record(self, name: str, groups: Sequence[Sequence[Episode]]) -> None:
+        """Writes sampled episodes to `trajectories/NAME.jsonl`, rank 0 those of its own share."""
+        if rank() == 0:
+            write_trajectories(self.output_dir, name, groups)
+
+
+def find_resume_point(output_dir: Path, stage: str) -> Path | None:
+    """The checkpoint that `stage` goes on from, if any: the newest complete one of that stage."""
+    fitting = [folder for folder in complete_checkpoints(output_dir) if read_state(folder).stage == stage]
+    return fitting[-1] if fitting else None
