@@ -21,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_world import TinyWorld, answer, look, tiny_world
 
 from videoseek.algorithms.losses import sft_loss
+from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, pack_micro_batches
 from videoseek.batches.packing import pack_documents, tree_length
 from videoseek.config import TrainConfig
 from videoseek.config_merge import load_config
 from videoseek.distributed import all_sum, rank_indices, split_over_ranks
-from videoseek.engine import OptimizerSettings, TrainEngine, end_distributed, start_distributed
+from videoseek.engine import OptimizerSettings, TrainEngine, end_distributed, learning_rate, start_distributed
 from videoseek.model import policy as policy_module
 from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
@@ -33,7 +34,15 @@ from videoseek.model.tiny import build_model, tiny_config
 from videoseek.ranks import rank
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
-from videoseek.stages.rollouts import Harvest, harvest, harvest_metrics, judge, reward_episodes, spare_group
+from videoseek.stages.grpo import Objective, join_updates
+from videoseek.stages.rollouts import (
+    Rollouts,
+    filler_group,
+    reward_episodes,
+    rollout_metrics,
+    sample_groups,
+    with_advantages,
+)
 from videoseek.stages.stage_run import StageRun
 
 #: DeepSpeed keeps weights of up to 100,000 elements whole on every rank; of a vocabulary this large it does not.
@@ -79,20 +88,37 @@ def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float
     engine = engine_of(world, stage)
     reference = large_policy(world, seed=1).requires_grad_(False).eval()
     sampler = NativeEngine(engine.policy, world.environment, world.packing.tokens_per_second)
-    learner = _Learner(config, engine, sampler, reference)
+    objective = Objective(config, engine, sampler, reference)
     groups = [
         [world.replay(index, look(4, 8), answer("A")), world.replay(index, answer("B" * (index % 3)))]
         for index in (0, 1, 8, 2, 3)
     ]
-    mine = [(groups[i], [1.0, -0.5 - i]) for i in rank_indices(len(groups))]
+    scored = [(groups[i], [1.0, -0.5 - i]) for i in rank_indices(len(groups))]
     longest = max(tree_length(group) for group in groups)
-    shares = [_rows(share, longest, world.packing, CPU) for share in split_over_ranks(mine, num_updates)]
-    spare = [_Part.of([(groups[rank()][:1], [0.0])], world.packing, CPU)]
+    filler = pack_micro_batch([(groups[rank()][:1], [0.0])], world.packing, CPU)
     values: dict[str, list[float]] = {}
     for step in range(2):
-        for name, value in learner.update(shares, spare, step).items():
+        minibatches = [
+            pack_micro_batches(part, longest, world.packing, CPU) for part in split_over_ranks(scored, num_updates)
+        ]
+        for name, value in update(objective, minibatches, filler, step).items():
             values.setdefault(name, []).append(value)
     return values
+
+
+def update(
+    objective: Objective, minibatches: list[list[MicroBatch]], filler: MicroBatch | None, step: int
+) -> dict[str, float]:
+    """The optimizer steps of one batch, as `train_grpo` makes them."""
+    grpo, engine = objective.config.grpo, objective.engine
+    if len(minibatches) > 1:
+        objective.write_old_logprobs([micro for minibatch in minibatches for micro in minibatch], filler)
+    updates = []
+    for number, minibatch in enumerate(minibatches, start=step * len(minibatches)):
+        loss, metrics = engine.accumulate(minibatch, objective.loss(*objective.count(minibatch)), filler)
+        rate = learning_rate(number, grpo.steps, grpo.learning_rate, grpo.warmup_steps, "constant")
+        updates.append(metrics | {"loss": loss, "grad_norm": engine.step(rate)})
+    return join_updates(updates)
 
 
 def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
@@ -107,9 +133,9 @@ def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
     config = TrainConfig()
     config = replace(config, prompt=replace(config.prompt, style="brief"))
     start_distributed(CPU)
-    crop = Harvest(every=[groups[i] for i in rank_indices(len(groups))])
-    reward_episodes(config, functions, [episode for group in crop.every for episode in group])
-    return {name: [value] for name, value in harvest_metrics(crop, functions, CPU).items()}
+    rollouts = Rollouts(all_groups=[groups[i] for i in rank_indices(len(groups))])
+    reward_episodes(config, functions, [episode for group in rollouts.all_groups for episode in group])
+    return {name: [value] for name, value in rollout_metrics(rollouts, functions, CPU).items()}
 
 
 def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
@@ -124,13 +150,15 @@ def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     samples = [world.samples[0], replace(world.samples[1], video="missing.mp4")]
     run = cast(StageRun, SimpleNamespace(config=config, device=CPU))
     by_ids = RewardFunction("ids", lambda completion_ids, **_: [sum(ids) % 97 for ids in completion_ids])
-    crop = harvest(run, engine, sampler, [by_ids], samples, 0)
-    (group,) = spare_group(crop, CPU)
-    assert len(group) == 1
-    spare = [_Part.of([(group, [0.0])], world.packing, CPU)]
-    parts = _rows(judge(crop.groups, "grpo", "keep"), 10**6, world.packing, CPU)
-    assert len(parts) == len(crop.every) <= 1
-    values = harvest_metrics(crop, [by_ids], CPU) | _Learner(config, engine, sampler, None).update([parts], spare, 0)
+    rollouts = sample_groups(run, engine, sampler, [by_ids], samples, 0)
+    filler_episode = filler_group(rollouts, CPU)
+    assert filler_episode is not None and len(filler_episode[0]) == 1
+    filler = pack_micro_batch([filler_episode], world.packing, CPU)
+    minibatch = pack_micro_batches(with_advantages(rollouts.groups, "grpo", "keep"), 10**6, world.packing, CPU)
+    assert len(minibatch) == len(rollouts.all_groups) <= 1
+    values = rollout_metrics(rollouts, [by_ids], CPU)
+    del values["time/rollout_s"]
+    values |= update(Objective(config, engine, sampler, None), [minibatch], filler, 0)
     assert values["rollout/unreadable_prompts"] == 1 and values["grad_norm"] > 0
     return {name: [value] for name, value in values.items()}
 

@@ -24,14 +24,14 @@ def test_a_stage_gives_back_its_memory_before_the_next_model_is_loaded(
 
     engine = SimpleNamespace(release=lambda: note("release"))
     run = SimpleNamespace(environment=tiny_world().environment)
-    monkeypatch.setattr(pipeline.StageRun, "open", lambda place, stage, *_: note(f"load {stage}") or run)
+    monkeypatch.setattr(pipeline.StageRun, "open", lambda context, stage, *_: note(f"load {stage}") or run)
     monkeypatch.setattr(pipeline, "train_stage", lambda *_: engine)
     monkeypatch.setattr(pipeline, "save_weights", lambda *_: note("save"))
     monkeypatch.setattr(pipeline, "score_stage", lambda *_: note("score"))
     monkeypatch.setattr(pipeline, "free_memory", lambda: note("free"))
     config = load_config(["recipe=sft_rl", "stages=[sft,grpo]"])
     data = cast(Data, SimpleNamespace(held_out=tiny_world().samples, sft=[], rl=[]))
-    place = RunContext(config, tmp_path, torch.device("cpu"), torch.float32)
-    pipeline.run_stages(place, tmp_path, data, [])
+    context = RunContext(config, tmp_path, torch.device("cpu"))
+    pipeline.run_stages(context, tmp_path, data, [])
     of_stage = ["save", "release", "free", "score", "free"]
     assert done == ["load sft", *of_stage, "load grpo", *of_stage]
