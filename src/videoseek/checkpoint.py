@@ -4,7 +4,7 @@ checkpoint-N/            N counts optimizer steps over all stages
     config.json, model*.safetensors, tokenizer files ...
     adapter/             with lora.rank: the adapters, which the weights above hold merged
     trainer_state.json   stage, step within it, seed
-    state/rank-000.safetensors
+    state/rank-000.safetensors   optimizer state by parameter; another number of ranks can read it
     complete             written last
 """
 
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
 from videoseek.distributed import barrier
@@ -27,7 +27,7 @@ from videoseek.engine import TrainEngine
 from videoseek.files import write_json
 from videoseek.model.adapters import has_adapters, merged_weights, save_adapters
 from videoseek.model.load import save_pretrained
-from videoseek.ranks import rank, world_size
+from videoseek.ranks import rank
 
 _COMPLETE, _PARTIAL = "complete", ".partial"
 ADAPTER_FOLDER = "adapter"
@@ -96,7 +96,8 @@ def save_checkpoint(
     with _complete_or_nothing(final) as partial:
         _write_weights(partial, engine, tokenizer, source)
         (partial / "state").mkdir(exist_ok=True)
-        save_file(engine.state(), partial / "state" / f"rank-{rank():03d}.safetensors")
+        tensors, extents = engine.state()
+        save_file(tensors, partial / "state" / f"rank-{rank():03d}.safetensors", metadata=extents)
         if rank() == 0:
             write_json(partial / "trainer_state.json", asdict(state))
     if rank() == 0:
@@ -149,18 +150,13 @@ def read_state(folder: Path) -> TrainerState:
         state = TrainerState(**json.loads((folder / "trainer_state.json").read_text()))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / 'trainer_state.json'} is not this program's: {error}") from error
-    if state.world_size != world_size():
-        raise CheckpointError(
-            f"{folder} was saved by {state.world_size} ranks and cannot be continued by {world_size()}; "
-            f"start with model={folder} instead, which takes its weights only"
-        )
     return state
 
 
 def load_optimizer_state(folder: Path, engine: TrainEngine) -> None:
-    """Puts this rank's optimizer state back. Raises CheckpointError when it does not fit."""
-    path = folder / "state" / f"rank-{rank():03d}.safetensors"
+    """Puts this rank's optimizer state back, whatever number of ranks saved it. Raises CheckpointError."""
+    files = sorted((folder / "state").glob("rank-*.safetensors"))
     try:
-        engine.load_state(load_file(path))
+        engine.load_state(files)
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be continued from: {error}") from error
+        raise CheckpointError(f"{folder / 'state'} cannot be continued from: {error}") from error

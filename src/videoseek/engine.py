@@ -10,22 +10,85 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 
 from videoseek.algorithms.losses import Metrics, combine_metrics
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import all_max, all_sum, gather
 from videoseek.model.policy import Policy, num_projections
-from videoseek.ranks import world_size
+from videoseek.ranks import rank, world_size
 
 Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A stretch of a trained parameter whose fp32 master weights this rank keeps.
+
+    `start` and `size` count elements of the flattened parameter. The stretch begins at element `offset` of the
+    rank's master tensor number `master`.
+    """
+
+    name: str
+    start: int
+    size: int
+    master: int
+    offset: int
+
+
+class _SavedState:
+    """The optimizer state in the files of all ranks that saved it, by parameter."""
+
+    def __init__(self, files: Sequence[Any]) -> None:
+        self._files = files
+        self._parts: dict[str, list[tuple[int, int, int]]] = {}  # name -> (file, start, size)
+        for number, file in enumerate(files):
+            for name, extent in (file.metadata() or {}).items():
+                start, size = map(int, extent.split())
+                self._parts.setdefault(name, []).append((number, start, size))
+
+    def kinds(self, name: str) -> list[str]:
+        """What is kept of a parameter: `master`, `step`, `exp_avg`, `exp_avg_sq`. Raises ValueError for none."""
+        if name not in self._parts:
+            raise ValueError(f"it holds no state of {name}, so it belongs to another model or other trained weights")
+        keys = self._files[self._parts[name][0][0]].keys()
+        return [key.removeprefix(f"{name}|") for key in keys if key.startswith(f"{name}|")]
+
+    def read(self, part: Fragment, kind: str) -> torch.Tensor:
+        """The elements of a stretch, from as many files as hold some of it. Raises ValueError where one is missing."""
+        pieces = []
+        stop = part.start + part.size
+        for number, start, size in sorted(self._parts[part.name], key=lambda piece: piece[1]):
+            values = self._files[number].get_slice(f"{part.name}|{kind}")
+            if not values.get_shape():
+                return self._files[number].get_tensor(f"{part.name}|{kind}")
+            first, last = max(part.start, start), min(stop, start + size)
+            if first < last:
+                pieces.append(values[first - start : last - start])
+        found = torch.cat(pieces) if pieces else torch.zeros(0)
+        if len(found) != part.size:
+            raise ValueError(f"it holds {len(found)} of {part.size} elements of {part.name}, which has another shape")
+        return found
+
+
+def _drop_non_finite_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Hides gradients from an optimizer step when one of them is not finite: AdamW passes over what has none.
+
+    DeepSpeed has scaled all gradients by one global norm before, so that all ranks drop theirs, or none does.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None):
+        for parameter in parameters:
+            parameter.grad = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +146,7 @@ class TrainEngine:
             zero["offload_optimizer"] = {"device": "cpu"}
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=0.0, betas=settings.betas, weight_decay=settings.weight_decay)
+        optimizer.register_step_pre_hook(_drop_non_finite_gradients)
         self.stage = stage
         self.policy = policy
         self.engine, *_ = deepspeed.initialize(
@@ -96,6 +160,9 @@ class TrainEngine:
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
                 "bf16": {"enabled": bf16},
+                # Sums of bf16 gradients lose 2 % over 128 rows, so rows and ranks are added up in fp32.
+                "data_types": {"grad_accum_dtype": "fp32"},
+                "communication_data_type": "fp32",
                 "steps_per_print": 10**9,
             },
         )
@@ -147,7 +214,10 @@ class TrainEngine:
         self.engine.backward(loss * world_size())
 
     def step(self, rate: float) -> float:
-        """One optimizer step; returns the gradient norm before clipping."""
+        """Runs one optimizer step and returns the gradient norm before clipping.
+
+        A norm that is not finite (NaN or infinity) leaves weights and optimizer state as they were.
+        """
         for group in self._base_optimizer().param_groups:
             group["lr"] = rate
         norm = 0.0
@@ -175,30 +245,79 @@ class TrainEngine:
             finally:
                 offload.setup_zero_stage3_hooks()
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """This rank's optimizer state: master weights and moments by name, as flat as the engine keeps them."""
+    @torch.no_grad()
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """This rank's part of the optimizer state, by parameter: fp32 master weights, moments and the step count.
+
+        The second dictionary gives, for each parameter, where the part begins in the flattened parameter and how many
+        elements it has. Together the ranks' parts cover every parameter, so that another number of ranks can load them.
+        """
+        optimizer, masters = self._base_optimizer(), self._masters()
         tensors: dict[str, torch.Tensor] = {}
-        optimizer = self._base_optimizer()
-        for index, parameter in enumerate(self._masters()):
-            tensors[f"{index}.master"] = parameter.detach()
-            for name, value in optimizer.state[parameter].items():
-                tensors[f"{index}.{name}"] = torch.as_tensor(value)
-        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        extents: dict[str, str] = {}
+        if self.stage == 0 and rank() > 0:
+            return tensors, extents  # without ZeRO every rank holds the same state; rank 0 saves it
+        for part in self._fragments():
+            extents[part.name] = f"{part.start} {part.size}"
+            stretch = slice(part.offset, part.offset + part.size)
+            master = masters[part.master]
+            tensors[f"{part.name}|master"] = master.flatten()[stretch].cpu()
+            for kind, value in optimizer.state[master].items():
+                whole = torch.as_tensor(value)
+                # Adam's step count is one number a group; it is kept with each parameter.
+                tensors[f"{part.name}|{kind}"] = (whole.flatten()[stretch] if whole.ndim else whole).cpu()
+        return {name: tensor.clone() for name, tensor in tensors.items()}, extents
 
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Puts back what `state` returned on this rank. Raises ValueError when it is of another layout."""
-        optimizer = self._base_optimizer()
-        for index, parameter in enumerate(self._masters()):
-            named = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{index}.")}
-            master = named.pop("master", None)
-            if master is None or master.shape != parameter.shape:
-                raise ValueError("the checkpoint's optimizer state is of another model, ZeRO stage or number of ranks")
-            parameter.copy_(master)
-            optimizer.state[parameter] = {
-                name: value.clone() if name == "step" else value.to(parameter.device, copy=True)
-                for name, value in named.items()
-            }
+    def load_state(self, files: Sequence[Path]) -> None:
+        """Reads this rank's part of the optimizer state from the files of all ranks that saved it.
+
+        Raises ValueError when a parameter is missing there, and OSError or SafetensorError for unreadable files.
+        """
+        optimizer, masters = self._base_optimizer(), self._masters()
+        with ExitStack() as stack:
+            saved = _SavedState([stack.enter_context(safe_open(file, framework="pt")) for file in files])
+            for part in self._fragments():
+                master = masters[part.master]
+                stretch = slice(part.offset, part.offset + part.size)
+                for kind in saved.kinds(part.name):
+                    value = saved.read(part, kind)
+                    if kind == "master":
+                        master.view(-1)[stretch] = value.to(master.device)
+                    elif value.ndim == 0:
+                        optimizer.state[master][kind] = value.clone()
+                    else:
+                        whole = optimizer.state[master].setdefault(kind, torch.zeros_like(master))
+                        whole.view(-1)[stretch] = value.to(whole.device)
+
+    def _fragments(self) -> list[Fragment]:
+        """Where the parts of the trained parameters that this rank owns lie in its master weights."""
+        names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
+        optimizer = self.engine.optimizer
+        fragments = []
+        if self.stage == 0:
+            for index, master in enumerate(self._masters()):
+                fragments.append(Fragment(names[id(master)], 0, master.numel(), index, 0))
+        elif self.stage == 3:
+            # Each parameter is cut into equal parts, the last one padded; a group's parts lie one after the other.
+            for index, group in enumerate(optimizer.fp16_groups):
+                offset = 0
+                for parameter in group:
+                    part = parameter.ds_tensor.ds_numel
+                    start = part * rank()
+                    size = max(0, min(part, parameter.ds_numel - start))
+                    fragments.append(Fragment(names[id(parameter)], start, size, index, offset))
+                    offset += part
+        else:
+            # A group's parameters form one flat tensor, which is cut into one stretch for each rank.
+            groups = optimizer.bf16_groups if self._accumulates_apart else optimizer.bit16_groups
+            for index, group in enumerate(groups):
+                for parameter in group:
+                    mapping = parameter._hp_mapping
+                    if mapping is not None:
+                        own, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+                        fragments.append(Fragment(names[id(parameter)], own.start, own.numel, index, flat.start))
+        return [fragment for fragment in fragments if fragment.size]
 
     def release(self) -> None:
         """Gives back the memory of weights, gradients and optimizer state; engine and policy are of no use after.
@@ -217,12 +336,19 @@ class TrainEngine:
         for tensor in held:
             tensor.data = tensor.new_empty(0)
 
+    @property
+    def _accumulates_apart(self) -> bool:
+        """Whether DeepSpeed chose its bf16 optimizer, as it does for bf16 weights with fp32 sums under ZeRO-1."""
+        return hasattr(self.engine.optimizer, "fp32_groups_flat_partition")
+
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return self.engine.optimizer.optimizer if self.stage else self.engine.basic_optimizer
 
     def _masters(self) -> Sequence[torch.Tensor]:
         if self.stage == 3:
             return self.engine.optimizer.fp32_partitioned_groups_flat
+        if self._accumulates_apart:
+            return self.engine.optimizer.fp32_groups_flat_partition
         if self.stage:
             return self.engine.optimizer.single_partition_of_fp32_groups
         return [parameter for group in self._base_optimizer().param_groups for parameter in group["params"]]

@@ -1,7 +1,7 @@
 """Counts how hard the docstrings of a source tree read: `python tests/support/prose.py FOLDER ...`.
 
-Per 100 words: relative words (which, that, whose ..), negations (not, no, never ..) and bare pronouns (it, they, one ..).
-The counts show a tendency. They do not judge a single sentence.
+It prints per 100 words: relative words (which, that, whose ..), negations (not, no, never ..) and bare pronouns (it,
+they, one ..). The counts show a tendency. They do not judge a single sentence.
 """
 
 from __future__ import annotations
