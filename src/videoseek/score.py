@@ -1,8 +1,9 @@
 """Score recorded trajectories: `python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]`.
 
-One JSON object a line in, `{"kind", "answer", "clues": [[start, end], ..], "turns": [text, ..]}` (times in seconds,
-turns are the assistant's texts, optional `executed`: did each well-formed call give a clip), one a line out with the
-parts of the reward. Every line is checked before any is printed; blank lines are passed over.
+Reads one JSON object per line, `{"kind", "answer", "clues": [[start, end], ..], "turns": [text, ..]}`: times are in
+seconds, turns are the assistant's texts, and the optional `executed` says of each well-formed call whether it returned
+a clip. Prints one JSON object per line with the parts of the reward (docs/reward.md explains them). The command checks
+every line before it prints the first result, and it skips blank lines.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from videoseek.command import run_command
 from videoseek.config import UsageError
-from videoseek.rewards.trajectory_guided import VARIANTS, RewardParts, score
+from videoseek.rewards.trajectory_guided import VARIANTS, RewardParts, Trajectory, score
 from videoseek.types import Interval
 
 USAGE = "usage: python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]"
@@ -85,7 +86,7 @@ def score_line(line: str, variant: str, decay: float) -> RewardParts:
     executed = record.get("executed")
     if executed is not None:
         executed = _list_of("executed", executed, bool)
-    return score(kind, answer, clues, turns, variant=variant, decay=decay, executed=executed)
+    return score(Trajectory(kind, answer, clues, turns, executed), variant, decay)
 
 
 def main(arguments: list[str]) -> None:

@@ -2,20 +2,33 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videoseek.rewards import trajectory_guided
 from videoseek.rewards.accuracy import option_letter, public_match, tolerant_match
 from videoseek.rewards.clue_score import clue_score, clue_score_per_clue, merge, overlap
 from videoseek.rewards.format import public_format, public_windows
 from videoseek.rewards.functions import RewardFunctionError, load_reward_function, load_reward_functions
-from videoseek.rewards.trajectory_guided import SCORED_KINDS, VARIANTS, episode_reward, score
+from videoseek.rewards.trajectory_guided import SCORED_KINDS, VARIANTS, RewardParts, Trajectory, episode_reward
 from videoseek.types import Call, CallRecord, Clip, Episode, Fault, Interval, Sample, StopReason, Turn
 
 SINGLE, MULTI, DIRECT_SINGLE, DIRECT_MULTI = SCORED_KINDS[:4]
 CLUES = [(10.0, 20.0), (40.0, 50.0)]
+
+
+def score(
+    kind: str,
+    answer: str,
+    clues: list[Interval],
+    turns: list[str],
+    executed: list[bool] | None = None,
+    **settings: Any,
+) -> RewardParts:
+    return trajectory_guided.score(Trajectory(kind, answer, clues, turns, executed), **settings)
 
 
 def look(start: float, end: float, strategy: str = "fine", think: str = "x") -> str:

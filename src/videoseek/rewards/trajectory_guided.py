@@ -20,12 +20,28 @@ from videoseek.rewards.accuracy import last_answer, public_match, tolerant_match
 from videoseek.rewards.clue_score import clue_score, clue_score_per_clue, overlap
 from videoseek.rewards.format import public_format, public_windows, strict_format
 from videoseek.trajectory.grammar import CALL_FAULTS, FORMATS, read_object, read_segment
-from videoseek.types import KINDS, Call, Episode, Fault, Interval, ParsedTurn
+from videoseek.types import KINDS, Episode, Fault, Interval, ParsedTurn
 
 VARIANTS = ("strict", "paper", "public_code")
 SCORED_KINDS = tuple(kind for kind in KINDS if kind != "perception")
 #: What is written into `Episode.rewards`; `reward` is the total.
 REWARD_NAMES = ("reward", "accuracy", "format", "clue_score", "bonus")
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """What the reward reads of an episode.
+
+    answer is the key (an option letter or words; `temporal_grounding` ignores it), clues are in seconds, turns are the
+    assistant's texts without end-of-turn tokens. executed says of each well-formed call, in order, whether it returned
+    a clip (None: every call did). Only `strict` reads executed.
+    """
+
+    kind: str
+    answer: str
+    clues: Sequence[Interval]
+    turns: Sequence[str]
+    executed: Sequence[bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,43 +94,31 @@ class _Evidence:
 
 
 def score(
-    kind: str,
-    answer: str,
-    clues: Sequence[Interval],
-    turns: Sequence[str],
-    *,
-    variant: str = "strict",
-    decay: float = 0.05,
-    executed: Sequence[bool] | None = None,
-    call_format: str = "grounding",
+    trajectory: Trajectory, variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
 ) -> RewardParts:
-    """Score one episode from its assistant texts (without end-of-turn tokens).
+    """Scores one trajectory. decay is what each surplus call takes off the bonus; call_format names the grammar.
 
-    answer is the key (an option letter or words; unused for `temporal_grounding`), clues are in seconds, decay is
-    what each surplus call takes off the bonus. executed holds, for each well-formed call in order, whether it gave a
-    clip (None: all did); only `strict` looks at it. call_format names the grammar; all but `strict` read grounding.
+    `paper` and `public_code` read the grounding format only. Raises ValueError for an unknown kind, variant or format,
+    for kind `perception`, and for flags in executed that do not fit the calls.
     """
-    _check(kind, variant, call_format)
+    _check(trajectory.kind, variant, call_format)
     fmt = FORMATS[call_format]()
-    parsed = [fmt.parse(turn) for turn in turns]
-    calls = [call for turn in parsed for call in turn.calls]
-    if executed is not None and len(executed) != len(calls):
-        raise ValueError(f"executed has {len(executed)} flags for {len(calls)} well-formed calls")
-    windows = _windows(calls if executed is None else [c for c, done in zip(calls, executed, strict=True) if done])
-    attempts = len(calls) + sum(item.code in CALL_FAULTS for turn in parsed for item in turn.faults)
-    if kind == "temporal_grounding":
-        return _temporal_grounding(clues, turns, parsed, attempts, variant)
+    parsed = [fmt.parse(turn) for turn in trajectory.turns]
+    attempts = sum(len(turn.calls) + sum(item.code in CALL_FAULTS for item in turn.faults) for turn in parsed)
+    windows = _executed_windows(parsed, trajectory.executed)
+    if trajectory.kind == "temporal_grounding":
+        return _temporal_grounding(trajectory, parsed, attempts, variant)
     if variant == "strict":
-        evidence = _strict_evidence(answer, clues, parsed, windows, attempts)
+        evidence = _strict_evidence(trajectory, parsed, windows, attempts)
     else:
-        evidence = _public_evidence(answer, clues, turns, variant)
-    return _with_bonus(kind, evidence, len(clues), variant, decay)
+        evidence = _public_evidence(trajectory, variant)
+    return _with_bonus(trajectory, evidence, variant, decay)
 
 
 def episode_reward(
     episode: Episode, variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
 ) -> RewardParts:
-    """Score an episode by its texts and, in `strict`, by which of its calls gave a clip (`Episode.calls`)."""
+    """Scores an episode by its texts and, in `strict`, by which of its calls returned a clip (`Episode.calls`)."""
     sample, turns = episode.sample, episode.assistant_texts()
     _check(sample.kind, variant, call_format)
     fmt = FORMATS[call_format]()
@@ -123,16 +127,8 @@ def episode_reward(
         ran = [record.clip is not None for record in episode.calls if record.turn == index and record.call is not None]
         num_calls = len(fmt.parse(turn).calls)
         executed += ran + [False] * (num_calls - len(ran))  # a call that a limit kept from being run left no record
-    return score(
-        sample.kind,
-        sample.answer,
-        sample.clues,
-        turns,
-        variant=variant,
-        decay=decay,
-        executed=executed,
-        call_format=call_format,
-    )
+    trajectory = Trajectory(sample.kind, sample.answer, sample.clues, turns, executed)
+    return score(trajectory, variant, decay, call_format)
 
 
 def write_rewards(
@@ -157,34 +153,39 @@ def _check(kind: str, variant: str, call_format: str) -> None:
         raise ValueError(f"variant {variant!r} reads the grounding format only, not {call_format!r}")
 
 
-def _windows(calls: Sequence[Call]) -> list[Interval]:
-    return [(call.start_seconds, call.end_seconds) for call in calls]
+def _executed_windows(parsed: Sequence[ParsedTurn], executed: Sequence[bool] | None) -> list[Interval]:
+    calls = [call for turn in parsed for call in turn.calls]
+    flags = [True] * len(calls) if executed is None else executed
+    if len(flags) != len(calls):
+        raise ValueError(f"executed has {len(flags)} flags for {len(calls)} well-formed calls")
+    return [(call.start_seconds, call.end_seconds) for call, done in zip(calls, flags, strict=True) if done]
 
 
-def _public_evidence(answer: str, clues: Sequence[Interval], turns: Sequence[str], variant: str) -> _Evidence:
+def _public_evidence(trajectory: Trajectory, variant: str) -> _Evidence:
+    turns = trajectory.turns
     said = last_answer(turns[-1]) if turns else None
-    right = said is not None and public_match(said, answer)
+    right = said is not None and public_match(said, trajectory.answer)
     format_score, num_calls = public_format(turns)
     windows = public_windows(turns)
-    clue = clue_score(windows, clues)
+    clue = clue_score(windows, trajectory.clues)
     if variant == "paper":
         return _Evidence(float(right), format_score, clue, len(windows), right)
     return _Evidence(float(right), format_score, clue, num_calls, right and format_score == 1)
 
 
 def _strict_evidence(
-    answer: str, clues: Sequence[Interval], parsed: Sequence[ParsedTurn], windows: Sequence[Interval], attempts: int
+    trajectory: Trajectory, parsed: Sequence[ParsedTurn], windows: Sequence[Interval], attempts: int
 ) -> _Evidence:
     said = parsed[-1].answer if parsed else None
-    right = said is not None and tolerant_match(said, answer)
+    right = said is not None and tolerant_match(said, trajectory.answer)
     format_score = strict_format(parsed)
-    clue = clue_score_per_clue(windows, clues)
+    clue = clue_score_per_clue(windows, trajectory.clues)
     return _Evidence(float(right), format_score, clue, attempts, right and format_score == 1)
 
 
-def _with_bonus(kind: str, evidence: _Evidence, num_clues: int, variant: str, decay: float) -> RewardParts:
-    rule = (_STRICT_RULES if variant == "strict" else _PUBLIC_RULES)[kind]
-    free_calls = num_clues if rule.free_calls is None else rule.free_calls
+def _with_bonus(trajectory: Trajectory, evidence: _Evidence, variant: str, decay: float) -> RewardParts:
+    rule = (_STRICT_RULES if variant == "strict" else _PUBLIC_RULES)[trajectory.kind]
+    free_calls = len(trajectory.clues) if rule.free_calls is None else rule.free_calls
     factor = max(0.0, 1.0 - decay * max(0.0, evidence.calls - free_calls))
     sought = evidence.clue_score > 0 if variant == "strict" else evidence.calls > 0
     bonus = 0.0
@@ -196,9 +197,10 @@ def _with_bonus(kind: str, evidence: _Evidence, num_clues: int, variant: str, de
 
 
 def _temporal_grounding(
-    clues: Sequence[Interval], turns: Sequence[str], parsed: Sequence[ParsedTurn], attempts: int, variant: str
+    trajectory: Trajectory, parsed: Sequence[ParsedTurn], attempts: int, variant: str
 ) -> RewardParts:
     """R = IoU + format. The public code judges the last turn only and knows the first clue only; `strict` all."""
+    turns, clues = trajectory.turns, trajectory.clues
     if not clues:
         raise ValueError("kind 'temporal_grounding' needs at least one clue to compare the answer with")
     said = last_answer(turns[-1]) if turns else None
