@@ -47,7 +47,7 @@ def page(items: Sequence[Item], settings: SynthesisSettings) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
         tag("link", rel="icon", href="data:,"),
-        tag("style", Markup((files("videoseek.report") / "page.css").read_text(encoding="utf-8"))),
+        tag("style", Markup((files("videoseek.pages") / "page.css").read_text(encoding="utf-8"))),
     )
     num_accepted = sum(item.ending is None for item in items)
     lead = (
