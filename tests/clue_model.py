@@ -15,7 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
-from openai_server import shape_of
+from openai_server import schema_name
 from PIL import Image
 
 from videoseek.samples.clueworld import COLOURS, PATTERNS
@@ -45,10 +45,10 @@ class Shown:
 
 
 def reply(body: dict[str, Any]) -> str:
-    """The model's text for a chat-completions body of any stage; the shape's name says which."""
+    """The model's text for a chat-completions body of any stage; the schema's name says which."""
     content = body["messages"][1]["content"]
     given = json.loads(content[-1]["text"].rpartition("INPUT\n")[2])
-    return json.dumps(_STAGES[shape_of(body)](given, look(content)))
+    return json.dumps(_STAGES[schema_name(body)](given, look(content)))
 
 
 def look(content: list[dict[str, Any]]) -> list[Shown]:

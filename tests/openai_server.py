@@ -1,4 +1,4 @@
-"""A local server of the chat-completions protocol: answers from a script, misbehaves as told, remembers every call."""
+"""A local chat-completions server: answers from a script, injects faults and records every call."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ Script = Callable[[dict[str, Any]], str]
 
 
 @dataclass(frozen=True)
-class Misbehaviour:
-    """What goes wrong with one call. kind: status (with `status` and its headers), hang, cut, garbage, cut_error, text
-    (a finished and paid answer whose content is `text`), length or filter (finish reasons)."""
+class Fault:
+    """The fault of one call.
+
+    `kind` is one of: status (an error response with `status` and Retry-After), hang (no response), cut and cut_error
+    (a response that ends early), garbage (HTML instead of JSON), text (a complete answer whose content is `text`),
+    length and filter (answers with another finish reason).
+    """
 
     kind: str
     status: int = 500
@@ -26,16 +30,16 @@ class Misbehaviour:
     text: str = ""
 
 
-#: Request body's digest and how often it was asked before -> what goes wrong, or None.
-Faults = Callable[[dict[str, Any], str, int], Misbehaviour | None]
+#: Request body, its digest and how often it was received before -> the fault of this call, or None.
+FaultScript = Callable[[dict[str, Any], str, int], Fault | None]
 
 
 @dataclass
-class Served:
-    """One call. `id` is the completion's own, set once it was sent whole."""
+class ReceivedCall:
+    """One call. `id` is the id of the completion, set once the completion was sent completely."""
 
     digest: str
-    shape: str
+    schema: str
     authorization: str
     id: str | None = None
 
@@ -44,12 +48,12 @@ class ScriptedServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, script: Script, faults: Faults | None, delay_seconds: float) -> None:
+    def __init__(self, script: Script, fault_script: FaultScript | None, delay_seconds: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.script, self.faults, self.delay_seconds = script, faults, delay_seconds
-        self.calls: list[Served] = []
-        self.busy = self.most_busy = 0
-        self.asked: dict[str, int] = {}
+        self.script, self.fault_script, self.delay_seconds = script, fault_script, delay_seconds
+        self.calls: list[ReceivedCall] = []
+        self.num_open = self.max_open = 0
+        self.times_received: dict[str, int] = {}
         self.lock = threading.Lock()
         self.closing = threading.Event()
 
@@ -58,17 +62,19 @@ class ScriptedServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     @property
-    def paid(self) -> list[Served]:
-        """Calls that were answered whole."""
+    def answered(self) -> list[ReceivedCall]:
+        """Calls whose answer was sent completely."""
         return [call for call in self.calls if call.id is not None]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed leaves a broken pipe: that is the test, not an error."""
+        """Ignores the broken pipe of a client that a test killed."""
 
 
 @contextmanager
-def serving(script: Script, faults: Faults | None = None, delay_seconds: float = 0.0) -> Iterator[ScriptedServer]:
-    server = ScriptedServer(script, faults, delay_seconds)
+def serving(
+    script: Script, fault_script: FaultScript | None = None, delay_seconds: float = 0.0
+) -> Iterator[ScriptedServer]:
+    server = ScriptedServer(script, fault_script, delay_seconds)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -80,7 +86,8 @@ def serving(script: Script, faults: Faults | None = None, delay_seconds: float =
         thread.join()
 
 
-def shape_of(body: dict[str, Any]) -> str:
+def schema_name(body: dict[str, Any]) -> str:
+    """Returns the name of the schema that the request asks for, or an empty string."""
     return str(body.get("response_format", {}).get("json_schema", {}).get("name", ""))
 
 
@@ -93,27 +100,27 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(data)
         digest = hashlib.sha256(data).hexdigest()
         server = self.server
-        call = Served(digest, shape_of(body), self.headers.get("Authorization", ""))
+        call = ReceivedCall(digest, schema_name(body), self.headers.get("Authorization", ""))
         with server.lock:
-            server.busy += 1
-            server.most_busy = max(server.most_busy, server.busy)
+            server.num_open += 1
+            server.max_open = max(server.max_open, server.num_open)
             server.calls.append(call)
-            nth = server.asked.get(digest, 0)
-            server.asked[digest] = nth + 1
+            repeat = server.times_received.get(digest, 0)
+            server.times_received[digest] = repeat + 1
             number = len(server.calls)
         try:
             assert self.path == "/v1/chat/completions", self.path
             time.sleep(server.delay_seconds)
-            fault = server.faults(body, digest, nth) if server.faults is not None else None
+            fault = server.fault_script(body, digest, repeat) if server.fault_script is not None else None
             self._answer(call, body, fault, number)
         finally:
             with server.lock:
-                server.busy -= 1
+                server.num_open -= 1
 
-    def _answer(self, call: Served, body: dict[str, Any], fault: Misbehaviour | None, number: int) -> None:
+    def _answer(self, call: ReceivedCall, body: dict[str, Any], fault: Fault | None, number: int) -> None:
         kind = fault.kind if fault is not None else "fine"
         if fault is not None and kind in ("status", "cut_error"):
-            # Real endpoints have been seen to quote the key that they refuse.
+            # Some real endpoints quote the key that they refuse.
             error = {"error": {"message": f"refused, said {self.headers.get('Authorization')}", "type": "test"}}
             self._send(fault.status, json.dumps(error).encode(), fault.retry_after, cut=kind == "cut_error")
             return
@@ -135,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             "created": 0,
             "model": body["model"],
             "choices": [{"index": 0, "finish_reason": reasons.get(kind, "stop"), "message": message}],
-            # Whatever the pictures cost, it is the same for the same request.
+            # Equal requests must report equal usage. The pictures do not count.
             "usage": {"prompt_tokens": 100 + words // 4, "completion_tokens": len(text) // 4, "total_tokens": 0},
         }
         self._send(200, json.dumps(record).encode(), cut=kind == "cut")
@@ -154,4 +161,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Quiet."""
+        """Prints nothing."""

@@ -1,6 +1,7 @@
-"""From raw videos to tool trajectories, by way of a vision language model behind an OpenAI-compatible endpoint.
+"""Synthesises tool trajectories from raw videos with a vision language model behind an OpenAI-compatible endpoint.
 
-An item walks through the stages (`stages`), each of which asks (`asking`), gates the reply and hands the item on or
-rejects it with a code. Replies are cached by the content of their request (`cache`), so a run that was killed goes on
-where it stood. Everything that is written follows from the items alone (`outcome`), in the order of their ids.
+An item passes through the stages (`stages`). Each stage sends one or more requests (`client`), checks the replies
+(`rules`) and returns the item with new fields, or rejects it with a code. `client` caches each reply under the digest
+of its request, so a run that was killed continues where it stopped. All output files are functions of the items, sorted
+by id (`outputs`).
 """

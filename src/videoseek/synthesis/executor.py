@@ -1,104 +1,147 @@
-"""All items through all stages: in this process, or on a Ray cluster. Both give the same items in the same order."""
+"""Runs all items through all stages, in this process or on a Ray cluster. Both return equal items in equal order."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from math import ceil
 from typing import Any
 
 from videoseek.config import UsageError
 from videoseek.progress import Progress
-from videoseek.synthesis.endpoint import Endpoint, EndpointError, read_key
-from videoseek.synthesis.items import Item
-from videoseek.synthesis.running import run_stage
-from videoseek.synthesis.settings import SynthesisSettings
-from videoseek.synthesis.stage_client import Shared
-from videoseek.synthesis.stages import STAGES
+from videoseek.synthesis.client import CallFailed, Client, EndpointError, ItemRejected, StageClient
+from videoseek.synthesis.items import STAGES, UNFINISHED, Item, Rejection
+from videoseek.synthesis.settings import SynthesisSettings, read_key
+from videoseek.synthesis.stages import STAGE_FUNCTIONS
+from videoseek.video.errors import VideoError
 from videoseek.video.worker import use_worker
 
-#: A Ray task waits for replies most of its time.
+#: A Ray task spends most of its time waiting for replies.
 _CPUS_PER_TASK = 0.5
 
 
-def drive(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
-    """The items with their endings or trajectories, in the order of their ids. Raises EndpointError or UsageError."""
-    finished = _DRIVERS[settings.driver](items, settings)
-    return sorted(finished, key=lambda item: item.id)
+def execute(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
+    """Returns the items with their trajectories or rejections, sorted by id. Raises EndpointError or UsageError."""
+    results = _EXECUTORS[settings.driver](items, settings)
+    return sorted(results, key=lambda item: item.id)
 
 
-def _drive_here(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
+def _execute_locally(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
     return asyncio.run(_run_stages(items, settings))
 
 
 async def _run_stages(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
-    """Stage by stage, so that the yield and the time left of each can be seen."""
-    going, ended = list(items), []
-    async with Endpoint(settings) as endpoint:
-        shared = Shared(settings, endpoint)
-        for name in STAGES:
-            with Progress(name, len(going)) as progress:
-                made = await run_stage(name, going, shared, progress.update)
-            going = [item for item in made if item.ending is None]
-            ended += [item for item in made if item.ending is not None]
-    return going + ended
+    """Finishes one stage before the next one starts, so that progress shows the yield and the time left of each."""
+    active, rejected = list(items), []
+    async with Client(settings) as client:
+        for stage in STAGES:
+            with Progress(stage, len(active)) as progress:
+                results = await _run_stage(stage, active, client, progress.update)
+            active = [item for item in results if item.rejection is None]
+            rejected += [item for item in results if item.rejection is not None]
+    return active + rejected
 
 
-def _drive_on_ray(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
-    """Batches of `concurrency` items as Ray Data tasks, as many at once as the cluster has room for.
+async def _run_stage(
+    stage: str, items: Sequence[Item], client: Client, on_item: Callable[[int, Mapping[str, float]], None]
+) -> list[Item]:
+    """Returns the stage's results in the order of the items, whatever the concurrency.
 
-    The cache folder and the videos must be on disks that all machines share, the key's variable set on each of them.
+    After each item, calls `on_item` with the number of finished items and further counts. Raises EndpointError.
+    """
+    results: list[list[Item]] = [[] for _ in items]
+    queue = iter(enumerate(items))
+    num_done = num_rejected = 0
+
+    async def work() -> None:
+        nonlocal num_done, num_rejected
+        for index, item in queue:
+            results[index] = await _run_item(stage, item, client)
+            num_done += 1
+            num_rejected += sum(result.rejection is not None for result in results[index])
+            counts = {"rejected": num_rejected, "requests": client.num_requests, "cached": client.num_cached}
+            on_item(num_done, counts)
+
+    await asyncio.gather(*(work() for _ in range(min(client.settings.concurrency, len(items)))))
+    return [result for item_results in results for result in item_results]
+
+
+async def _run_item(stage: str, item: Item, client: Client) -> list[Item]:
+    """Runs one item through one stage. The first result carries the usage. An error becomes the item's rejection."""
+    stage_client = StageClient(client)
+    try:
+        first, *others = await STAGE_FUNCTIONS[stage](item, stage_client)
+    except ItemRejected as error:
+        first, others = _rejected(item, stage, error.code, error.reason), []
+    except VideoError as error:
+        first, others = _rejected(item, stage, error.code, error.message), []
+    except CallFailed as error:
+        first, others = _rejected(item, stage, UNFINISHED, str(error)), []
+    if stage_client.usage.calls:
+        first = replace(first, usage=first.usage | {stage: stage_client.usage})
+    return [first, *(replace(other, usage={}) for other in others)]
+
+
+def _rejected(item: Item, stage: str, code: str, reason: str) -> Item:
+    return replace(item, rejection=Rejection(stage, code, reason))
+
+
+def _execute_on_ray(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
+    """Runs batches of `concurrency` items as Ray Data tasks, as many at once as the cluster has room for.
+
+    All machines must share the disks of the cache folder and of the videos, and each must have the key's variable set.
     """
     try:
         ray: Any = importlib.import_module("ray")
         importlib.import_module("ray.data")
     except ImportError as error:
         raise UsageError("driver=ray needs Ray Data: pip install 'videoseek[data,ray]'") from error
-    read_key(settings.api_key_env)  # said here in one sentence rather than by every task
+    read_key(settings.api_key_env)  # reports a missing key once, before every task would report it
     num_batches = max(ceil(len(items) / settings.concurrency), 1)
     rows = [{"item": item.to_json(), "failure": ""} for item in items]
     dataset = ray.data.from_items(rows, override_num_blocks=num_batches)
-    for name in STAGES:
+    for stage in STAGES:
         dataset = dataset.map_batches(
             _run_batch,
-            fn_kwargs={"name": name, "settings": settings},
+            fn_kwargs={"stage": stage, "settings": settings},
             batch_size=settings.concurrency,
             num_cpus=_CPUS_PER_TASK,
         )
-    finished = []
+    results = []
     for row in dataset.iter_rows():
         if row["failure"]:
             raise EndpointError(row["failure"])
-        finished.append(Item.from_json(row["item"]))
-    return finished
+        results.append(Item.from_json(row["item"]))
+    return results
 
 
-def _run_batch(batch: dict[str, Any], name: str, settings: SynthesisSettings) -> dict[str, list[str]]:
-    """One stage over a batch of items as JSON. What ends the run is handed on as text: Ray would wrap an exception."""
+def _run_batch(batch: dict[str, Any], stage: str, settings: SynthesisSettings) -> dict[str, list[str]]:
+    """Runs one stage over a batch of items in JSON. Returns an EndpointError as text, because Ray would wrap it."""
     texts = list(batch["item"])
     if any(batch["failure"]):
         return {"item": texts, "failure": list(batch["failure"])}
-    _read_under_deadline(settings.video.decode_deadline_seconds)
+    _set_decode_deadline(settings.video.decode_deadline_seconds)
     try:
-        made = asyncio.run(_run_one_stage(name, [Item.from_json(text) for text in texts], settings))
+        results = asyncio.run(_run_single_stage(stage, [Item.from_json(text) for text in texts], settings))
     except EndpointError as error:
         return {"item": texts, "failure": [str(error)] * len(texts)}
-    return {"item": [item.to_json() for item in made], "failure": [""] * len(made)}
+    return {"item": [item.to_json() for item in results], "failure": [""] * len(results)}
 
 
 @cache
-def _read_under_deadline(seconds: float | None) -> None:
-    """Once for each process that runs tasks."""
+def _set_decode_deadline(seconds: float | None) -> None:
+    """Starts the decode worker once per process that runs tasks."""
     use_worker(seconds)
 
 
-async def _run_one_stage(name: str, items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
-    going = [item for item in items if item.ending is None]
-    async with Endpoint(settings) as endpoint:
-        made = await run_stage(name, going, Shared(settings, endpoint), lambda done, numbers: None)
-    return made + [item for item in items if item.ending is not None]
+async def _run_single_stage(stage: str, items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
+    active = [item for item in items if item.rejection is None]
+    async with Client(settings) as client:
+        results = await _run_stage(stage, active, client, lambda num_done, counts: None)
+    return results + [item for item in items if item.rejection is not None]
 
 
-_DRIVERS = {"local": _drive_here, "ray": _drive_on_ray}
+_EXECUTORS = {"local": _execute_locally, "ray": _execute_on_ray}

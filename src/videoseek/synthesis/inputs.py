@@ -1,4 +1,4 @@
-"""What synthesis starts from: a folder of videos, or JSONL lines with captions or questions already."""
+"""Reads the items of a run: a folder of videos, or JSONL lines that may bring captions or a question."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from videoseek.synthesis.items import Caption, Item, Question
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 
 _FIELDS = {"id", "video", "captions", "question", "options", "answer"}
-_MADE_ID = re.compile(r"(.+)-q\d\d+")
-_LETTERED = re.compile(r"[A-Z]")
+_GENERATED_ID = re.compile(r"(.+)-q\d\d+")
+_LETTER = re.compile(r"[A-Z]")
 
 
 def read_items(path: Path, video_root: Path | None) -> list[Item]:
-    """One item a video below a folder, in the order of paths; or one a line of a JSONL file, in its order.
+    """Returns one item per video of a folder, in the order of their paths, or one item per line of a JSONL file.
 
-    Raises UsageError for a path that is neither, DataError naming the line for a bad record.
+    Videos must lie in `video_root`, by default the folder itself or the folder of the file. Raises UsageError for a
+    path that is neither, and DataError naming the line of a bad record.
     """
     if path.is_dir():
         items = _folder_items(path, video_root or path)
@@ -35,16 +36,16 @@ def read_items(path: Path, video_root: Path | None) -> list[Item]:
 
 
 def _folder_items(folder: Path, video_root: Path) -> list[Item]:
-    """Links are followed as far as they stay in `video_root`. Raises DataError."""
+    """Follows links as long as they stay in `video_root`. Raises DataError."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     if not paths:
         raise DataError(f"folder {str(folder)!r} holds no video ({' '.join(VIDEO_SUFFIXES)})")
     names = [path.relative_to(folder).as_posix() for path in paths]
     try:
-        located = [str(confined(str(path.absolute()), video_root)) for path in paths]
+        videos = [str(confined(str(path.absolute()), video_root)) for path in paths]
     except RecordError as error:
         raise DataError(f"folder {str(folder)!r}: {error}") from error
-    return [Item(name, name, video) for name, video in zip(names, located, strict=True)]
+    return [Item(name, name, video) for name, video in zip(names, videos, strict=True)]
 
 
 def _file_items(path: Path, video_root: Path) -> list[Item]:
@@ -82,7 +83,7 @@ def _question(record: dict[str, Any]) -> Question:
     if not all(isinstance(option, str) for option in options):
         raise ValueError(f"field 'options' must be a list of strings, got {list(options)!r}")
     answer = _text(record, "answer").strip()
-    if options and not (_LETTERED.fullmatch(answer) and ord(answer) - ord("A") < len(options)):
+    if options and not (_LETTER.fullmatch(answer) and ord(answer) - ord("A") < len(options)):
         raise ValueError(f"field 'answer' must be the letter of one of {len(options)} options, got {answer!r}")
     return Question(_text(record, "question"), options, answer)
 
@@ -111,18 +112,18 @@ def _list(record: dict[str, Any], name: str) -> list[Any]:
 
 
 def _check_ids(path: Path, items: Sequence[Item]) -> None:
-    """Ids are unique, also against those that generated questions will have."""
-    seen: set[str] = set()
+    """Ids must be unique, and must not look like the id of a generated question of another item."""
+    ids: set[str] = set()
     for item in items:
-        if item.id in seen:
+        if item.id in ids:
             raise DataError(f"{path}: id {item.id!r} is used twice; give the lines an 'id'")
-        seen.add(item.id)
+        ids.add(item.id)
     for item in items:
-        made = _MADE_ID.fullmatch(item.id)
-        if made and made.group(1) in seen:
-            raise DataError(f"{path}: id {item.id!r} may clash with a question made for {made.group(1)!r}; rename it")
+        match = _GENERATED_ID.fullmatch(item.id)
+        if match and match.group(1) in ids:
+            raise DataError(f"{path}: id {item.id!r} may clash with a question made for {match.group(1)!r}; rename it")
 
 
-def made_id(source: str, number: int) -> str:
-    """Id of a source's `number`-th generated question."""
+def generated_id(source: str, number: int) -> str:
+    """Returns the id of the `number`-th question (counted from 1) that is generated for a source."""
     return f"{source}-q{number:02d}"

@@ -1,4 +1,4 @@
-"""What travels through the stages: an item, from a bare video to a question with a trajectory or a reason why not."""
+"""The item that travels through the stages: first a bare video, last a question with a trajectory or a rejection."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from typing import Any
 
 from videoseek.types import Interval, Sample
 
-#: Ending of an item whose requests went unanswered: no verdict, the next run tries again.
+#: Names of the stages, in order. They are stable: `summary.json` and `rejected.jsonl` hold them.
+STAGES = ("caption", "question", "localise", "verify", "overview", "trajectory", "judge")
+#: How fine the evidence of a clue is, from coarse to fine.
+DETAILS = ("large", "medium", "small")
+#: Code of an item whose request got no answer. The item failed no check, and the next run tries it again.
 UNFINISHED = "unfinished"
+#: Fields of `Item` that `items.jsonl` stores under another name. The names on disk stay, so that shards which were
+#: written by an earlier version can still be merged.
+_JSON_NAMES = {"rationale": "seen", "rejection": "ending"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,8 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`answer` is an option's letter, or words without options; `evidence` is where the question was made from."""
+    """`answer` is the letter of an option, or free text if there are no options. `evidence` holds the windows that the
+    question was generated from."""
 
     text: str
     options: tuple[str, ...]
@@ -33,8 +41,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Clue:
-    """A window with evidence. `cue` can be seen from afar and says that it is worth a look, `finding` is what the
-    close look shows, `detail` (see `quota.DETAILS`) is how fine that is, `strategy` the quota of the crop."""
+    """A window with evidence.
+
+    `cue` is visible in the overview and motivates a closer look. `finding` is what the close look shows. `detail` (one
+    of `DETAILS`) is how fine the evidence is, and `strategy` is the quota of the crop.
+    """
 
     start_seconds: float
     end_seconds: float
@@ -50,7 +61,7 @@ class Clue:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Answered requests, those of them that were repairs, and their tokens."""
+    """Number of answered requests, how many of them were repairs, and their tokens."""
 
     calls: int = 0
     repairs: int = 0
@@ -67,8 +78,8 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """Why an item went no further: at which stage, a stable code, one sentence."""
+class Rejection:
+    """The stage at which an item stopped, a stable code, and the reason in one sentence."""
 
     stage: str
     code: str
@@ -77,10 +88,10 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """`source` is the id of the video or input line that the item came from; stage by stage the rest is filled in.
+    """`source` is the id of the video or of the input line. Each stage fills in further fields.
 
-    `seen` is the reasoning that answered from the clips, `analysis` the judge's. The usage of the stages that make
-    questions is booked on the first item of its source.
+    `rationale` is the reasoning with which the model answered from the clips, `analysis` is the judge's reasoning. The
+    first item of a source carries the usage of the stages that generate questions.
     """
 
     id: str
@@ -89,27 +100,30 @@ class Item:
     captions: tuple[Caption, ...] = ()
     question: Question | None = None
     clues: tuple[Clue, ...] = ()
-    seen: str = ""
+    rationale: str = ""
     needs_tool: bool = True
     turns: tuple[str, ...] = ()
     analysis: str = ""
     usage: dict[str, Usage] = field(default_factory=dict)
-    ending: Ending | None = None
+    rejection: Rejection | None = None
 
     @property
     def kind(self) -> str:
         return f"clue_{'single' if len(self.clues) == 1 else 'multi'}_{'w' if self.needs_tool else 'wo'}_tool"
 
     @property
-    def asked(self) -> Question:
-        """The question of an item past the stage that makes one."""
+    def is_unfinished(self) -> bool:
+        return self.rejection is not None and self.rejection.code == UNFINISHED
+
+    def require_question(self) -> Question:
+        """Returns the question of an item that has passed the stage `question`. Raises ValueError for earlier ones."""
         if self.question is None:
             raise ValueError(f"item {self.id!r} has no question yet")
         return self.question
 
     def sample(self) -> Sample:
-        """An accepted item as training data."""
-        question = self.asked
+        """Returns an accepted item as training data."""
+        question = self.require_question()
         return Sample(
             id=self.id,
             video=self.video,
@@ -122,13 +136,16 @@ class Item:
         )
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        record = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        return json.dumps(record, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Item:
-        """Raises ValueError, KeyError or TypeError for anything but `to_json`'s form."""
+        """Reads what `to_json` writes. Raises ValueError, KeyError or TypeError for anything else."""
         record: dict[str, Any] = json.loads(text)
-        question, ending = record["question"], record["ending"]
+        for name, json_name in _JSON_NAMES.items():
+            record[name] = record.pop(json_name)
+        question, rejection = record["question"], record["rejection"]
         record["captions"] = tuple(Caption(**caption) for caption in record["captions"])
         if question is not None:
             evidence = tuple((start, end) for start, end in question["evidence"])
@@ -136,16 +153,16 @@ class Item:
         record["clues"] = tuple(Clue(**clue) for clue in record["clues"])
         record["turns"] = tuple(record["turns"])
         record["usage"] = {stage: Usage(**usage) for stage, usage in record["usage"].items()}
-        record["ending"] = None if ending is None else Ending(**ending)
+        record["rejection"] = None if rejection is None else Rejection(**rejection)
         return cls(**record)
 
 
 def hash_number(*words: object) -> int:
-    """A number below 2**64 that depends on the words alone: the same on every machine and in every run."""
+    """Returns a number below 2**64 that depends on the words alone, so it is the same on every machine."""
     text = "/".join(map(str, words))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def in_shard(items: Iterable[Item], index: int, count: int) -> list[Item]:
-    """The items of part `index` (from 1) of `count`, by the hash of their ids."""
+    """Returns the items of shard `index` (counted from 1) of `count` shards, selected by the hash of their ids."""
     return [item for item in items if hash_number("shard", item.id) % count == index - 1]

@@ -1,4 +1,4 @@
-"""Clips as an endpoint takes them, JPEG pictures with their times or an MP4, as `data:` URLs; how one is known."""
+"""Encodes clips for an endpoint as `data:` URLs, JPEG pictures with their times or an MP4, and identifies them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from videoseek.video.errors import VideoError
 from videoseek.video.folder import FrameFolder
 from videoseek.video.timeline import time_sentence
 
-#: Changes when a clip would be sent as other bytes than before: cached replies were given to other pictures then.
+#: Increase this number whenever the encoded bytes of a clip change: cached replies describe the old bytes.
 ENCODING_VERSION = 1
 _JPEG_QUALITY = 90
 _MP4_OPTIONS = {"crf": "18", "preset": "veryfast", "threads": "1"}
 
 
 def clip_parts(clip: Clip, media: str) -> list[dict[str, Any]]:
-    """Content parts of a chat message: what the clip covers in words, then its frames. Raises VideoError."""
+    """Returns the content parts of a chat message: a sentence on the clip's times, then its frames.
+
+    `media` is "frames" or "video". Raises VideoError.
+    """
     pixels = read_frames(clip).numpy()
     if media == "video":
         url = _data_url("video/mp4", _mp4(pixels, clip.sample_fps))
-        words = f"{time_sentence(clip)} Its first frame is at {clip.frame_seconds[0]:.1f} seconds."
-        return [_text(words), {"type": "video_url", "video_url": {"url": url}}]
+        sentence = f"{time_sentence(clip)} Its first frame is at {clip.frame_seconds[0]:.1f} seconds."
+        return [_text(sentence), {"type": "video_url", "video_url": {"url": url}}]
     parts = [_text(time_sentence(clip))]
     for seconds, picture in zip(clip.frame_seconds, pixels, strict=True):
         url = _data_url("image/jpeg", _jpeg(picture))
@@ -44,14 +47,15 @@ def clip_parts(clip: Clip, media: str) -> list[dict[str, Any]]:
 
 
 def clip_identity(clip: Clip) -> dict[str, Any]:
-    """What decides the pixels of a clip, without decoding it: the file's content and which frames at which size."""
-    facts = asdict(clip) | {"video": video_digest(clip.video)}
-    return facts | {"encoding": ENCODING_VERSION}
+    """Returns what determines a clip's pixels, without decoding: the file's content, the frames and their size."""
+    return asdict(clip) | {"video": video_digest(clip.video), "encoding": ENCODING_VERSION}
 
 
 def video_digest(video: str) -> str:
-    """SHA-256 of the content of a file, or of a frame folder's files; remembered until its size or time of change
-    differ. Raises VideoError."""
+    """Returns the SHA-256 of the content of a video file, or of all files of a frame folder.
+
+    The digest is cached until the size or the modification time changes. Raises VideoError.
+    """
     folder = FrameFolder.parse(video)
     path = Path(video if folder is None else folder.folder)
     rate = "" if folder is None else f"fps={folder.fps}"
@@ -64,32 +68,34 @@ def video_digest(video: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _digest(path: Path, rate: str, num_bytes: int, modified_ns: int) -> str:
+    """`num_bytes` and `modified_ns` are only part of the cache key."""
     if not rate:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    whole = hashlib.sha256(rate.encode())
+    folder_digest = hashlib.sha256(rate.encode())
     for image in sorted(entry for entry in path.iterdir() if entry.is_file()):
-        whole.update(os.fsencode(image.name) + b"\0" + hashlib.sha256(image.read_bytes()).digest())
-    return whole.hexdigest()
+        folder_digest.update(os.fsencode(image.name) + b"\0" + hashlib.sha256(image.read_bytes()).digest())
+    return folder_digest.hexdigest()
 
 
 def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _data_url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _data_url(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
-    """Colour at full resolution: writing in one colour on another survives."""
+    """Encodes one frame, uint8 [H, W, 3]."""
     file = io.BytesIO()
+    # 4:4:4: halved colour resolution would blur text whose colour differs from its ground but not its brightness.
     Image.fromarray(pixels).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return file.getvalue()
 
 
 def _mp4(pixels: np.ndarray, fps: float) -> bytes:
-    """H.264 of uint8 frames [F, H, W, 3], played at the rate at which they were sampled."""
+    """Encodes frames, uint8 [F, H, W, 3], as H.264 that plays at the rate at which the frames were sampled."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1000)

@@ -1,4 +1,4 @@
-"""The prompts, which are files beside this one, and the shape of each reply."""
+"""Prompt templates, which are files in `prompts/`, and the JSON Schema of each reply."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 import jinja2
 
-from videoseek.synthesis.quota import DETAILS
+from videoseek.synthesis.items import DETAILS
 
-#: What a judge may find wrong with a trajectory.
+#: Faults that the judge may find in a trajectory.
 JUDGE_FAULTS = (
     *("time_outside", "told_early", "hallucinated", "contradiction", "no_evidence"),
     *("guess", "circular", "vague", "audio", "meta"),
 )
 
 _TEXT, _NUMBER, _FLAG = {"type": "string"}, {"type": "number"}, {"type": "boolean"}
+_MAX_MESSAGE_CHARACTERS = 400
 
 
 def _list(of: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def _list(of: dict[str, Any]) -> dict[str, Any]:
 
 
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:
-    """Every property is required and no other is allowed, which strict structured output asks for."""
+    """Requires every property and allows no other, as strict structured output demands."""
     return {
         "type": "object",
         "properties": properties,
@@ -35,8 +36,8 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-#: Only what every engine of structured output takes: no lengths, no patterns, no references. Counts are checked by the
-#: stages.
+#: Schema of a reply by its name. The schemas use only what every engine of structured output supports: no lengths, no
+#: patterns, no references. `rules` checks the rest.
 SCHEMAS: dict[str, dict[str, Any]] = {
     "caption": _object(captions=_list(_object(start=_NUMBER, end=_NUMBER, text=_TEXT))),
     "question": _object(
@@ -58,7 +59,7 @@ _FOLDER = files("videoseek.synthesis") / "prompts"
 
 
 @cache
-def _sources() -> dict[str, str]:
+def _templates() -> dict[str, str]:
     return {
         entry.name.removesuffix(".jinja"): entry.read_text(encoding="utf-8")
         for entry in sorted(_FOLDER.iterdir(), key=lambda entry: entry.name)
@@ -68,16 +69,30 @@ def _sources() -> dict[str, str]:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.DictLoader(_sources()), undefined=jinja2.StrictUndefined, autoescape=False)
+    return jinja2.Environment(
+        loader=jinja2.DictLoader(_templates()), undefined=jinja2.StrictUndefined, autoescape=False
+    )
 
 
-def prompt(name: str, given: dict[str, Any] | None = None, **values: Any) -> str:
-    """The text of `prompts/NAME.jinja`; `given` is what the task is about, as JSON at its end."""
-    return _environment().get_template(name).render(**values, input=json.dumps(given, ensure_ascii=False, indent=1))
+def prompt(name: str, task_input: dict[str, Any] | None = None, **values: Any) -> str:
+    """Renders `prompts/NAME.jinja` with `values`. `task_input` is appended to the task as JSON."""
+    input_text = json.dumps(task_input, ensure_ascii=False, indent=1)
+    return _environment().get_template(name).render(**values, input=input_text)
 
 
 @cache
 def prompt_version() -> str:
-    """Twelve hex digits that change with any word of a prompt or a shape of a reply."""
-    text = json.dumps([_sources(), SCHEMAS], sort_keys=True)
+    """Returns twelve hex digits that change with any word of a prompt and with any schema."""
+    text = json.dumps([_templates(), SCHEMAS], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def schema_fault(value: Any, schema: str) -> str | None:
+    """Returns one sentence on where and how a JSON value violates the schema, or None if it is valid."""
+    import jsonschema  # belongs to the extra `data`; the other functions work without it
+
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMAS[schema]).iter_errors(value))
+    if error is None:
+        return None
+    where = "".join(f"[{step!r}]" for step in error.absolute_path)
+    return f"it has not the shape asked for: {where} {error.message[:_MAX_MESSAGE_CHARACTERS]}."

@@ -1,4 +1,4 @@
-"""`review.html` of a synthesis run: randomly chosen samples for human eyes, and what was rejected why."""
+"""`review.html` of a synthesis run: a random draw of samples for human review, and the rejections with reasons."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ _MAX_REJECTED = 40
 
 
 def write_review(items: Sequence[Item], settings: SynthesisSettings) -> Path:
-    """Writes `review.html` into the run's folder, whole or not at all. Who is shown depends on seed and ids alone."""
+    """Writes `review.html` into the run's folder atomically. The draw depends on the seed and the ids alone."""
     path = settings.folder / "review.html"
     write_text(path, page(items, settings))
     return path
 
 
 def page(items: Sequence[Item], settings: SynthesisSettings) -> str:
-    accepted = _drawn([item for item in items if item.ending is None], settings.review, settings.seed)
-    rejected = _drawn([item for item in items if item.ending is not None], _MAX_REJECTED, settings.seed)
+    """Returns the page as HTML without outside references. Decodes the clips that it shows."""
+    accepted = [item for item in items if item.rejection is None]
+    shown = _draw(accepted, settings.review, settings.seed)
+    rejected = _draw([item for item in items if item.rejection is not None], _MAX_REJECTED, settings.seed)
     title = "videoseek: synthesised samples for review"
     head = tag(
         "head",
@@ -47,11 +49,10 @@ def page(items: Sequence[Item], settings: SynthesisSettings) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
         tag("link", rel="icon", href="data:,"),
-        tag("style", Markup((files("videoseek.report") / "page.css").read_text(encoding="utf-8"))),
+        tag("style", Markup((files("videoseek.pages") / "page.css").read_text(encoding="utf-8"))),
     )
-    num_accepted = sum(item.ending is None for item in items)
     lead = (
-        f"{num_accepted} of {len(items)} items passed every stage; {len(accepted)} of them, drawn at random, are below."
+        f"{len(accepted)} of {len(items)} items passed every stage; {len(shown)} of them, drawn at random, are below."
     )
     advice = "Look for windows that miss the evidence, thoughts that know too much, and answers that are not in the "
     advice += "pictures. Pictures are cut from the source files, with the quotas that training will pay."
@@ -60,32 +61,31 @@ def page(items: Sequence[Item], settings: SynthesisSettings) -> str:
         tag("h1", title),
         tag("p", lead, class_="lead"),
         tag("p", advice, class_="quiet"),
-        *(_article(number, item, settings.video, settings.format) for number, item in enumerate(accepted, 1)),
+        *(_article(number, item, settings.video, settings.format) for number, item in enumerate(shown, 1)),
         *_rejections(items, rejected),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
 
 
-def _drawn(items: Sequence[Item], number: int, seed: int) -> list[Item]:
+def _draw(items: Sequence[Item], number: int, seed: int) -> list[Item]:
     return sorted(items, key=lambda item: hash_number(seed, "review", item.id))[:number]
 
 
 def _article(number: int, item: Item, limits: VideoConfig, format_name: str) -> Markup:
-    asked = item.asked
-    letters = lettered(asked.options)
+    question = item.require_question()
     options = [
-        tag("li", option, tag("b", " (key)") if ord(asked.answer[0]) - ord("A") == index else "")
-        for index, option in enumerate(letters)
+        tag("li", option, tag("b", " (key)") if ord(question.answer[0]) - ord("A") == index else "")
+        for index, option in enumerate(lettered(question.options))
     ]
     if not options:
-        options = [tag("li", "Key: ", tag("b", asked.answer))]
+        options = [tag("li", "Key: ", tag("b", question.answer))]
     try:
-        pictures = _pictured(item, limits, format_name)
+        pictures = _episode(item, limits, format_name)
     except VideoError as error:
         pictures = tag("p", f"No picture: {error.message}", class_="notice")
     return tag(
         "article",
-        tag("h3", f"{number}. {asked.text}"),
+        tag("h3", f"{number}. {question.text}"),
         tag("p", f"{KIND_LABELS[item.kind]} \N{MIDDLE DOT} {item.id}", class_="quiet"),
         tag("ul", *options, class_="options"),
         pictures,
@@ -94,17 +94,17 @@ def _article(number: int, item: Item, limits: VideoConfig, format_name: str) -> 
     )
 
 
-def _pictured(item: Item, limits: VideoConfig, format_name: str) -> Markup:
-    """Overview and time line on one axis, then every turn with the clip that its call brings."""
+def _episode(item: Item, limits: VideoConfig, format_name: str) -> Markup:
+    """Returns the overview and the time line on one axis, then every turn with the clips of its calls."""
     info = probe(item.video)
     overview = overview_clip(info, limits)
     fmt = FORMATS[format_name]()
-    looks = [
+    calls = [
         (turn, call, crop_clip(info, call.start_seconds, call.end_seconds, call.strategy, limits))
         for turn, text in enumerate(item.turns)
         for call in fmt.parse(text).calls
     ]
-    lane = Lane("Calls", tuple(CallRecord(turn, call, None, clip) for turn, call, clip in looks))
+    lane = Lane("Calls", tuple(CallRecord(turn, call, None, clip) for turn, call, clip in calls))
     labels = [tag("span", "Clues", style=f"height:{ROW_PIXELS}px")]
     labels.append(tag("span", lane.label, style=f"height:{lane.num_rows * ROW_PIXELS}px"))
     times = tag(
@@ -116,13 +116,13 @@ def _pictured(item: Item, limits: VideoConfig, format_name: str) -> Markup:
         tag("p", swatch("clue window", CLUE_COLOUR), swatch("call, by number", CROP_COLOUR), class_="legend"),
         class_="times",
     )
-    return join([times, *_turns(item, looks)])
+    return join([times, *_turns(item, calls)])
 
 
-def _turns(item: Item, looks: Sequence[tuple[int, Call, Clip]]) -> Iterator[Markup]:
+def _turns(item: Item, calls: Sequence[tuple[int, Call, Clip]]) -> Iterator[Markup]:
     for index, text in enumerate(item.turns):
-        shown = [_crop(call, clip) for turn, call, clip in looks if turn == index]
-        yield tag("section", tag("div", text, class_="text"), *shown, class_="turn assistant")
+        crops = [_crop(call, clip) for turn, call, clip in calls if turn == index]
+        yield tag("section", tag("div", text, class_="text"), *crops, class_="turn assistant")
 
 
 def _crop(call: Call, clip: Clip) -> Markup:
@@ -140,7 +140,7 @@ def _pictures(clip: Clip, max_frames: int, max_side: int) -> Markup:
 
 
 def _notes(item: Item) -> Markup:
-    rows = [("seen", item.seen), ("judge", item.analysis)]
+    rows = [("seen", item.rationale), ("judge", item.analysis)]
     rows += [(f"clue {number}", _clue_text(clue)) for number, clue in enumerate(item.clues, 1)]
     return tag(
         "table", tag("tbody", *(tag("tr", tag("th", name), tag("td", text)) for name, text in rows)), class_="facts"
@@ -152,8 +152,8 @@ def _clue_text(clue: Clue) -> str:
 
 
 def _rejections(items: Sequence[Item], shown: Sequence[Item]) -> Iterator[Markup]:
-    """How many were rejected by stage and code, and some of them with their reasons."""
-    counts = Counter((item.ending.stage, item.ending.code) for item in items if item.ending is not None)
+    """Yields the counts of rejections by stage and code, then the reasons of the items in `shown`."""
+    counts = Counter((item.rejection.stage, item.rejection.code) for item in items if item.rejection is not None)
     if not counts:
         return
     yield tag("h2", "Rejected")
@@ -162,11 +162,11 @@ def _rejections(items: Sequence[Item], shown: Sequence[Item]) -> Iterator[Markup
     lines = [
         tag(
             "tr",
-            tag("th", f"{item.ending.stage}: {item.ending.code}", scope="row"),
-            tag("td", item.question.text if item.question is not None else "", " ", item.ending.reason),
+            tag("th", f"{item.rejection.stage}: {item.rejection.code}", scope="row"),
+            tag("td", item.question.text if item.question is not None else "", " ", item.rejection.reason),
             tag("td", item.id),
         )
         for item in shown
-        if item.ending is not None
+        if item.rejection is not None
     ]
     yield tag("details", tag("summary", f"{len(lines)} of them"), tag("table", tag("tbody", *lines), class_="facts"))

@@ -1,18 +1,32 @@
-"""What replies must keep beyond their shape: pure functions that name the fault in one sentence, or return None."""
+"""Rules that a reply must satisfy beyond its schema, and the windows and quotas of its clues: pure functions.
+
+Each `*_fault` function returns one sentence on the first fault, or None. Repair requests show these sentences to the
+model, so a change of a sentence changes the digests of cached repairs.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from videoseek.config import VideoConfig
 from videoseek.rewards.accuracy import tolerant_match
-from videoseek.synthesis.items import Clue, Question
+from videoseek.synthesis.items import DETAILS, Clue, Question
 from videoseek.trajectory.grammar import seconds_number
-from videoseek.types import Interval
+from videoseek.types import STRATEGIES, Interval
+from videoseek.video.patches import FRAMES_PER_GRID
+from videoseek.video.quotas import crop_tokens
 
-#: A model's times may be rounded up beyond the end.
+#: A window may exceed its limits by this much, since models round times.
 ROUNDING_SECONDS = 1.0
+#: Detail of the evidence -> merged tokens (28 x 28 px) that a frame pair needs to show it.
+#: large: a scene or an action that fills the picture, at 224 x 224 px. medium: an object or a gesture, at about
+#: 300 x 300 px. small: writing, counts and distant things, from about 450 x 450 px. With Video-o3's quotas at 2 fps,
+#: medium evidence gives 2 s coarse, 28 s medium and 35 s fine, as in the worked example of that paper.
+TOKENS_PER_GRID = dict(zip(DETAILS, (64, 128, 256), strict=True))
 
 _TIME = re.compile(r"\d{1,2}:\d{2}|\b\d+(\.\d+)?\s*(s|secs?|seconds?|mins?|minutes?)\b", re.IGNORECASE)
 _META = re.compile(
@@ -21,12 +35,12 @@ _META = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W_]{4,}")
-#: A thought that holds this share of a finding's own words, and this many of them, tells the finding.
-_TOLD_SHARE, _TOLD_WORDS = 0.5, 2
+#: A think leaks a finding if it contains this share of the finding's own words, and at least this many of them.
+_LEAK_SHARE, _MIN_LEAKED_WORDS = 0.5, 2
 
 
-def written(window: Interval) -> list[int | float]:
-    """A window as a call writes it: whole seconds without a point."""
+def window_numbers(window: Interval) -> list[int | float]:
+    """Returns the window as a call writes it: whole seconds without a decimal point."""
     return [seconds_number(seconds) for seconds in window]
 
 
@@ -59,7 +73,7 @@ def clues_fault(reply: dict[str, Any], duration_seconds: float) -> str | None:
 
 
 def question_fault(question: dict[str, Any], num_wrong: int, last_seconds: float) -> tuple[str, str] | None:
-    """Code and sentence of what disqualifies one generated question."""
+    """Returns the code and the sentence of the fault that disqualifies one generated question."""
     options = [question["correct"], *question["wrong"]]
     if len(question["wrong"]) != num_wrong:
         return "wrong_options", f"it has {len(question['wrong'])} wrong options instead of {num_wrong}."
@@ -67,8 +81,8 @@ def question_fault(question: dict[str, Any], num_wrong: int, last_seconds: float
         return "empty_text", "the question or an option is empty."
     if len({" ".join(option.casefold().split()) for option in options}) < len(options):
         return "equal_options", "two options are the same."
-    if found := _TIME.search(question["question"]):
-        return "time_in_question", f"the question gives a time away: {found.group()!r}."
+    if match := _TIME.search(question["question"]):
+        return "time_in_question", f"the question gives a time away: {match.group()!r}."
     if not question["evidence"]:
         return "no_evidence", "it names no evidence."
     for window in question["evidence"]:
@@ -80,7 +94,7 @@ def question_fault(question: dict[str, Any], num_wrong: int, last_seconds: float
 
 
 def verdict_fault(reply: dict[str, Any], question: Question) -> str | None:
-    """A reader of clips must answer in the form of the question."""
+    """Checks that an answer from clips has the form that the question asks for."""
     letters = [chr(ord("A") + index) for index in range(len(question.options))]
     if letters and not any(tolerant_match(reply["answer"], letter) for letter in letters):
         return f"the answer must be one of the letters {', '.join(letters)}, got {reply['answer']!r}."
@@ -88,14 +102,16 @@ def verdict_fault(reply: dict[str, Any], question: Question) -> str | None:
 
 
 def trajectory_fault(reply: dict[str, Any], question: Question, clues: Sequence[Clue]) -> str | None:
-    """Windows copied number for number, the answer kept, nothing told before it is seen. `clues` are those to look
-    at: none where the overview suffices."""
+    """Checks that windows are copied exactly, that the answer is kept, and that no think leaks a later finding.
+
+    `clues` are the windows to look at; it is empty if the overview suffices.
+    """
     steps, final = reply["steps"], reply["final"]
     if len(steps) != len(clues):
         return f"there must be {len(clues)} steps, one for each window, got {len(steps)}."
     for number, (step, clue) in enumerate(zip(steps, clues, strict=True), 1):
         if step["window"] != list(clue.window):
-            return f"the window of step {number} must be copied as {written(clue.window)}, got {step['window']}."
+            return f"the window of step {number} must be copied as {window_numbers(clue.window)}, got {step['window']}."
     if not tolerant_match(final["answer"], question.answer):
         return f"the final answer must stay {question.answer!r}, got {final['answer']!r}."
     thinks = [step["think"] for step in steps] + [final["think"]]
@@ -104,31 +120,35 @@ def trajectory_fault(reply: dict[str, Any], question: Question, clues: Sequence[
             return f"think {number} is empty."
         if "<" in think or ">" in think:
             return f"think {number} holds an angle bracket."
-        if found := _META.search(think):
-            return f"think {number} says {found.group()!r}, of which the viewer knows nothing."
-    return _told_early_fault([step["think"] for step in steps], question, clues)
+        if match := _META.search(think):
+            return f"think {number} says {match.group()!r}, of which the viewer knows nothing."
+    return _leak_fault([step["think"] for step in steps], question, clues)
 
 
-def _told_early_fault(thinks: Sequence[str], question: Question, clues: Sequence[Clue]) -> str | None:
-    known = _words(" ".join([question.text, *question.options, *(clue.cue for clue in clues)]))
+def _leak_fault(thinks: Sequence[str], question: Question, clues: Sequence[Clue]) -> str | None:
+    """Checks that the think before each look contains no finding of that look or of a later one."""
+    context_words = _words(" ".join([question.text, *question.options, *(clue.cue for clue in clues)]))
     for number, think in enumerate(thinks):
         for later, clue in enumerate(clues[number:], number + 1):
-            told = told_words(think, clue.finding, known)
-            if told:
+            leaked = leaked_words(think, clue.finding, context_words)
+            if leaked:
                 return (
                     f"the think of step {number + 1} tells what only the look of step {later} shows: "
-                    f"{', '.join(sorted(told))}."
+                    f"{', '.join(sorted(leaked))}."
                 )
-        known |= _words(clues[number].finding)
+        context_words |= _words(clues[number].finding)
     return None
 
 
-def told_words(think: str, finding: str, known: set[str]) -> set[str]:
-    """The finding's own words (of four letters or more, not among those known) in the think, if they are so many that
-    the finding is told: at least two, and half of them. Empty otherwise."""
-    own = _words(finding) - known
-    told = own & _words(think)
-    return told if len(told) >= max(_TOLD_WORDS, _TOLD_SHARE * len(own)) else set()
+def leaked_words(think: str, finding: str, context_words: set[str]) -> set[str]:
+    """Returns the words of the finding that the think leaks, or the empty set if they are too few to count as a leak.
+
+    Only words of four letters or more count, and only those that are not in `context_words`. A leak has at least two
+    of these words, and at least half of them.
+    """
+    own_words = _words(finding) - context_words
+    leaked = own_words & _words(think)
+    return leaked if len(leaked) >= max(_MIN_LEAKED_WORDS, _LEAK_SHARE * len(own_words)) else set()
 
 
 def judge_fault(reply: dict[str, Any]) -> str | None:
@@ -139,3 +159,65 @@ def judge_fault(reply: dict[str, Any]) -> str | None:
 
 def _words(text: str) -> set[str]:
     return set(_WORD.findall(text.casefold()))
+
+
+def sampling_strategy(length_seconds: float, detail: str, limits: VideoConfig) -> str:
+    """Returns the cheapest quota that shows a window of this length finely enough, or the largest if none does.
+
+    All frame pairs of a crop share its quota, so a longer window needs a larger quota for the same detail. A quota
+    above the need would teach a policy to waste context.
+    """
+    frames = min(max(length_seconds * limits.crop_fps, limits.min_frames), limits.max_frames)
+    num_grids = max(frames / FRAMES_PER_GRID, 1.0)
+    tokens_per_grid = min(TOKENS_PER_GRID[detail], limits.max_tokens_per_grid)
+    sufficient = (strategy for strategy in STRATEGIES if crop_tokens(strategy, limits) / num_grids >= tokens_per_grid)
+    return next(sufficient, STRATEGIES[-1])
+
+
+def whole_seconds(start_seconds: float, end_seconds: float, duration_seconds: float, min_seconds: float) -> Interval:
+    """Rounds the window outwards to whole seconds, at least `min_seconds` long and inside the video.
+
+    The times of a model are no finer than the frames that it saw, and a policy can learn to write whole seconds. The
+    end of the video is kept to a tenth of a second, the precision of a written call.
+    """
+    last = math.floor(duration_seconds * 10) / 10
+    start, end = max(math.floor(start_seconds), 0), min(math.ceil(end_seconds), last)
+    if end - start < min_seconds:
+        end = min(start + math.ceil(min_seconds), last)
+        start = max(min(start, math.floor(end - min_seconds)), 0)
+    return float(start), float(end)
+
+
+def merge_clues(
+    clues: Sequence[Clue], duration_seconds: float, merge_gap_seconds: float, limits: VideoConfig
+) -> tuple[Clue, ...]:
+    """Sorts the clues by time, rounds them to whole seconds, merges near ones and sets the quota of each crop."""
+    windows = [whole_seconds(*clue.window, duration_seconds, max(limits.min_window_seconds, 1.0)) for clue in clues]
+    rounded = [
+        replace(clue, start_seconds=start, end_seconds=end) for clue, (start, end) in zip(clues, windows, strict=True)
+    ]
+    merged: list[Clue] = []
+    for clue in sorted(rounded, key=lambda clue: clue.window):
+        if merged and clue.start_seconds - merged[-1].end_seconds <= merge_gap_seconds:
+            merged[-1] = _merge(merged[-1], clue)
+        else:
+            merged.append(clue)
+    return tuple(
+        replace(clue, strategy=sampling_strategy(clue.end_seconds - clue.start_seconds, clue.detail, limits))
+        for clue in merged
+    )
+
+
+def _merge(first: Clue, second: Clue) -> Clue:
+    return replace(
+        first,
+        end_seconds=max(first.end_seconds, second.end_seconds),
+        cue=f"{first.cue} {second.cue}",
+        finding=f"{first.finding} {second.finding}",
+        detail=max(first.detail, second.detail, key=DETAILS.index),
+    )
+
+
+def covered_share(clues: Sequence[Clue], duration_seconds: float) -> float:
+    """Returns the share of the video that the clues cover, which must not overlap."""
+    return sum(clue.end_seconds - clue.start_seconds for clue in clues) / duration_seconds

@@ -1,7 +1,8 @@
-"""The stages of Video-o3's data pipeline (arXiv 2601.23224), as functions from an item to the items that go on.
+"""The stages of Video-o3's data pipeline (arXiv 2601.23224): functions from an item to the items that continue.
 
-caption and question are its stage 0, localise is 1, verify and overview 2, trajectory 3, judge 4. A stage asks, gates
-the reply and returns; it raises Rejected where the item ends. An item that brings what a stage makes passes through.
+`caption` and `question` are the paper's stage 0, `localise` is 1, `verify` and `overview` are 2, `trajectory` is 3 and
+`judge` is 4. A stage sends requests, checks the replies and returns items. It raises ItemRejected if the item does not
+pass. It returns the item unchanged if the input brought what the stage generates.
 """
 
 from __future__ import annotations
@@ -12,48 +13,49 @@ from dataclasses import replace
 from typing import Any
 
 from videoseek.rewards.accuracy import tolerant_match
-from videoseek.synthesis.inputs import made_id
-from videoseek.synthesis.items import Caption, Clue, Ending, Item, Question, hash_number
+from videoseek.synthesis.client import ItemRejected, StageClient
+from videoseek.synthesis.inputs import generated_id
+from videoseek.synthesis.items import STAGES, Caption, Clue, Item, Question, Rejection, hash_number
 from videoseek.synthesis.prompts import prompt
-from videoseek.synthesis.quota import covered_share, tidy_clues
 from videoseek.synthesis.rules import (
     captions_fault,
     clues_fault,
+    covered_share,
     judge_fault,
+    merge_clues,
     question_fault,
     trajectory_fault,
     verdict_fault,
-    written,
+    window_numbers,
 )
 from videoseek.synthesis.settings import SynthesisSettings
-from videoseek.synthesis.stage_client import Asker, Rejected
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.wording import lettered
 from videoseek.types import Call, Clip, Interval
 from videoseek.video.decode import probe
 from videoseek.video.quotas import crop_clip, overview_clip
 
-Stage = Callable[[Item, Asker], Awaitable[list[Item]]]
+Stage = Callable[[Item, StageClient], Awaitable[list[Item]]]
 
-#: False options beside the right one.
+#: Number of wrong options of a generated question.
 NUM_WRONG = 3
 
 
 def caption_windows(duration_seconds: float, caption_seconds: float) -> list[Interval]:
-    """The video in stretches of equal length, about `caption_seconds` each."""
+    """Splits the video into windows of equal length, about `caption_seconds` each."""
     count = max(round(duration_seconds / caption_seconds), 1)
     edges = [duration_seconds * index / count for index in range(count)] + [duration_seconds]
     return list(zip(edges, edges[1:], strict=False))
 
 
-async def caption(item: Item, asker: Asker) -> list[Item]:
-    """Timestamped captions of every stretch, asked for side by side."""
+async def caption_video(item: Item, client: StageClient) -> list[Item]:
+    """Writes timestamped captions of all windows, with concurrent requests."""
     if item.captions or item.question is not None:
         return [item]
     info = await asyncio.to_thread(probe, item.video)
-    windows = caption_windows(info.duration_seconds, asker.settings.caption_seconds)
+    windows = caption_windows(info.duration_seconds, client.settings.caption_seconds)
     replies = await asyncio.gather(
-        *(_caption_window(item, window, asker) for window in windows), return_exceptions=True
+        *(_caption_window(item, window, client) for window in windows), return_exceptions=True
     )
     captions: list[Caption] = []
     for reply in replies:
@@ -61,163 +63,180 @@ async def caption(item: Item, asker: Asker) -> list[Item]:
             raise reply
         captions += reply
     if not captions:
-        raise Rejected("no_captions", "nothing in the video was found worth a caption")
+        raise ItemRejected("no_captions", "nothing in the video was found worth a caption")
     return [replace(item, captions=tuple(captions))]
 
 
-async def _caption_window(item: Item, window: Interval, asker: Asker) -> list[Caption]:
+async def _caption_window(item: Item, window: Interval, client: StageClient) -> list[Caption]:
     start_seconds, end_seconds = window
     info = await asyncio.to_thread(probe, item.video)
-    clip = crop_clip(info, start_seconds, end_seconds, "medium", asker.settings.video)
+    clip = crop_clip(info, start_seconds, end_seconds, "medium", client.settings.video)
     times = {"start": round(start_seconds, 1), "end": round(end_seconds, 1)}
-    reply = await asker.ask(
+    reply = await client.ask(
         "caption",
         [clip, prompt("caption", {"stretch": [times["start"], times["end"]]}, **times)],
         lambda reply: captions_fault(reply, start_seconds, end_seconds),
     )
     return [
-        Caption(max(float(found["start"]), 0.0), min(float(found["end"]), info.duration_seconds), found["text"].strip())
-        for found in reply["captions"]
+        Caption(
+            start_seconds=max(float(caption["start"]), 0.0),
+            end_seconds=min(float(caption["end"]), info.duration_seconds),
+            text=caption["text"].strip(),
+        )
+        for caption in reply["captions"]
     ]
 
 
-async def question(item: Item, asker: Asker) -> list[Item]:
-    """Questions from the captions alone; each becomes an item, those with a fault as rejected ones."""
+async def generate_questions(item: Item, client: StageClient) -> list[Item]:
+    """Generates questions from the captions alone. Each question becomes an item; a faulty one is rejected."""
     if item.question is not None:
         return [item]
     duration_seconds = (await asyncio.to_thread(probe, item.video)).duration_seconds
-    number = asker.settings.questions_per_video
-    values = {"duration": round(duration_seconds, 1), "number": number, "num_wrong": NUM_WRONG}
-    reply = await asker.ask(
+    max_questions = client.settings.questions_per_video
+    values = {"duration": round(duration_seconds, 1), "number": max_questions, "num_wrong": NUM_WRONG}
+    reply = await client.ask(
         "question",
         [prompt("question", {"captions": _caption_lines(item)}, **values)],
-        lambda reply: None if len(reply["questions"]) <= number else f"there are more than {number} questions.",
+        lambda reply: (
+            None if len(reply["questions"]) <= max_questions else f"there are more than {max_questions} questions."
+        ),
     )
     if not reply["questions"]:
-        raise Rejected("no_questions", "the captions offered no good question")
+        raise ItemRejected("no_questions", "the captions offered no good question")
     return [
-        _asked(item, made_id(item.source, index), found, duration_seconds, asker.settings)
-        for index, found in enumerate(reply["questions"], 1)
+        _question_item(item, generated_id(item.source, number), record, duration_seconds, client.settings)
+        for number, record in enumerate(reply["questions"], 1)
     ]
 
 
-def _asked(item: Item, id_: str, found: dict[str, Any], duration_seconds: float, settings: SynthesisSettings) -> Item:
-    fault = question_fault(found, NUM_WRONG, duration_seconds)
-    # Models put the right option first, or where they like it; its letter must say nothing.
-    options = [option.strip() for option in (found["correct"], *found["wrong"])]
+def _question_item(
+    item: Item, id_: str, record: dict[str, Any], duration_seconds: float, settings: SynthesisSettings
+) -> Item:
+    fault = question_fault(record, NUM_WRONG, duration_seconds)
+    # Models tend to put the right option first. The shuffle makes its letter carry no information.
+    options = [option.strip() for option in (record["correct"], *record["wrong"])]
     shuffled = sorted(options, key=lambda option: hash_number(settings.seed, id_, option))
     answer = chr(ord("A") + shuffled.index(options[0]))
-    evidence = () if fault else tuple((float(start), float(end)) for start, end in found["evidence"])
-    made = Question(found["question"].strip(), tuple(shuffled), answer, evidence)
-    return replace(item, id=id_, question=made, ending=Ending("question", *fault) if fault else None)
+    evidence = () if fault else tuple((float(start), float(end)) for start, end in record["evidence"])
+    question = Question(record["question"].strip(), tuple(shuffled), answer, evidence)
+    return replace(item, id=id_, question=question, rejection=Rejection("question", *fault) if fault else None)
 
 
-async def localise(item: Item, asker: Asker) -> list[Item]:
-    """The windows that prove the answer, from the overview; on whole seconds, near ones joined, with their quotas."""
-    settings = asker.settings
+async def localise_clues(item: Item, client: StageClient) -> list[Item]:
+    """Finds the windows that prove the answer in the overview, rounds and merges them and sets their quotas."""
+    settings = client.settings
+    question = item.require_question()
     info = await asyncio.to_thread(probe, item.video)
     duration_seconds = info.duration_seconds
-    given = _question_lines(item) | {"captions": _caption_lines(item)}
+    task_input = _question_lines(item) | {"captions": _caption_lines(item)}
     values = {"duration": round(duration_seconds, 1), "max_clues": settings.max_clues}
-    reply = await asker.ask(
+    reply = await client.ask(
         "localise",
-        [overview_clip(info, settings.video), prompt("localise", given, **values)],
+        [overview_clip(info, settings.video), prompt("localise", task_input, **values)],
         lambda reply: clues_fault(reply, duration_seconds),
     )
-    found = [
+    raw_clues = [
         Clue(float(c["start"]), float(c["end"]), c["cue"].strip(), c["finding"].strip(), c["detail"], "")
         for c in reply["clues"]
     ]
-    clues = tidy_clues(found, duration_seconds, settings.merge_gap_seconds, settings.video)
+    clues = merge_clues(raw_clues, duration_seconds, settings.merge_gap_seconds, settings.video)
     if len(clues) > settings.max_clues:
-        raise Rejected("too_many_clues", f"{len(clues)} clues lie apart, at most {settings.max_clues} are wanted")
-    evidence = item.asked.evidence
-    if evidence and not any(
-        clue.start_seconds < end and start < clue.end_seconds for clue in clues for start, end in evidence
+        raise ItemRejected("too_many_clues", f"{len(clues)} clues lie apart, at most {settings.max_clues} are wanted")
+    if question.evidence and not any(
+        clue.start_seconds < end and start < clue.end_seconds for clue in clues for start, end in question.evidence
     ):
-        raise Rejected("clue_elsewhere", "no clue overlaps the moments that the question was made from")
-    return [replace(item, clues=clues, captions=())]  # of no more use from here on
+        raise ItemRejected("clue_elsewhere", "no clue overlaps the moments that the question was made from")
+    return [replace(item, clues=clues, captions=())]  # later stages do not use the captions
 
 
-async def verify(item: Item, asker: Asker) -> list[Item]:
-    """Whether the clue clips alone, at the quota that the policy will pay, lead to the answer."""
+async def verify_clues(item: Item, client: StageClient) -> list[Item]:
+    """Checks that the clue clips alone, at the quota of training, lead to the answer."""
+    answer = item.require_question().answer
     info = await asyncio.to_thread(probe, item.video)
-    clips: list[Clip] = [crop_clip(info, *clue.window, clue.strategy, asker.settings.video) for clue in item.clues]
-    reply = await _answer_from(clips, item, asker, overview=False)
-    if not tolerant_match(reply["answer"], item.asked.answer):
-        raise Rejected("wrong_answer", f"the clue clips led to {reply['answer']!r} instead of {item.asked.answer!r}")
+    clips: list[Clip] = [crop_clip(info, *clue.window, clue.strategy, client.settings.video) for clue in item.clues]
+    reply = await _answer_from(clips, item, client, overview=False)
+    if not tolerant_match(reply["answer"], answer):
+        raise ItemRejected("wrong_answer", f"the clue clips led to {reply['answer']!r} instead of {answer!r}")
     if not reply["certain"]:
-        raise Rejected("uncertain", "the clue clips led to the answer by a guess only")
-    return [replace(item, seen=reply["think"].strip())]
+        raise ItemRejected("uncertain", "the clue clips led to the answer by a guess only")
+    return [replace(item, rationale=reply["think"].strip())]
 
 
-async def overview(item: Item, asker: Asker) -> list[Item]:
-    """Whether the overview alone suffices, which makes the tool needless. An answer without certainty is a guess: one
-    in four options is right by chance."""
-    settings = asker.settings
+async def check_overview(item: Item, client: StageClient) -> list[Item]:
+    """Checks whether the overview alone leads to the answer, so that no tool call is needed.
+
+    An uncertain answer counts as wrong, because a guess among four options is right in one of four cases.
+    """
+    settings = client.settings
     if not settings.check_overview:
         return [item]
     info = await asyncio.to_thread(probe, item.video)
-    reply = await _answer_from([overview_clip(info, settings.video)], item, asker, overview=True)
-    needs_tool = not (reply["certain"] and tolerant_match(reply["answer"], item.asked.answer))
+    reply = await _answer_from([overview_clip(info, settings.video)], item, client, overview=True)
+    needs_tool = not (reply["certain"] and tolerant_match(reply["answer"], item.require_question().answer))
     share = covered_share(item.clues, info.duration_seconds)
     if needs_tool and share > settings.max_clue_share:
-        raise Rejected("clues_too_wide", f"the clues cover {share:.0%} of the video, so there is nothing to be found")
-    # What answered from the overview explains a trajectory without a call better than what answered from the clips.
-    return [replace(item, needs_tool=needs_tool, seen=item.seen if needs_tool else reply["think"].strip())]
+        raise ItemRejected(
+            "clues_too_wide", f"the clues cover {share:.0%} of the video, so there is nothing to be found"
+        )
+    # A trajectory without a call must be explained by what the overview shows, not by what the clips showed.
+    return [replace(item, needs_tool=needs_tool, rationale=item.rationale if needs_tool else reply["think"].strip())]
 
 
-async def _answer_from(clips: list[Clip], item: Item, asker: Asker, *, overview: bool) -> dict[str, Any]:
-    asked = item.asked
-    given = {"question": asked.text, "options": lettered(asked.options)}
-    values = {"overview": overview, "num_clips": len(clips), "options": bool(asked.options)}
-    return await asker.ask(
-        "verify", [*clips, prompt("verify", given, **values)], lambda reply: verdict_fault(reply, asked)
+async def _answer_from(clips: list[Clip], item: Item, client: StageClient, *, overview: bool) -> dict[str, Any]:
+    question = item.require_question()
+    task_input = {"question": question.text, "options": lettered(question.options)}
+    values = {"overview": overview, "num_clips": len(clips), "options": bool(question.options)}
+    return await client.ask(
+        "verify", [*clips, prompt("verify", task_input, **values)], lambda reply: verdict_fault(reply, question)
     )
 
 
-async def trajectory(item: Item, asker: Asker) -> list[Item]:
-    """Thoughts around the calls, in the project's grammar. From words alone: the pictures were read by `verify`."""
-    looks = item.clues if item.needs_tool else ()
-    windows = [{"window": written(c.window), "cue": c.cue, "finding": c.finding} for c in looks]
-    given = _question_lines(item) | {"windows": windows, "seen": item.seen}
-    reply = await asker.ask(
+async def write_trajectory(item: Item, client: StageClient) -> list[Item]:
+    """Writes the thinks around the calls, in the project's grammar. The request holds text only: `verify` has already
+    described the pictures."""
+    question = item.require_question()
+    clues = item.clues if item.needs_tool else ()
+    windows = [{"window": window_numbers(c.window), "cue": c.cue, "finding": c.finding} for c in clues]
+    task_input = _question_lines(item) | {"windows": windows, "seen": item.rationale}
+    reply = await client.ask(
         "trajectory",
-        [prompt("trajectory", given, needs_tool=item.needs_tool, num_clues=len(looks))],
-        lambda reply: trajectory_fault(reply, item.asked, looks),
+        [prompt("trajectory", task_input, needs_tool=item.needs_tool, num_clues=len(clues))],
+        lambda reply: trajectory_fault(reply, question, clues),
     )
-    fmt = FORMATS[asker.settings.format]()
+    fmt = FORMATS[client.settings.format]()
     turns = [
         fmt.render_turn(step["think"].strip(), Call(*clue.window, clue.strategy), None)
-        for step, clue in zip(reply["steps"], looks, strict=True)
+        for step, clue in zip(reply["steps"], clues, strict=True)
     ]
-    turns.append(fmt.render_turn(reply["final"]["think"].strip(), None, item.asked.answer))
+    turns.append(fmt.render_turn(reply["final"]["think"].strip(), None, question.answer))
     return [replace(item, turns=tuple(turns))]
 
 
-async def judge(item: Item, asker: Asker) -> list[Item]:
-    """Whether the thoughts hold, read beside the pictures that they are about."""
+async def judge_trajectory(item: Item, client: StageClient) -> list[Item]:
+    """Checks the thinks against the pictures that they describe."""
     info = await asyncio.to_thread(probe, item.video)
-    limits = asker.settings.video
+    limits = client.settings.video
     clips = [overview_clip(info, limits)]
     if item.needs_tool:
         clips = [crop_clip(info, *clue.window, clue.strategy, limits) for clue in item.clues]
-    given = _question_lines(item) | {"duration": round(info.duration_seconds, 1), "trajectory": list(item.turns)}
-    reply = await asker.ask("judge", [*clips, prompt("judge", given, needs_tool=item.needs_tool)], judge_fault)
+    task_input = _question_lines(item) | {"duration": round(info.duration_seconds, 1), "trajectory": list(item.turns)}
+    reply = await client.ask("judge", [*clips, prompt("judge", task_input, needs_tool=item.needs_tool)], judge_fault)
     if not reply["is_valid"]:
-        raise Rejected(reply["faults"][0], f"{', '.join(reply['faults'])}: {reply['analysis'].strip()}")
+        raise ItemRejected(reply["faults"][0], f"{', '.join(reply['faults'])}: {reply['analysis'].strip()}")
     return [replace(item, analysis=reply["analysis"].strip())]
 
 
-#: In order. Names are stable: they stand in summaries and rejections.
-STAGES: dict[str, Stage] = {
-    stage.__name__: stage for stage in (caption, question, localise, verify, overview, trajectory, judge)
-}
+_FUNCTIONS: tuple[Stage, ...] = (
+    *(caption_video, generate_questions, localise_clues, verify_clues),
+    *(check_overview, write_trajectory, judge_trajectory),
+)
+#: Name of a stage -> its function, in order.
+STAGE_FUNCTIONS: dict[str, Stage] = dict(zip(STAGES, _FUNCTIONS, strict=True))
 
 
 def _question_lines(item: Item) -> dict[str, Any]:
-    asked = item.asked
-    return {"question": asked.text, "options": lettered(asked.options), "answer": asked.answer}
+    question = item.require_question()
+    return {"question": question.text, "options": lettered(question.options), "answer": question.answer}
 
 
 def _caption_lines(item: Item) -> list[str]:
