@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = {"videoseek": ROOT / "src/videoseek", "videoseek_kernels": ROOT / "kernels/videoseek_kernels"}
 
-#: A room is a package, or a file beside the packages. It may import from rooms on lower floors and from itself. Rooms on
-#: the ground floor may also import from each other.
+#: A room is a package, or a file beside the packages. It may import from rooms on lower floors and from itself.
+#: Rooms on the ground floor may also import from each other.
 FLOORS = (
     {"types", "config", "config_merge", "command", "files", "metrics", "progress", "ranks", "runtime", "distributed"},
     {"algorithms", "video"},

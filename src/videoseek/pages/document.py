@@ -27,7 +27,7 @@ def document(title: str, sections: Iterable[Markup]) -> str:
 
 
 def _asset(name: str) -> str:
-    return (files("videoseek.report") / name).read_text(encoding="utf-8")
+    return (files("videoseek.pages") / name).read_text(encoding="utf-8")
 
 
 def _policy(script: str) -> str:
