@@ -217,7 +217,7 @@ def _thinned(steps: Sequence[int], values: Sequence[float | None]) -> tuple[list
 
 
 def _running_mean(values: Sequence[float | None], window: int) -> list[float | None]:
-    """Returns means of up to `window` values on each side. Both sides have the same number, else a slope would shift."""
+    """Returns means of up to `window` values on each side. Equal numbers on both sides keep a slope in place."""
     means = []
     for index, value in enumerate(values):
         reach = min(window, index, len(values) - 1 - index)

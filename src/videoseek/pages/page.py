@@ -37,7 +37,7 @@ def join(children: Iterable[str]) -> Markup:
 def tag(name: str, /, *children: str, **attributes: str | float | None) -> Markup:
     """Returns an element.
 
-    In attribute names `_` becomes `-`, and a final `_` is dropped (`class_`). An attribute with the value None is left out.
+    In attribute names `_` becomes `-`, and a final `_` is dropped (`class_`). Attributes that are None are left out.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_attribute_text(value)}"'

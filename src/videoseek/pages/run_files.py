@@ -177,7 +177,7 @@ def choose_questions(questions: Sequence[Question], models: Sequence[str]) -> li
 
 
 def _wishes(models: Sequence[str]) -> list[_Wish]:
-    """Returns the wishes, the most instructive first. `models` stand in the order of training; the last one is judged."""
+    """Returns the wishes, the most instructive first. The last of `models`, the end of training, is judged."""
     if not models:
         return []
     *earlier, last = models

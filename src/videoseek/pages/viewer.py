@@ -308,7 +308,7 @@ def _left_and_width(span: Span, start_seconds: float, end_seconds: float) -> tup
 
 
 def _call_marks(span: Span, record: CallRecord, number: int, top: float) -> Iterator[Markup]:
-    """Draws a filled window for an executed call and a dashed one for a failed call; an unreadable call has no window."""
+    """Draws a filled window for an executed call, a dashed one for a failed call, none for an unreadable call."""
     if record.call is None:
         return
     start_seconds, end_seconds = record.call.start_seconds, record.call.end_seconds

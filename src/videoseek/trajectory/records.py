@@ -59,7 +59,7 @@ class TrajectoryRecord:
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> TrajectoryRecord:
-        """Reads what `to_json` wrote. Raises LookupError, TypeError, ValueError or AttributeError for any other form."""
+        """Reads `to_json`'s form. Raises LookupError, TypeError, ValueError or AttributeError for any other."""
         sample = Sample(
             id=line["id"],
             video=line["video"],
