@@ -12,7 +12,7 @@ from __future__ import annotations
 from videoseek.command import FLAGS, parse, recipe_of_model, run_command
 
 USAGE = "python -m videoseek.evaluate model=DIR [data.eval=[FILE.jsonl, ...]] [output_dir=DIR] [key=value ...]"
-#: These keys stand after the run's own recipe, so that no evaluation writes to the run's folder by accident.
+#: These values win over the run's own recipe, so that no evaluation writes to the run's folder by accident.
 DEFAULTS = ["output_dir=runs/evaluate", "resume=no"]
 
 
