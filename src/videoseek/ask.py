@@ -1,7 +1,7 @@
-"""`python -m videoseek.ask VIDEO "QUESTION" model=DIR`: an answer with its trail of clips.
+"""`python -m videoseek.ask VIDEO "QUESTION" model=DIR`: prints an answer and the clips that led to it.
 
-Takes every key of a training run besides, so that a model is asked as it was trained; one that lies in a run's folder
-brings that run's config.yaml along. Decoding is greedy.
+The command also takes every key of a training run, so that prompt, quotas and limits match the training. A model in a
+run's folder brings that run's config.yaml. Decoding is greedy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
-from videoseek.command import parse, recipe_of_model, run_command
+from videoseek.command import parse, recipe_of_model, run_command, wants_help
 from videoseek.config import UsageError, option
 from videoseek.config_merge import config_keys, load_settings
 from videoseek.types import CallRecord, Clip, Episode, Sample
@@ -22,14 +22,14 @@ USAGE = 'python -m videoseek.ask VIDEO "QUESTION" model=DIR [options=[ANSWER, ..
 
 @dataclass(frozen=True)
 class AskSettings:
-    """The keys that no training run has."""
+    """Keys beyond those of a training run."""
 
     options: list[str] = option([], "answers to choose from; without any, the model answers in words")
     out: str | None = option(None, "page to write (.html), with the frames of every clip")
 
 
 def main(arguments: list[str]) -> None:
-    if {"--help", "-h"} & set(arguments):
+    if wants_help(arguments):
         parse(["--help"], USAGE)
     if len(arguments) < 2:
         raise UsageError(f"a video and a question are wanted; usage: {USAGE}")
@@ -39,21 +39,21 @@ def main(arguments: list[str]) -> None:
     if settings.out is not None and not settings.out.endswith(".html"):
         raise UsageError(f"out must end in .html, got {settings.out!r}")
     _, config = parse(recipe_of_model([argument for argument in rest if argument not in own]), USAGE)
-    # torch and transformers take seconds to import; what is wrong with the arguments is said before.
+    # torch and transformers take seconds to import, so errors in the arguments come first.
     from videoseek.files import write_text
     from videoseek.model.load import model_folder, tokens_per_second
-    from videoseek.pages.document import document
-    from videoseek.pages.records import Trajectory
+    from videoseek.pages.page import document
     from videoseek.pages.viewer import record_article
     from videoseek.rollout.native import NativeEngine
     from videoseek.rollout.setup import load_policy, sampling_settings
     from videoseek.runtime import choose_device
+    from videoseek.trajectory.records import TrajectoryRecord
 
     sample = Sample(
         id="question",
         video=video,
         question=question,
-        answer="unknown",  # nobody told; the episode is not scored
+        answer="unknown",  # nobody knows it, and the episode is not scored
         kind="clue_single_w_tool",
         options=tuple(settings.options),
     )
@@ -62,36 +62,36 @@ def main(arguments: list[str]) -> None:
     [[episode]] = engine.rollout([sample], 1, config.seed, sampling_settings(config, temperature=0.0))
     sys.stdout.writelines(f"{line}\n" for line in trail(episode))
     if settings.out is not None:
-        article = record_article(Trajectory.from_json(episode.to_json()), "Calls", [])
-        write_text(Path(settings.out), document(f"Answer: {_answer(episode)}", [article]))
+        article = record_article(TrajectoryRecord.from_episode(episode), "Calls", [])
+        write_text(Path(settings.out), document(f"Answer: {_answer_line(episode)}", [article]))
 
 
 def trail(episode: Episode) -> Iterator[str]:
-    """What was seen, said and answered, in order, a line each."""
-    yield f"overview  {_clip(episode.clips[0])}"
+    """Yields a line for each clip, each assistant turn and the answer, in order."""
+    yield f"overview  {_clip_line(episode.clips[0])}"
     assistant = -1
     for turn in episode.turns:
         if turn.role != "assistant":
             continue
         assistant += 1
         yield f"turn {assistant + 1}    {' '.join(turn.text.split())}"
-        yield from (_outcome(record) for record in episode.calls if record.turn == assistant)
-    yield f"answer    {_answer(episode)}"
+        yield from (_call_line(record) for record in episode.calls if record.turn == assistant)
+    yield f"answer    {_answer_line(episode)}"
 
 
-def _clip(clip: Clip) -> str:
+def _clip_line(clip: Clip) -> str:
     size = f"{len(clip.frame_seconds)} frames of {clip.width} x {clip.height} px, {clip.num_tokens} tokens"
     return f"{clip.start_seconds:.1f} to {clip.end_seconds:.1f} s: {size}"
 
 
-def _outcome(record: CallRecord) -> str:
+def _call_line(record: CallRecord) -> str:
     if record.clip is not None:
-        return f"  crop    {_clip(record.clip)}"
+        return f"  crop    {_clip_line(record.clip)}"
     return f"  failed  {record.fault.message if record.fault is not None else 'no readable call'}"
 
 
-def _answer(episode: Episode) -> str:
-    """The model's words; a letter is followed by the option that it stands for."""
+def _answer_line(episode: Episode) -> str:
+    """Returns the model's answer; the option follows a letter."""
     if episode.answer is None:
         return f"none ({str(episode.stop_reason).replace('_', ' ')})"
     chosen = dict(zip(ascii_uppercase, episode.sample.options, strict=False)).get(episode.answer.strip())
@@ -99,4 +99,4 @@ def _answer(episode: Episode) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    raise SystemExit(run_command(main))

@@ -1,4 +1,4 @@
-"""Checkpoints: HF weights that any tool loads, this project's state beside them, complete or not there at all.
+"""Checkpoints: HF weights that any tool loads, with this project's state beside them; each whole or not there at all.
 
 checkpoint-N/            N counts optimizer steps over all stages
     config.json, model*.safetensors, tokenizer files ...
@@ -11,7 +11,6 @@ checkpoint-N/            N counts optimizer steps over all stages
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,22 +23,24 @@ from transformers import PreTrainedTokenizerFast
 
 from videoseek.distributed import barrier
 from videoseek.engine import TrainEngine
-from videoseek.files import write_json
+from videoseek.files import partial_path, publish, remove_folder, remove_leftovers, write_json
 from videoseek.model.adapters import has_adapters, merged_weights, save_adapters
 from videoseek.model.load import save_pretrained
 from videoseek.ranks import rank
 
-_COMPLETE, _PARTIAL = "complete", ".partial"
+_COMPLETE = "complete"
+#: Ranks write into one partial folder, so its name is the same for all of them.
+_MAKER = "ranks"
 ADAPTER_FOLDER = "adapter"
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be written or continued from; the message names the folder."""
+    """A checkpoint cannot be written or resumed from; the message names the folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """Where a run stands: `step` optimizer steps of `stage` are done, `global_step` over all stages."""
+    """The progress of a run: `step` optimizer steps of `stage` are done, and `global_step` over all stages."""
 
     stage: str
     step: int
@@ -50,20 +51,22 @@ class TrainerState:
 
 @contextmanager
 def _complete_or_nothing(final: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `final` when all ranks are done. Raises CheckpointError."""
-    partial = final.with_name(final.name + _PARTIAL)
+    """Yields one folder for all ranks, which becomes `final` when the last rank is done. Raises CheckpointError.
+
+    Removes first what killed processes left beside `final`: a run has its output folder for itself.
+    """
+    partial = partial_path(final, _MAKER)
     try:
         if rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(final.parent, _MAKER)
+            partial.mkdir()
         barrier()
         yield partial
         barrier()
         if rank() == 0:
             (partial / _COMPLETE).write_text("complete\n")
-            if final.exists():
-                shutil.rmtree(final)
-            partial.replace(final)
+            publish(partial, final, replace_folder=True)
         barrier()
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -71,7 +74,7 @@ def _complete_or_nothing(final: Path) -> Iterator[Path]:
 
 
 def save_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
-    """HF weights of the policy as a complete folder; `source` lends its preprocessor files."""
+    """Writes the policy's HF weights as a complete folder; the preprocessor files are those of `source`."""
     with _complete_or_nothing(folder) as partial:
         _write_weights(partial, engine, tokenizer, source)
 
@@ -91,7 +94,10 @@ def _write_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedToken
 def save_checkpoint(
     output_dir: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path, state: TrainerState
 ) -> Path:
-    """Everything that `resume` needs. Raises CheckpointError (disk full, say) and leaves no partial folder behind."""
+    """Writes everything that `resume` needs and returns the folder.
+
+    Raises CheckpointError, for example if the disk is full, and leaves no partial folder behind.
+    """
     final = output_dir / f"checkpoint-{state.global_step}"
     with _complete_or_nothing(final) as partial:
         _write_weights(partial, engine, tokenizer, source)
@@ -106,18 +112,18 @@ def save_checkpoint(
 
 
 def link(name: Path, target: Path) -> None:
-    """Points `name` at `target`, a sibling, replacing what it pointed at before."""
-    fresh = name.with_name(name.name + _PARTIAL)
-    fresh.unlink(missing_ok=True)
-    os.symlink(target.name, fresh)
-    fresh.replace(name)
+    """Makes `name` a link to its sibling `target`; an older link is replaced in one step."""
+    partial = partial_path(name, _MAKER)
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target.name)
+    publish(partial, name)
 
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    # A kill between the marker and the renaming leaves a whole folder under its temporary name.
-    found = [path.parent for path in output_dir.glob(f"checkpoint-*/{_COMPLETE}") if path.parent.suffix != _PARTIAL]
-    return sorted(found, key=_global_step)
+    """Returns the complete checkpoints, oldest first."""
+    # A kill between the marker and the renaming leaves a whole folder under its partial name, which is no number.
+    found = [path.parent for path in output_dir.glob(f"checkpoint-*/{_COMPLETE}")]
+    return sorted((folder for folder in found if folder.name.rpartition("-")[2].isdigit()), key=_global_step)
 
 
 def _global_step(checkpoint: Path) -> int:
@@ -125,6 +131,7 @@ def _global_step(checkpoint: Path) -> int:
 
 
 def is_complete(folder: Path) -> bool:
+    """Whether the folder was saved whole."""
     return (folder / _COMPLETE).is_file()
 
 
@@ -132,18 +139,23 @@ def prune(output_dir: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints."""
     if rank() == 0:
         for folder in complete_checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(folder)
+            remove_folder(folder, _MAKER)
 
 
 def discard_after(checkpoint: Path) -> None:
-    """Removes the newer checkpoints beside a checkpoint, so that it is the one to go on from."""
+    """Removes the newer checkpoints beside a checkpoint, so that a run resumes from this one."""
     for folder in complete_checkpoints(checkpoint.parent):
         if _global_step(folder) > _global_step(checkpoint):
-            shutil.rmtree(folder)
+            remove_folder(folder, _MAKER)
+
+
+def discard_stage(folder: Path) -> None:
+    """Removes a finished stage's weights, if there are any, so that the stage runs again."""
+    remove_folder(folder, _MAKER)
 
 
 def read_state(folder: Path) -> TrainerState:
-    """Raises CheckpointError for a folder that is not a complete checkpoint of ours."""
+    """Reads trainer_state.json. Raises CheckpointError unless the folder is a complete checkpoint of this program."""
     if not is_complete(folder) or not (folder / "trainer_state.json").is_file():
         raise CheckpointError(f"{folder} is not a complete checkpoint (no 'complete' marker or trainer_state.json)")
     try:

@@ -1,4 +1,4 @@
-"""What every command shares: flags, help made from the configuration's own fields, and how errors reach the user."""
+"""The parts that all commands share: flags, help from the configuration's own fields, and errors as one line."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Flags that change what the command does with its configuration."""
+    """Flags that change what a command does with its configuration."""
 
     dry_run: bool = False
 
 
 def parse(arguments: Sequence[str], usage: str = TRAIN_USAGE) -> tuple[Options, TrainConfig]:
-    """Flags and `key=value` arguments in any order.
+    """Parses flags and `key=value` arguments in any order. Raises UsageError.
 
-    The three flags that only show something print it and raise SystemExit(0). Raises UsageError.
+    The three flags that only show something print it and raise SystemExit(0).
     """
-    flags = {"--help" if argument == "-h" else argument for argument in arguments} & FLAGS.keys()
+    flags = {"--help"} if wants_help(arguments) else FLAGS.keys() & set(arguments)
     # The deepspeed launcher hands each process its rank as an argument; the environment says the same.
     rest = [a for a in arguments if a not in FLAGS and a != "-h" and not a.startswith("--local_rank=")]
     if "--help" in flags:
@@ -59,9 +59,9 @@ def parse(arguments: Sequence[str], usage: str = TRAIN_USAGE) -> tuple[Options, 
 
 
 def recipe_of_model(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with `recipe=` naming the config.yaml of the run that `model=DIR` lies in, if none is given.
+    """Puts `recipe=` before the arguments if they name none and `model=DIR` lies in a run: the run's config.yaml.
 
-    A model answers well only in the form in which it was trained: prompt, video quotas, limits. Says so on stderr.
+    A model answers well only with the prompt, quotas and limits of its training. A line on stderr names the recipe.
     """
     given = parse_overrides(arguments)
     if "recipe" in given or "model" not in given:
@@ -74,11 +74,11 @@ def recipe_of_model(arguments: Sequence[str]) -> list[str]:
 
 
 def parse_files(arguments: Sequence[str], defaults: Settings, usage: str) -> tuple[list[str], Settings]:
-    """The arguments that are no `key=value`, in order, and `defaults` with the ones that are.
+    """Returns the arguments without `=`, in order, and `defaults` with the `key=value` arguments. Raises UsageError.
 
-    `--help` prints the usage with every key and raises SystemExit(0). Raises UsageError.
+    `--help` prints the usage with every key and raises SystemExit(0).
     """
-    if {"--help", "-h"} & set(arguments):
+    if wants_help(arguments):
         width = min(shutil.get_terminal_size().columns, 120)
         keys = config_keys(defaults).items()
         _show("\n".join([f"usage: {usage}", "", *(_entry(name, _describe(key), width) for name, key in keys)]) + "\n")
@@ -86,11 +86,30 @@ def parse_files(arguments: Sequence[str], defaults: Settings, usage: str) -> tup
     return files, load_settings(defaults, [argument for argument in arguments if argument not in files])
 
 
-def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
-    """Run a command's `main` and return its exit code: 0, 2 for wrong usage, 1 for a failed run, 130 for Ctrl-C.
+def parse_folders(arguments: Sequence[str], usage: str) -> list[Path]:
+    """Returns the arguments of a command that takes folders and no keys; a folder's name may hold `=`.
 
-    Errors of the project's own classes and of the system (disk full, no such file) are sentences for the user: one
-    line, unless VIDEOSEEK_TRACEBACK=1. Anything else is a defect and always shows where it happened.
+    `--help` prints the usage and raises SystemExit(0). Raises UsageError.
+    """
+    if wants_help(arguments):
+        _show(f"usage: {usage}\n")
+    if flags := [argument for argument in arguments if argument.startswith("-")]:
+        raise UsageError(f"unknown flag {flags[0]!r}; usage: {usage}")
+    if not arguments:
+        raise UsageError(f"no folder was given; usage: {usage}")
+    return [Path(argument) for argument in arguments]
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether `--help` or `-h` is among the arguments."""
+    return not {"--help", "-h"}.isdisjoint(arguments)
+
+
+def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
+    """Runs a command's `main` and returns its exit code: 0, 2 for wrong usage, 1 for a failed run, 130 for Ctrl-C.
+
+    Errors of the project's own classes and of the system (disk full, no such file) appear as one line, unless
+    VIDEOSEEK_TRACEBACK=1. Any other exception is a defect and keeps its traceback.
     """
     sys.unraisablehook = _resend_interrupt
     try:
@@ -98,7 +117,7 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | No
     except KeyboardInterrupt:
         print("videoseek: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output (`| head`) has gone; there is nobody left to tell
+    except BrokenPipeError:  # the reader of the output (`| head`) has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -111,7 +130,7 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | No
 
 
 def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
-    """A Ctrl-C that falls into a destructor or a C library's callback is lost there: it is sent again, once we left."""
+    """Sends a Ctrl-C again that was lost because it fell into a destructor or a C library's callback."""
     if unraisable.exc_type is KeyboardInterrupt:
         threading.Timer(0.05, _thread.interrupt_main).start()
     else:
@@ -119,7 +138,7 @@ def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def help_text(usage: str) -> str:
-    """Usage, flags and every key with its default, by owner."""
+    """Returns usage, flags and every key with its default, grouped by owner."""
     width = min(shutil.get_terminal_size().columns, 120)
     lines = [f"usage: {usage}", "", "Later wins: code defaults, the recipe's bases, the recipe, the command line.", ""]
     lines += [_entry(flag, text, width) for flag, text in FLAGS.items()]
@@ -134,7 +153,7 @@ def help_text(usage: str) -> str:
 
 
 def recipes_text() -> str:
-    """The packaged recipes, each with the first line of its header."""
+    """Returns the packaged recipes, each with the first line of its header."""
     recipes = list_recipes()
     widest = max(map(len, recipes), default=0)
     heads = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in recipes.items()}

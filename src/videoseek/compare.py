@@ -1,13 +1,12 @@
-"""Compare finished runs: `python -m videoseek.compare RUN [RUN ...]` prints a Markdown table, mean and spread.
+"""`python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]`: prints the scores of finished runs as a Markdown table.
 
-Runs that differ in nothing but seed and folder form one row, named by the keys in which the rows differ.
+Runs that differ only in seed and folder form one row with mean and spread. The keys in which rows differ name a row.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +14,25 @@ from typing import Any
 
 import yaml
 
-from videoseek.command import run_command
+from videoseek.command import parse_folders, run_command
 from videoseek.config import UsageError
 
-USAGE = "usage: python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]"
-#: Keys that tell runs of one row apart, or where they ran, and nothing about what was run.
+USAGE = "python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]"
+#: Keys in which runs of one row may differ: they say where and when a run ran, not what it ran.
 _NOT_COMPARED = ("seed", "output_dir", "resume", "data.cache_dir", "save_every_steps", "keep_checkpoints")
 _COLUMNS = ("accuracy_tool", "accuracy_greedy_tool", "clue_iou", "calls_per_episode", "format")
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """What a run folder says of itself: its configuration by dotted key, and its scores."""
+    """A run's configuration by dotted key, and its scores."""
 
     settings: dict[str, str]
     summary: dict[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> FinishedRun:
-        """Raises UsageError when the folder holds no finished run."""
+        """Reads a run folder. Raises UsageError if it holds no finished run."""
         for name in ("config.yaml", "summary.json"):
             if not (folder / name).is_file():
                 raise UsageError(f"{folder} holds no finished run (no {name})")
@@ -50,7 +49,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def table(runs: Sequence[FinishedRun]) -> str:
-    """A Markdown table: a row for each setting and model, a column for each score, `mean ± standard deviation`."""
+    """Returns a Markdown table: a row for each setting and model, a column for each score as `mean ± deviation`."""
     keys = sorted({key for run in runs for key in run.settings if len({r.settings.get(key) for r in runs}) > 1})
     rows: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in runs:
@@ -71,9 +70,7 @@ def _spread(values: list[float]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or any(argument.startswith("-") for argument in arguments):
-        raise UsageError(USAGE)
-    sys.stdout.write(table([FinishedRun.read(Path(argument)) for argument in arguments]) + "\n")
+    print(table([FinishedRun.read(folder) for folder in parse_folders(arguments, USAGE)]))
 
 
 if __name__ == "__main__":

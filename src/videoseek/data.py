@@ -1,26 +1,25 @@
-"""`python -m videoseek.data VERB ...`: check, convert, look at, generate and synthesise data."""
+"""`python -m videoseek.data VERB ...`: checks, converts, shows, generates and synthesises data."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
-from videoseek.command import run_command
+from videoseek.command import run_command, wants_help
 from videoseek.config import UsageError
 
 VERBS = {
-    "check": "does every sample open, fit and agree with its video? exit 1 where one does not",
-    "convert": "from any format that is read to the project's JSONL, sharegpt or parquet",
-    "stats": "durations, clues, calls and tokens: a picture and the numbers",
-    "show": "one sample as a page",
+    "check": "check every sample against its video; exit code 1 if one has an error",
+    "convert": "convert any readable format to the project's JSONL, sharegpt or parquet",
+    "stats": "show durations, clues, calls and tokens as numbers, a picture or a page",
+    "show": "show one sample as a page",
     "clueworld": "generate videos with questions and trajectories",
-    "synthesize": "tool trajectories from raw videos, by way of a vision language model's endpoint",
+    "synthesize": "make tool trajectories from raw videos with a vision language model's endpoint",
 }
 USAGE = "python -m videoseek.data VERB [FILE ...] [key=value ...]"
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("--help", "-h"):
+    if not arguments or wants_help(arguments[:1]):
         print(f"usage: {USAGE}\n\n" + "\n".join(f"  {verb:<11} {line}" for verb, line in VERBS.items()))
         print("\nVERB --help shows its keys.")
         return
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _main_of(verb: str) -> Callable[[list[str]], None]:
-    """The verb's own command. Only the module of the chosen verb is imported: some of them load torch."""
+    """Imports the module of one verb and returns its `main`; most of the modules load torch."""
     match verb:
         case "check":
             from videoseek.data_tools.check import main as command
@@ -49,4 +48,4 @@ def _main_of(verb: str) -> Callable[[list[str]], None]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    raise SystemExit(run_command(main))

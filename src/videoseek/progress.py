@@ -1,4 +1,4 @@
-"""Live progress of anything long, on stderr."""
+"""Live progress of long work, on stderr."""
 
 from __future__ import annotations
 
@@ -6,38 +6,31 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-
-import rich.progress
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from videoseek.ranks import rank
 
+if TYPE_CHECKING:
+    import rich.progress
+
 
 class Progress:
-    """Live progress of one stage on stderr: a bar on a terminal, else a line every few seconds; rank 0 only.
+    """Shows the progress of one stage on stderr, on rank 0 only: a bar on a terminal, else a line every few seconds.
 
-    Shows stage, step of total, the given numbers and the time left, reckoned from the steps done since `first_step`.
+    It shows stage, step of total, the given numbers and the time left, which follows from the steps since `first_step`.
     """
 
     def __init__(self, stage: str, total: int, first_step: int = 0, every_seconds: float = 5.0) -> None:
         self._stage, self._total, self._first_step = stage, total, first_step
         self._every_seconds = every_seconds
         self._enabled = rank() == 0
-        self._console = Console(stderr=True, highlight=False)
         self._started = self._shown = time.monotonic()
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> Progress:
-        if self._enabled and self._console.is_terminal:
-            self._bar = rich.progress.Progress(
-                "{task.description}",
-                rich.progress.BarColumn(),
-                rich.progress.MofNCompleteColumn(),
-                "{task.fields[numbers]}",
-                rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
-                console=self._console,
-            )
-            self._bar.start()
+        if self._enabled:
+            self._bar = _start_bar()
+        if self._bar is not None:
             self._bar.add_task(self._stage, total=self._total, completed=self._first_step, numbers="")
         return self
 
@@ -48,14 +41,14 @@ class Progress:
             self._bar.stop()
 
     def track(self, done: int, total: int) -> None:
-        """`done` of `total` units are done, for work that learns its own extent."""
+        """Shows that `done` of `total` units are done, for work that learns its total on the way."""
         self._total = total
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], total=total)
         self.update(done, {})
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """`step` steps are done; `values` are the numbers to show beside it."""
+        """Shows that `step` steps are done, with `values` beside it."""
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, numbers=numbers)
@@ -68,6 +61,26 @@ class Progress:
             minutes, seconds = divmod(round(left), 60)
             line = f"{self._stage} {step}/{self._total}  {numbers}  {minutes}:{seconds:02d} left"
             print(line, file=sys.stderr, flush=True)
+
+
+def _start_bar() -> rich.progress.Progress | None:
+    """Starts an empty bar if stderr is a terminal. `rich` is imported here, since most commands show no progress."""
+    import rich.progress
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        return None
+    bar = rich.progress.Progress(
+        "{task.description}",
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        "{task.fields[numbers]}",
+        rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
+    bar.start()
+    return bar
 
 
 def say(text: str) -> None:

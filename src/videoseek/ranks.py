@@ -1,4 +1,4 @@
-"""This process among those of its run, from the environment of torchrun, the deepspeed launcher or SLURM's wrapper."""
+"""Ranks of this process, from the environment that torchrun, the deepspeed launcher or SLURM's wrapper sets."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 
 
 def rank() -> int:
-    """This process among all of the run (RANK of torchrun and the deepspeed launcher; 0 alone)."""
+    """Returns the index of this process in the run, 0 if it is the only one."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
-    """This process among those of its machine."""
+    """Returns the index of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world_size() -> int:
-    """Number of processes of the run."""
+    """Returns the number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,23 +1,21 @@
-"""`python -m videoseek.report OUTPUT_DIR`: writes OUTPUT_DIR/report.html anew from what the run left there."""
+"""`python -m videoseek.report RUN_FOLDER`: writes RUN_FOLDER/report.html anew from the run's files."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from videoseek.command import run_command
+from videoseek.command import parse_folders, run_command
 from videoseek.config import UsageError
-from videoseek.pages.report import write_report
 
-USAGE = "usage: python -m videoseek.report OUTPUT_DIR"
+USAGE = "python -m videoseek.report RUN_FOLDER"
 
 
 def main(arguments: list[str]) -> None:
-    if {"--help", "-h"} & set(arguments):
-        print(USAGE)
-        return
-    if len(arguments) != 1:
-        raise UsageError(f"one output folder is wanted, got {len(arguments)} arguments; {USAGE}")
-    print(write_report(Path(arguments[0])))
+    folders = parse_folders(arguments, USAGE)
+    if len(folders) != 1:
+        raise UsageError(f"one run folder is wanted, got {len(folders)}; usage: {USAGE}")
+    # FFmpeg and numpy, which draw the pictures, would triple the time of --help.
+    from videoseek.pages.report import write_report
+
+    print(write_report(folders[0]))
 
 
 if __name__ == "__main__":

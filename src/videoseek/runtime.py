@@ -1,4 +1,4 @@
-"""Process-level helpers: seeds, device, memory, and a report of the environment."""
+"""Seeds, device and memory of this process, and a report of its environment."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ PACKAGES = ("torch", "transformers", "deepspeed", "triton", "av", "numpy", "omeg
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (all devices)."""
+    """Seeds Python, numpy and torch on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is this process's GPU where there is one, else the CPU; `cuda` without a GPU raises UsageError."""
+    """Returns the device of a `device` key; `auto` is this rank's GPU, or the CPU of a machine without one.
+
+    Raises UsageError for `cuda` on a machine without a GPU.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("device=cuda, but torch sees no GPU; use device=cpu or device=auto")
     if name == "cpu" or not torch.cuda.is_available():
@@ -38,25 +41,24 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_accelerator(name: str) -> None:
-    """Tells DeepSpeed the device before it is imported; it warns when it has to guess a CPU."""
+    """Tells DeepSpeed the device; call it before DeepSpeed is imported, which otherwise warns that it guesses a CPU."""
     if choose_device(name).type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def free_memory() -> None:
-    """Hands back what nothing refers to any more: cycles of references (model classes are full of them), then the
-    blocks that torch keeps on the GPU for its next tensors."""
+    """Frees reference cycles, of which model classes are full, and then torch's unused GPU blocks."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def choose_dtype(name: str) -> torch.dtype:
-    """The torch type of a `dtype` key."""
+    """Returns the torch type of a `dtype` key."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def environment_report() -> dict[str, Any]:
-    """What the run ran on, for env.json: versions, machine, devices, revision of the source tree, command line."""
+    """Returns versions, machine, devices, revision of the source tree and command line, for env.json."""
     versions: dict[str, str | None] = {}
     for package in ("videoseek", *PACKAGES):
         try:
@@ -78,7 +80,7 @@ def environment_report() -> dict[str, Any]:
 
 
 def _source_revision() -> str | None:
-    """Commit of the source tree this file lies in, `-dirty` if it was changed; None once installed elsewhere."""
+    """Returns the commit of this file's source tree, with `-dirty` if files differ, or None outside of one."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

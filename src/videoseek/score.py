@@ -1,4 +1,4 @@
-"""Score recorded trajectories: `python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]`.
+"""`python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]`: scores recorded trajectories.
 
 Reads one JSON object per line, `{"kind", "answer", "clues": [[start, end], ..], "turns": [text, ..]}`: times are in
 seconds, turns are the assistant's texts, and the optional `executed` says of each well-formed call whether it returned
@@ -9,41 +9,23 @@ every line before it prints the first result, and it skips blank lines.
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from videoseek.command import run_command
-from videoseek.config import UsageError
+from videoseek.command import parse_files, run_command
+from videoseek.config import UsageError, option
 from videoseek.rewards.trajectory_guided import VARIANTS, RewardParts, Trajectory, score
 from videoseek.types import Interval
 
-USAGE = "usage: python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]"
+USAGE = "python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]"
 
 
-def _settings(arguments: Sequence[str]) -> tuple[Path, str, float]:
-    files = [argument for argument in arguments if "=" not in argument]
-    if len(files) != 1:
-        raise UsageError(f"one file is wanted, got {len(files)}; {USAGE}")
-    settings = {"variant": "strict", "decay": "0.05"}
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if separator and key not in settings:
-            raise UsageError(f"unknown key {key!r}, known are variant and decay; {USAGE}")
-        if separator:
-            settings[key] = value
-    if settings["variant"] not in VARIANTS:
-        raise UsageError(f"variant {settings['variant']!r} is not one of {', '.join(VARIANTS)}")
-    try:
-        decay = float(settings["decay"])
-    except ValueError:
-        decay = math.nan
-    if not 0 <= decay <= 1:
-        raise UsageError(f"decay {settings['decay']!r} must be a number between 0 and 1")
-    return Path(files[0]), settings["variant"], decay
+@dataclass(frozen=True)
+class ScoreSettings:
+    variant: str = option("strict", "form of the reward", choices=VARIANTS)
+    decay: float = option(0.05, "bonus lost per call beyond the clues", at_least=0, at_most=1)
 
 
 def _is_seconds(value: object) -> bool:
@@ -68,7 +50,7 @@ def _list_of(name: str, value: object, kind: type) -> list[Any]:
 
 
 def score_line(line: str, variant: str, decay: float) -> RewardParts:
-    """Score one line of a file. Raises ValueError with one sentence for anything that is not a trajectory."""
+    """Scores one line of a file. Raises ValueError with one sentence if the line is no trajectory."""
     try:
         record = json.loads(line)
     except RecursionError:
@@ -90,10 +72,10 @@ def score_line(line: str, variant: str, decay: float) -> RewardParts:
 
 
 def main(arguments: list[str]) -> None:
-    if {"--help", "-h"} & set(arguments):
-        print(USAGE)
-        return
-    path, variant, decay = _settings(arguments)
+    files, settings = parse_files(arguments, ScoreSettings(), USAGE)
+    if len(files) != 1:
+        raise UsageError(f"one file is wanted, got {len(files)}; usage: {USAGE}")
+    path = Path(files[0])
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -104,11 +86,11 @@ def main(arguments: list[str]) -> None:
         if not line.strip():
             continue
         try:
-            parts.append(score_line(line, variant, decay))
+            parts.append(score_line(line, settings.variant, settings.decay))
         except ValueError as error:
             raise UsageError(f"{path}, line {number}: {error}") from None
     sys.stdout.writelines(json.dumps(asdict(part)) + "\n" for part in parts)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    raise SystemExit(run_command(main))

@@ -12,7 +12,7 @@ import sys
 from videoseek.command import parse, run_command
 from videoseek.config import TrainConfig, stage_steps
 
-#: Seconds a step of the tiny recipe takes on two CPU cores, by stage, measured; other models differ by far too much.
+#: Measured seconds a step of the tiny model on two CPU cores, by stage. No such estimate holds for other models.
 _TINY_STEP_SECONDS = {"direct": 0.18, "sft": 0.28, "grpo": 2.8}
 _TINY_FIXED_SECONDS = 40.0
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     options, config = parse(arguments)
     if os.environ.get("RANK", "0") == "0":
         print(describe(config), file=sys.stderr, flush=True)
-    # torch, transformers and deepspeed take seconds to import; the banner must not wait for them.
+    # torch, transformers and deepspeed take seconds to import, so the banner comes first.
     from videoseek.runtime import choose_accelerator
 
     choose_accelerator(config.device)
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
 
 
 def describe(config: TrainConfig) -> str:
-    """What will run, for how long about, and where its output goes."""
+    """Returns the stages, the expected time and the output folder, for the user."""
     work = {
         "direct": f"{stage_steps(config, 'direct')} steps of answering without the tool",
         "sft": f"{config.sft.steps} steps of {config.sft.samples_per_step} trajectories",

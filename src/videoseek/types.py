@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
 
 #: Data kinds. The first four cross clue cardinality with the need for the tool (Video-o3, 2601.23224);
 #: `temporal_grounding` asks for a window; `perception` is plain text about a clip, trained but never scored.
@@ -212,44 +211,3 @@ class Episode:
 
     def assistant_texts(self) -> list[str]:
         return [turn.text for turn in self.turns if turn.role == "assistant"]
-
-    def to_json(self) -> dict[str, Any]:
-        """What is written to `trajectories/*.jsonl`: text, windows, rewards; ids too, pixels never."""
-        sample = self.sample
-        return {
-            "id": sample.id,
-            "video": sample.video,
-            "kind": sample.kind,
-            "question": sample.question,
-            "options": list(sample.options),
-            "answer": sample.answer,
-            "clues": [list(clue) for clue in sample.clues],
-            "prediction": self.answer,
-            "turns": [{"role": t.role, "text": t.text, "num_tokens": t.end - t.start} for t in self.turns],
-            "calls": [
-                {
-                    "turn": record.turn,
-                    "start_seconds": record.call.start_seconds if record.call else None,
-                    "end_seconds": record.call.end_seconds if record.call else None,
-                    "strategy": record.call.strategy if record.call else None,
-                    "fault": record.fault.code if record.fault else None,
-                }
-                for record in self.calls
-            ],
-            "clips": [
-                {
-                    "start_seconds": clip.start_seconds,
-                    "end_seconds": clip.end_seconds,
-                    "frame_seconds": list(clip.frame_seconds),
-                    "height": clip.height,
-                    "width": clip.width,
-                    "num_tokens": clip.num_tokens,
-                }
-                for clip in self.clips
-            ],
-            "rewards": dict(self.rewards),
-            "faults": [fault.code for fault in self.faults],
-            "stop_reason": str(self.stop_reason),
-            "weight_version": self.weight_version,
-            "token_ids": list(self.token_ids),
-        }

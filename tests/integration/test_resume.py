@@ -34,11 +34,11 @@ def assert_same_run(output_dir: Path, uninterrupted: Path) -> None:
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in mine.items()), stage
     state = "last/state/rank-000.safetensors"
     assert (output_dir / state).read_bytes() == (uninterrupted / state).read_bytes()
-    assert list(output_dir.rglob("*.partial")) == []
+    assert list(output_dir.rglob("*.partial-ranks*")) == []
 
 
 def partial_checkpoint(output_dir: Path) -> Callable[[], bool]:
-    return lambda: any(output_dir.glob("checkpoint-*.partial"))
+    return lambda: any(output_dir.glob("checkpoint-*.partial-*"))
 
 
 @pytest.mark.slow
@@ -86,7 +86,13 @@ def test_resume_from_a_folder_goes_back_to_it(tiny: list[str], tmp_path: Path) -
 
 def test_whole_folder_under_its_temporary_name_is_no_checkpoint(tmp_path: Path) -> None:
     """What a kill between the marker and the renaming leaves behind."""
-    for name in ("checkpoint-12", "checkpoint-4", "checkpoint-16.partial", "checkpoint-20"):
+    for name in (
+        "checkpoint-12",
+        "checkpoint-4",
+        "checkpoint-16.partial-ranks",
+        "checkpoint-8.partial-ranks-old",
+        "checkpoint-20",
+    ):
         (tmp_path / name).mkdir()
         if name != "checkpoint-20":
             (tmp_path / name / "complete").touch()

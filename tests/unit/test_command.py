@@ -151,6 +151,9 @@ LOSES_AN_INTERRUPT = """
 import signal, sys, time
 from videoseek.command import run_command
 
+# Python takes over SIGINT's default action only; a shell's background job starts with the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 class Owner:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)

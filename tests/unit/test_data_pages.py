@@ -13,7 +13,7 @@ from PIL import Image
 from test_audit import Done, run
 from test_report import HOSTILE, Page
 
-from videoseek.pages.histograms import histogram
+from videoseek.pages.charts import histogram
 from videoseek.samples.schema import read_samples, write_samples
 
 RECIPE = "recipe=sft_rl"

@@ -28,8 +28,7 @@ from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeEngine, SamplingSettings
 from videoseek.rollout.trajectories import write_trajectories
 from videoseek.samples import clueworld
-from videoseek.stages.evaluation import scores
-from videoseek.stages.stage_run import video_limits
+from videoseek.stages.scores import scores
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Call, Episode, Sample
@@ -96,7 +95,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = build_tokenizer(clueworld.phrases())
     model_config = tiny_config(tokenizer)
     vocabulary = Vocabulary(tokenizer, model_config.text_config.vocab_size)
-    environment = Environment(vocabulary, FORMAT, VideoCrop(video_limits(config)), 4, 512)
+    environment = Environment(vocabulary, FORMAT, VideoCrop(config.video), 4, 512)
 
     def act(sample: Sample, turns: tuple[str, ...]) -> Episode:
         return environment.replay(replace(sample, turns=turns))
@@ -274,7 +273,7 @@ def test_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{run_folder / 'report.html'}\n"
     with pytest.raises(UsageError, match="output folder '/nowhere/run' does not exist"):
         main(["/nowhere/run"])
-    with pytest.raises(UsageError, match="got 0 arguments"):
+    with pytest.raises(UsageError, match="no folder was given"):
         main([])
 
 

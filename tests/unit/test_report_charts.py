@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from videoseek.pages.charts import Axis, Bar, Series, bar_chart, line_chart, number_text
-from videoseek.pages.timeline import Lane, Span, timeline
+from videoseek.pages.viewer import Lane, Span, timeline
 from videoseek.types import Call, CallRecord, Clip, Fault
 
 #: What a metric can be: training computes in single precision at most.

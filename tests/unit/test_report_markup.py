@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videoseek.pages.markup import Markup, escape, join, tag
+from videoseek.pages.page import Markup, escape, join, tag
 
 any_text = st.text(st.characters(codec=None, exclude_categories=()))
 

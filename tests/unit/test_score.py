@@ -98,10 +98,12 @@ def test_a_bad_line_is_named_and_nothing_is_printed(
     [
         ([], "one file is wanted, got 0"),
         (["a", "b"], "one file is wanted, got 2"),
-        (["a", "varian=paper"], "unknown key 'varian', known are variant and decay"),
-        (["a", "variant=lax"], "'lax' is not one of strict, paper, public_code"),
-        (["a", "decay=much"], "decay 'much' must be a number between 0 and 1"),
-        (["a", "decay=nan"], "must be a number between 0 and 1"),
+        (["a", "varian=paper"], "unknown key 'varian' on the command line; the closest are variant"),
+        (["a", "variant=lax"], "variant must be one of strict, paper, public_code, got 'lax'"),
+        (["a", "decay=much"], "decay must be a number, got 'much'"),
+        (["a", "decay=nan"], "decay must be finite, got nan"),
+        (["a", "decay=2"], "decay must be at most 1, got 2.0"),
+        (["a", "-v"], "'-v'"),
         (["/nowhere.jsonl"], "/nowhere.jsonl cannot be read: No such file"),
     ],
 )

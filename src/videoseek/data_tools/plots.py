@@ -8,8 +8,7 @@ from pathlib import Path
 
 from videoseek.config import UsageError
 from videoseek.files import whole_file
-from videoseek.pages.charts import MODEL_COLOURS
-from videoseek.pages.histograms import Histogram
+from videoseek.pages.charts import MODEL_COLOURS, Histogram
 
 _COLUMNS = 3
 _PANEL_INCHES = (4.2, 2.6)

@@ -1,42 +1,42 @@
-"""What earlier runs found out, one JSON line each, so that an interrupted run goes on where it stopped."""
+"""Results of earlier runs, one JSON line each, so that an interrupted run continues where it stopped."""
 
 from __future__ import annotations
 
 import json
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any
 
 from videoseek.config import UsageError
+from videoseek.files import append_json_line, open_json_lines, read_json_lines
 
 _HEADER = {"videoseek": "journal", "version": 1}
 
 
 class ResumableCache:
-    """Text key -> JSON value, kept in a file that only grows; without a path, in memory alone.
-
-    A line reaches the system in one call, so a killed process can tear only the last one, which is then left out.
-    """
+    """Text key -> JSON value, kept in a file that only grows, or in memory if there is no path."""
 
     def __init__(self, path: Path | None) -> None:
         self._values: dict[str, Any] = {}
         self._lock = Lock()
-        self._file = None
+        self._file: FileIO | None = None
         if path is None:
             return
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-        if any(lines) and _entry(lines[0]) != _HEADER:
+        header = json.dumps(_HEADER).encode() + b"\n"
+        # A kill can tear the header too, so a beginning of it is accepted; anything else must not be written to.
+        start = path.read_bytes()[: len(header)] if path.exists() else b""
+        if not header.startswith(start):
             raise UsageError(f"cache={path} is not a file of this command; name one that does not exist yet")
-        for line in lines[1:]:
-            entry = _entry(line)
-            if isinstance(entry, list):
-                self._values[entry[0]] = entry[1]
-        self._file = path.open("ab", buffering=0)
-        if not any(lines):
-            self._write(_HEADER)
-        elif lines[-1]:  # torn: the next line must not join it
-            self._file.write(b"\n")
+        try:
+            entries = read_json_lines(path)
+            self._values = {key: value for key, value in entries[1:]}
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"cache={path} is damaged: {error}; remove it") from error
+        self._file = open_json_lines(path)
+        if not entries:
+            append_json_line(self._file, _HEADER)
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -45,9 +45,11 @@ class ResumableCache:
         return self._values[key]
 
     def put(self, key: str, value: Any) -> None:
+        """Keeps a value; safe to call from several threads."""
         with self._lock:
             self._values[key] = value
-            self._write([key, value])
+            if self._file is not None:
+                append_json_line(self._file, [key, value])
 
     def __enter__(self) -> ResumableCache:
         return self
@@ -55,14 +57,3 @@ class ResumableCache:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._file is not None:
             self._file.close()
-
-    def _write(self, entry: Any) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-
-
-def _entry(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:  # torn by a kill
-        return None

@@ -10,14 +10,14 @@ from videoseek.data_tools.paths import output_file
 from videoseek.data_tools.settings import SourceSettings, parse_sources
 from videoseek.data_tools.video_probe import decode_workers
 from videoseek.files import write_text
-from videoseek.pages.document import document
-from videoseek.pages.records import RecordedTurn, Trajectory
+from videoseek.pages.page import document
 from videoseek.pages.viewer import record_article
 from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.rollout.environment import Environment
 from videoseek.samples.check import Rules, call_problems, question_problems, time_problems, turn_problems
 from videoseek.samples.readers import Reader
 from videoseek.samples.schema import DataError
+from videoseek.trajectory.records import RecordedTurn, TrajectoryRecord
 from videoseek.types import Sample, StopReason
 from videoseek.video.decode import probe
 
@@ -70,10 +70,10 @@ def page(sample: Sample, environment: Environment, rules: Rules) -> str:
     return document(f"Sample {sample.id}", [article])
 
 
-def recorded(sample: Sample, environment: Environment) -> Trajectory:
+def recorded(sample: Sample, environment: Environment) -> TrajectoryRecord:
     """The recorded trajectory replayed, with its rewards; one that goes on after its end is shown without crops."""
     builder = environment.open(sample)
-    prompt = Trajectory.from_json(builder.finish(StopReason.REFERENCE).to_json())
+    prompt = TrajectoryRecord.from_episode(builder.finish(StopReason.REFERENCE))
     if not sample.turns:
         return prompt
     try:
@@ -84,4 +84,4 @@ def recorded(sample: Sample, environment: Environment) -> Trajectory:
         return replace(prompt, turns=(*prompt.turns, *turns))
     if sample.kind != "perception" and (sample.kind != "temporal_grounding" or sample.clues):
         write_rewards([episode], call_format=environment.fmt.name)
-    return Trajectory.from_json(episode.to_json())
+    return TrajectoryRecord.from_episode(episode)

@@ -9,7 +9,7 @@ from typing import Any
 
 from videoseek.data_tools.lengths import Lengths
 from videoseek.data_tools.video_probe import Measurement
-from videoseek.pages.histograms import Histogram, histogram
+from videoseek.pages.charts import Histogram, histogram
 from videoseek.trajectory.grammar import CallFormat
 from videoseek.types import KINDS, STRATEGIES, Sample
 

@@ -14,10 +14,8 @@ from videoseek.data_tools.settings import MeasureSettings, parse_sources
 from videoseek.data_tools.statistics import Statistics
 from videoseek.data_tools.video_probe import Measurement, VideoProbe, decode_workers, in_parallel
 from videoseek.files import write_json, write_text
-from videoseek.pages.charts import MODEL_COLOURS, Bar, bar_chart, column_chart, plain_number
-from videoseek.pages.document import document
-from videoseek.pages.histograms import Histogram
-from videoseek.pages.markup import Markup, join, tag
+from videoseek.pages.charts import MODEL_COLOURS, Bar, Histogram, bar_chart, column_chart, plain_number
+from videoseek.pages.page import Markup, document, join, tag
 from videoseek.pages.viewer import KIND_LABELS
 from videoseek.progress import Progress
 from videoseek.samples.readers import Reader

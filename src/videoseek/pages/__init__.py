@@ -1,1 +1,1 @@
-"""What a run left in its output folder, as one HTML file that can be shown to others."""
+"""Pages: the results of a run, or one sample, as a single HTML file to show to others."""

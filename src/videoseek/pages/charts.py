@@ -1,4 +1,4 @@
-"""Charts as inline SVG and HTML: curves over steps, and bars of rates."""
+"""Charts as inline SVG and HTML: curves over steps, bars of rates, histograms."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from videoseek.pages.markup import Markup, tag
+import numpy as np
 
-#: Colour-blind safe (Okabe and Ito), by order of the models; later ones repeat.
+from videoseek.pages.page import Markup, tag
+
+#: Colours of the models in their order, safe for the colour-blind (Okabe and Ito). A fourth model gets the first one.
 MODEL_COLOURS = ("#7a828c", "#d98e04", "#0b6fae")
 
 _WIDTH, _HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 24
 _MAX_POINTS = 400
-#: From here on a curve is drawn pale, with its running mean over it.
+#: A curve with at least this many points is drawn pale, with its running mean over it.
 _SMOOTHED_FROM = 60
 _SMOOTHING_SHARE = 0.025
+_NUM_BINS = 24
+#: From this ratio of largest value to median on, the first of equal bins would hold nearly every value.
+_LONG_TAIL = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: values by step, None where there is none."""
+    """One curve; a value is None at a step that logged none."""
 
     label: str
     colour: str
@@ -32,7 +37,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A rate in [0, 1]; `error` is one standard error, `chance` what guessing gets."""
+    """A rate in [0, 1] with one standard error; `chance` is the rate of guessing."""
 
     label: str
     colour: str
@@ -43,7 +48,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Values to fractions of the chart's side; logarithmic where `log`."""
+    """Maps values to fractions of the chart's side, on a logarithmic scale if `log`."""
 
     low: float
     high: float
@@ -52,7 +57,7 @@ class Axis:
 
     @classmethod
     def fit(cls, values: Sequence[float], *, log: bool = False) -> Axis:
-        """An axis with round ticks around values of single precision; `log` holds only if all are positive."""
+        """Returns an axis with round ticks that spans the values. `log` is ignored unless all values are positive."""
         low, high = min(values), max(values)
         if log and low > 0:
             first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -67,19 +72,20 @@ class Axis:
         return cls(first * step, last * step, tuple(index * step for index in range(first, last + 1)))
 
     def place(self, value: float) -> float:
+        """Returns 0 at the low end, 1 at the high end."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
 
 def _round_step(at_least: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+    """Returns the smallest of 1, 2, 5 times a power of ten that is not below `at_least`."""
     power = 10.0 ** math.floor(math.log10(at_least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= at_least * (1 - 1e-9))
 
 
 def line_chart(title: str, series: Sequence[Series], *, include: Sequence[float] = (), log: bool = False) -> Markup:
-    """A figure with one line a series; `include` are values that the axis must span. Empty without any value."""
+    """Draws one curve a series, or nothing if no series has a value. The axis also spans the values of `include`."""
     shown = [line for line in series if any(_is_number(value) for value in line.values)]
     if not shown:
         return Markup("")
@@ -87,12 +93,12 @@ def line_chart(title: str, series: Sequence[Series], *, include: Sequence[float]
     vertical = Axis.fit([*values, *include], log=log)
     steps = [step for line in shown for step in line.steps]
     horizontal = Axis.fit([0, *steps]) if len(set(steps)) > 1 else Axis.fit([0, *steps, 1])
-    # Steps end where the run ends, not at the next round number.
+    # The axis of steps ends where the run ends, not at the next round number.
     horizontal = Axis(0, max(steps), tuple(tick for tick in horizontal.ticks if tick <= max(steps)))
     drawing = tag(
         "svg",
-        *_grid(horizontal, vertical),
-        *(path for line in shown for path in _paths(line, horizontal, vertical)),
+        *_grid_marks(horizontal, vertical),
+        *(path for line in shown for path in _curve_marks(line, horizontal, vertical)),
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
         role="img",
         aria_label=f"{title} by step",
@@ -105,7 +111,7 @@ def line_chart(title: str, series: Sequence[Series], *, include: Sequence[float]
 def column_chart(
     title: str, horizontal: Axis, edges: Sequence[float], counts: Sequence[int], *, unit: str, colour: str
 ) -> Markup:
-    """A figure of how often values fall between each two of the ascending `edges`, which `horizontal` spans."""
+    """Draws a histogram: `counts[i]` values lie between `edges[i]` and `edges[i + 1]`; `horizontal` spans the edges."""
     vertical = Axis.fit([0, *counts])
     columns = []
     for start, end, count in zip(edges, edges[1:], counts, strict=False):
@@ -115,7 +121,7 @@ def column_chart(
         columns += [tag("rect", hint, x=left + 0.5, y=top, fill=colour, **size)] if count else []
     drawing = tag(
         "svg",
-        *_grid(horizontal, vertical, plain_number),
+        *_grid_marks(horizontal, vertical, plain_number),
         *columns,
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
         role="img",
@@ -126,11 +132,12 @@ def column_chart(
 
 
 def swatch(label: str, colour: str) -> Markup:
+    """Returns an entry of a legend."""
     return tag("span", tag("i", style=f"background:{colour}"), label, class_="swatch")
 
 
 def bar_chart(bars: Sequence[Bar]) -> Markup:
-    """Horizontal bars of rates on a scale from 0 to 100 %, each with its number."""
+    """Draws rates as horizontal bars on a scale from 0 to 100 %, each with its number."""
     rows = []
     for bar in bars:
         marks = [tag("rect", x=0, y=3, width=f"{100 * bar.value:.2f}%", height=16, rx=2, fill=bar.colour)]
@@ -146,20 +153,21 @@ def bar_chart(bars: Sequence[Bar]) -> Markup:
 
 
 def percent(value: float) -> str:
+    """Returns a rate in per cent, to a tenth."""
     return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def number_text(value: float) -> str:
-    """Four digits, without the zeros that exponents and rounding errors bring along."""
+    """Returns four significant digits, without leading zeros of the exponent and with 0 for rounding errors."""
     return re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e") if abs(value) > 1e-12 else "0"
 
 
 def plain_number(value: float) -> str:
-    """As `number_text`, but large ones in full."""
+    """Returns `number_text`, except that numbers from 1,000 on are written in full."""
     return f"{value:,.0f}" if abs(value) >= 1000 else number_text(value)
 
 
-def _grid(horizontal: Axis, vertical: Axis, show: Callable[[float], str] = number_text) -> Iterator[Markup]:
+def _grid_marks(horizontal: Axis, vertical: Axis, show: Callable[[float], str] = number_text) -> Iterator[Markup]:
     for tick in vertical.ticks:
         y = _y(vertical, tick)
         yield tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid")
@@ -169,13 +177,13 @@ def _grid(horizontal: Axis, vertical: Axis, show: Callable[[float], str] = numbe
         yield tag("text", show(tick), x=_x(horizontal, tick), y=_HEIGHT - 6, text_anchor=anchor)
 
 
-def _paths(line: Series, horizontal: Axis, vertical: Axis) -> Iterator[Markup]:
-    """The line, broken where a value is missing; a long one pale, with its running mean."""
+def _curve_marks(line: Series, horizontal: Axis, vertical: Axis) -> Iterator[Markup]:
+    """Draws the curve, broken where a value is missing. A long curve is pale, with its running mean over it."""
     steps, values = _thinned(line.steps, line.values)
     if len(values) >= _SMOOTHED_FROM:
-        yield _path(steps, values, horizontal, vertical, line.colour, opacity=0.3)
+        yield _curve_path(steps, values, horizontal, vertical, line.colour, opacity=0.3)
         values = _running_mean(values, max(1, round(len(values) * _SMOOTHING_SHARE)))
-    yield _path(steps, values, horizontal, vertical, line.colour, opacity=1)
+    yield _curve_path(steps, values, horizontal, vertical, line.colour, opacity=1)
     runs = [value is not None for value in values]
     for index, (step, value) in enumerate(zip(steps, values, strict=True)):
         alone = not any(runs[max(index - 1, 0) : index] + runs[index + 1 : index + 2])
@@ -183,7 +191,7 @@ def _paths(line: Series, horizontal: Axis, vertical: Axis) -> Iterator[Markup]:
             yield tag("circle", cx=_x(horizontal, step), cy=_y(vertical, value), r=2.5, fill=line.colour)
 
 
-def _path(
+def _curve_path(
     steps: Sequence[float],
     values: Sequence[float | None],
     horizontal: Axis,
@@ -201,23 +209,23 @@ def _path(
 
 
 def _thinned(steps: Sequence[int], values: Sequence[float | None]) -> tuple[list[float], list[float | None]]:
-    """At most _MAX_POINTS points, each the mean of a stretch."""
+    """Returns at most _MAX_POINTS points, each the mean of several steps."""
     stride = -(-len(steps) // _MAX_POINTS)
     starts = range(0, len(steps), stride)
-    means = [_mean(values[start : start + stride]) for start in starts]
+    means = [_mean_of_numbers(values[start : start + stride]) for start in starts]
     return [sum(steps[start : start + stride]) / len(steps[start : start + stride]) for start in starts], means
 
 
 def _running_mean(values: Sequence[float | None], window: int) -> list[float | None]:
-    """Mean of up to `window` values on each side, the same number on both, so that a slope is not shifted."""
+    """Returns means of up to `window` values on each side. Equal numbers on both sides keep a slope in place."""
     means = []
     for index, value in enumerate(values):
         reach = min(window, index, len(values) - 1 - index)
-        means.append(None if value is None else _mean(values[index - reach : index + reach + 1]))
+        means.append(None if value is None else _mean_of_numbers(values[index - reach : index + reach + 1]))
     return means
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean_of_numbers(values: Sequence[float | None]) -> float | None:
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     return sum(numbers) / len(numbers) if numbers else None
 
@@ -232,3 +240,56 @@ def _x(axis: Axis, step: float) -> float:
 
 def _y(axis: Axis, value: float) -> float:
     return _HEIGHT - _BOTTOM - axis.place(value) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Size, sum and quantiles of a list of values."""
+
+    num_values: int
+    total: float
+    least: float
+    median: float
+    mean: float
+    p90: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        """Summarises at least one value."""
+        numbers = np.asarray(values, np.float64)
+        least, median, p90, most = np.quantile(numbers, [0, 0.5, 0.9, 1]).tolist()
+        return cls(len(values), float(numbers.sum()), least, median, float(numbers.mean()), p90, most)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """`counts[i]` values lie in [edges[i], edges[i + 1]); the last bin includes its end. `axis` spans the edges."""
+
+    title: str
+    unit: str
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    axis: Axis
+    summary: Summary
+
+
+def histogram(title: str, unit: str, values: Sequence[float]) -> Histogram | None:
+    """Returns None without any value. Few whole numbers have a bin each; a long tail gets bins of growing width."""
+    if not values:
+        return None
+    summary = Summary.of(values)
+    whole = all(value == int(value) for value in values)
+    if whole and summary.most - summary.least < _NUM_BINS:
+        first, last = int(summary.least), int(summary.most)
+        edges = np.arange(first - 0.5, last + 1)
+        stride = -(-(last - first + 1) // 8)
+        axis = Axis(first - 0.5, last + 0.5, tuple(float(tick) for tick in range(first, last + 1, stride)))
+    elif summary.least > 0 and summary.most > _LONG_TAIL * summary.median:
+        axis = Axis.fit([summary.least, summary.most], log=True)
+        edges = np.geomspace(axis.low, axis.high, _NUM_BINS + 1)
+    else:
+        axis = Axis.fit([summary.least, summary.most])
+        edges = np.linspace(axis.low, axis.high, _NUM_BINS + 1)
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    return Histogram(title, unit, tuple(edges.tolist()), tuple(counts.tolist()), axis, summary)

@@ -1,4 +1,4 @@
-"""`report.html`: one file without a single outside reference, readable without its script, printable."""
+"""`report.html` of a run: verdict, curves, episodes, training groups, and the facts of the run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 
 from videoseek.files import write_text
 from videoseek.pages.charts import MODEL_COLOURS, Bar, Series, bar_chart, line_chart, percent
-from videoseek.pages.document import document
-from videoseek.pages.markup import Markup, join, tag
-from videoseek.pages.records import RunFiles, model_label
-from videoseek.pages.selection import choose_questions
+from videoseek.pages.page import Markup, document, join, tag
+from videoseek.pages.run_files import RunFiles, choose_questions, model_label
 from videoseek.pages.training import training_group
 from videoseek.pages.viewer import KIND_LABELS, viewer
 
 
 def write_report(output_dir: Path) -> Path:
-    """Writes `output_dir`/report.html from what a run left there, whole or not at all, and returns its path.
+    """Writes `output_dir`/report.html from the run's files, whole or not at all, and returns its path.
 
-    Raises UsageError for a folder that holds no run, RunError for a file that a run cannot have written.
+    Raises UsageError if the folder holds no run, RunError if a file has a form that no run writes.
     """
     path = output_dir / "report.html"
     write_text(path, page(RunFiles.read(output_dir)))
@@ -27,19 +25,26 @@ def write_report(output_dir: Path) -> Path:
 
 
 def page(run: RunFiles) -> str:
+    """Returns the whole HTML file."""
     colours = {model: MODEL_COLOURS[index % len(MODEL_COLOURS)] for index, model in enumerate(run.models)}
-    title = _title(run)
-    sections = [_verdict(run, colours), _curves(run), _episodes(run, colours), training_group(run), _details(run)]
+    title = _page_title(run)
+    sections = [
+        _verdict_section(run, colours),
+        _metric_curves(run),
+        _episode_section(run, colours),
+        training_group(run),
+        _run_facts(run),
+    ]
     return document(title, sections)
 
 
-def _title(run: RunFiles) -> str:
+def _page_title(run: RunFiles) -> str:
     recipe, seed = run.summary.get("recipe"), run.summary.get("seed")
     return f"videoseek: {recipe or run.folder.resolve().name}" + (f", seed {seed}" if seed is not None else "")
 
 
-def _verdict(run: RunFiles, colours: dict[str, str]) -> Markup:
-    """One sentence, the bars and the table of the models; nothing before anything was scored."""
+def _verdict_section(run: RunFiles, colours: dict[str, str]) -> Markup:
+    """Shows one sentence, the bars and the table of the scored models."""
     scored = {model: run.number(f"accuracy/{model}") for model in run.models}
     shares = {model_label(model): percent(value) for model, value in scored.items() if value is not None}
     if not shares:
@@ -55,11 +60,11 @@ def _verdict(run: RunFiles, colours: dict[str, str]) -> Markup:
     return tag(
         "section",
         tag("p", sentence, class_="lead"),
-        tag("div", _bars(run, colours, note), tag("div", _table(run), class_="wide"), class_="verdict"),
+        tag("div", _accuracy_bars(run, colours, note), tag("div", _score_table(run), class_="wide"), class_="verdict"),
     )
 
 
-def _bars(run: RunFiles, colours: dict[str, str], note: str) -> Markup:
+def _accuracy_bars(run: RunFiles, colours: dict[str, str], note: str) -> Markup:
     groups = []
     for heading, key, chance in (
         ("all questions", "accuracy", "chance"),
@@ -81,8 +86,8 @@ def _bars(run: RunFiles, colours: dict[str, str], note: str) -> Markup:
     return tag("div", *groups, tag("p", note, class_="quiet"))
 
 
-def _table(run: RunFiles) -> Markup:
-    """A column a model; rows that no model has a number for are left out."""
+def _score_table(run: RunFiles) -> Markup:
+    """Shows a column for each model, and a row for each score that at least one model has."""
     rows = [
         ("Accuracy, sampled", "accuracy", percent),
         ("… that need a crop", "accuracy_tool", percent),
@@ -107,10 +112,10 @@ def _table(run: RunFiles) -> Markup:
     return tag("table", tag("thead", header), tag("tbody", *body))
 
 
-def _curves(run: RunFiles) -> Markup:
+def _metric_curves(run: RunFiles) -> Markup:
     supervised = [stage for stage in ("direct", "sft") if any(row["stage"] == stage for row in run.metrics)]
     sft = [
-        line_chart(title, [_series(run, stage, key) for stage in supervised], log=log)
+        line_chart(title, [_metric_series(run, stage, key) for stage in supervised], log=log)
         for title, key, log in (
             ("Loss", "loss", True),
             ("Gradient norm", "grad_norm", False),
@@ -118,7 +123,7 @@ def _curves(run: RunFiles) -> Markup:
         )
     ]
     grpo = [
-        line_chart(title, [_series(run, "grpo", key)], include=include, log=log)
+        line_chart(title, [_metric_series(run, "grpo", key)], include=include, log=log)
         for title, key, include, log in (
             ("Reward", "reward/mean", (0.0,), False),
             ("Accuracy", "rewards/accuracy/mean", (0.0, 1.0), False),
@@ -131,10 +136,12 @@ def _curves(run: RunFiles) -> Markup:
             ("Largest log-prob gap, sampler to trainer", "sampling/logp_diff_max", (0.0,), False),
         )
     ]
-    return join([*_charts("Supervised fine-tuning", sft), *_charts("Reinforcement learning (GRPO)", grpo)])
+    return join(
+        [*_chart_section("Supervised fine-tuning", sft), *_chart_section("Reinforcement learning (GRPO)", grpo)]
+    )
 
 
-def _charts(heading: str, charts: list[Markup]) -> Iterator[Markup]:
+def _chart_section(heading: str, charts: list[Markup]) -> Iterator[Markup]:
     if any(charts):
         note = tag(
             "p", "By optimizer step; where a pale line shows every step, the dark one is its mean.", class_="quiet"
@@ -142,13 +149,13 @@ def _charts(heading: str, charts: list[Markup]) -> Iterator[Markup]:
         yield tag("section", tag("h2", heading), note, tag("div", *charts, class_="charts"))
 
 
-def _series(run: RunFiles, stage: str, key: str) -> Series:
+def _metric_series(run: RunFiles, stage: str, key: str) -> Series:
     rows = [row for row in run.metrics if row["stage"] == stage and key in row]
     colour = MODEL_COLOURS[("direct", "sft", "grpo").index(stage)]
     return Series(model_label(stage), colour, [row["step"] for row in rows], [row[key] for row in rows])
 
 
-def _episodes(run: RunFiles, colours: dict[str, str]) -> Markup:
+def _episode_section(run: RunFiles, colours: dict[str, str]) -> Markup:
     chosen = choose_questions(run.questions, run.models)
     if not chosen:
         return Markup("")
@@ -163,11 +170,13 @@ def _episodes(run: RunFiles, colours: dict[str, str]) -> Markup:
     )
 
 
-def _details(run: RunFiles) -> Markup:
-    """How the run was made: time, versions, machine, configuration."""
+def _run_facts(run: RunFiles) -> Markup:
+    """Shows time, versions, machine and configuration."""
     seconds = run.number("wall_seconds")
     facts = {} if seconds is None else {"time": f"{int(seconds) // 60} min {int(seconds) % 60} s"}
-    facts |= {name.replace("_", " "): _fact(value) for name, value in run.environment.items() if value or value == 0}
+    facts |= {
+        name.replace("_", " "): _fact_text(value) for name, value in run.environment.items() if value or value == 0
+    }
     rows = [tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in facts.items()]
     parts = [tag("div", tag("table", tag("tbody", *rows)), class_="wide facts")] if rows else []
     if run.config_text:
@@ -175,8 +184,8 @@ def _details(run: RunFiles) -> Markup:
     return tag("section", tag("h2", "How it was made"), *parts) if parts else Markup("")
 
 
-def _fact(value: Any) -> str:
-    """A value of env.json in words; what was not there is left out."""
+def _fact_text(value: Any) -> str:
+    """Writes a value of env.json in words, without the versions of packages that were not installed."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""The trajectory files of a run."""
+"""Writes the trajectory files of a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videoseek.files import write_text
+from videoseek.trajectory.records import TrajectoryRecord
 from videoseek.types import Episode
 
 
 def write_trajectories(output_dir: Path, name: str, groups: Sequence[Sequence[Episode]]) -> None:
-    """One episode a line: text, windows, rewards and ids; never pixels."""
+    """Writes `output_dir/trajectories/NAME.jsonl`, one episode a line in `TrajectoryRecord`'s form."""
     (output_dir / "trajectories").mkdir(exist_ok=True)
-    lines = [json.dumps(e.to_json(), ensure_ascii=False) + "\n" for group in groups for e in group]
+    records = [TrajectoryRecord.from_episode(episode) for group in groups for episode in group]
+    lines = [json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records]
     write_text(output_dir / "trajectories" / f"{name}.jsonl", "".join(lines))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from videoseek.checkpoint import CheckpointError, discard_after, read_state
+from videoseek.checkpoint import CheckpointError, discard_after, discard_stage, read_state
 from videoseek.config import TrainConfig
 from videoseek.config_merge import config_yaml
 from videoseek.engine import start_distributed
@@ -53,4 +52,4 @@ def rewind(config: TrainConfig, output_dir: Path, checkpoint: Path) -> None:
     discard_after(checkpoint)
     for stage in config.stages[config.stages.index(state.stage) :]:
         (output_dir / f"evaluation-{stage}.json").unlink(missing_ok=True)
-        shutil.rmtree(output_dir / stage, ignore_errors=True)
+        discard_stage(output_dir / stage)

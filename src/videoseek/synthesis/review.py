@@ -10,10 +10,19 @@ from pathlib import Path
 from videoseek.config import VideoConfig
 from videoseek.files import write_text
 from videoseek.pages.charts import swatch
-from videoseek.pages.markup import Markup, join, tag
-from videoseek.pages.thumbnails import picture_uris, thin_out
-from videoseek.pages.timeline import CLUE_COLOUR, CROP_COLOUR, ROW_PIXELS, Lane, Span, timeline, window_text
-from videoseek.pages.viewer import KIND_LABELS
+from videoseek.pages.page import Markup, join, tag
+from videoseek.pages.viewer import (
+    CLUE_COLOUR,
+    CROP_COLOUR,
+    KIND_LABELS,
+    ROW_PIXELS,
+    Lane,
+    Span,
+    picture_uris,
+    thin_out,
+    timeline,
+    window_text,
+)
 from videoseek.synthesis.items import Clue, Item, hash_number
 from videoseek.synthesis.settings import SynthesisSettings
 from videoseek.trajectory.grammar import FORMATS

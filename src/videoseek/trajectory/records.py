@@ -1,0 +1,165 @@
+"""One line of `trajectories/*.jsonl`: what a run keeps of an episode.
+
+A line holds text, windows, rewards and token ids, but no pixels: a clip is its source file, its frame times and its
+size, so that a reader decodes it again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from videoseek.types import Call, CallRecord, Clip, Episode, Fault, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTurn:
+    """A turn without its place in the token list; `role` is system, user or assistant."""
+
+    role: str
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryRecord:
+    """An episode as a line of a trajectory file holds it.
+
+    `clips` are the overview, if there is one, and then the clips of the executed calls, in order. A record that was
+    read from a file lacks what the line lacks: the sample's reference turns and the sentences of faults.
+    """
+
+    sample: Sample
+    prediction: str | None
+    turns: tuple[RecordedTurn, ...]
+    calls: tuple[CallRecord, ...]
+    clips: tuple[Clip, ...]
+    rewards: dict[str, float]
+    faults: tuple[str, ...]
+    stop_reason: str
+    weight_version: int
+    token_ids: tuple[int, ...]
+
+    @classmethod
+    def from_episode(cls, episode: Episode) -> TrajectoryRecord:
+        """Returns what the run records of an episode."""
+        return cls(
+            sample=episode.sample,
+            prediction=episode.answer,
+            turns=tuple(RecordedTurn(turn.role, turn.text, turn.end - turn.start) for turn in episode.turns),
+            calls=tuple(episode.calls),
+            clips=tuple(episode.clips),
+            rewards=dict(episode.rewards),
+            faults=tuple(fault.code for fault in episode.faults),
+            stop_reason=str(episode.stop_reason),
+            weight_version=episode.weight_version,
+            token_ids=tuple(episode.token_ids),
+        )
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> TrajectoryRecord:
+        """Reads `to_json`'s form. Raises LookupError, TypeError, ValueError or AttributeError for any other."""
+        sample = Sample(
+            id=line["id"],
+            video=line["video"],
+            question=line["question"],
+            answer=line["answer"],
+            kind=line["kind"],
+            options=tuple(line["options"]),
+            clues=tuple((float(start), float(end)) for start, end in line["clues"]),
+        )
+        clips = [_clip_from_json(sample.video, clip) for clip in line["clips"]]
+        crops = clips[1:]
+        return cls(
+            sample=sample,
+            prediction=line["prediction"],
+            turns=tuple(RecordedTurn(turn["role"], turn["text"], int(turn["num_tokens"])) for turn in line["turns"]),
+            calls=tuple(_call_from_json(call, crops) for call in line["calls"]),
+            clips=tuple(clips),
+            rewards={name: float(value) for name, value in line["rewards"].items()},
+            faults=tuple(line["faults"]),
+            stop_reason=line["stop_reason"],
+            weight_version=int(line["weight_version"]),
+            token_ids=tuple(line["token_ids"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the line's object; times are in seconds, sizes in pixels."""
+        sample = self.sample
+        return {
+            "id": sample.id,
+            "video": sample.video,
+            "kind": sample.kind,
+            "question": sample.question,
+            "options": list(sample.options),
+            "answer": sample.answer,
+            "clues": [list(clue) for clue in sample.clues],
+            "prediction": self.prediction,
+            "turns": [{"role": turn.role, "text": turn.text, "num_tokens": turn.num_tokens} for turn in self.turns],
+            "calls": [_call_to_json(record) for record in self.calls],
+            "clips": [_clip_to_json(clip) for clip in self.clips],
+            "rewards": dict(self.rewards),
+            "faults": list(self.faults),
+            "stop_reason": self.stop_reason,
+            "weight_version": self.weight_version,
+            "token_ids": list(self.token_ids),
+        }
+
+    @property
+    def overview(self) -> Clip | None:
+        """The clip of the whole video that the first prompt shows."""
+        return self.clips[0] if self.clips else None
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]; NaN for an episode that was never scored."""
+        return self.rewards.get("accuracy", math.nan)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer earned full accuracy."""
+        return self.accuracy >= 1
+
+    @property
+    def has_fault(self) -> bool:
+        """Whether the model broke the format, or a call gave no clip."""
+        return bool(self.faults) or any(call.clip is None for call in self.calls)
+
+
+def _call_to_json(record: CallRecord) -> dict[str, Any]:
+    return {
+        "turn": record.turn,
+        "start_seconds": record.call.start_seconds if record.call else None,
+        "end_seconds": record.call.end_seconds if record.call else None,
+        "strategy": record.call.strategy if record.call else None,
+        "fault": record.fault.code if record.fault else None,
+    }
+
+
+def _call_from_json(line: dict[str, Any], crops: list[Clip]) -> CallRecord:
+    """Takes the next of `crops` for a well-formed call without a fault: such a call was executed."""
+    fault = Fault(line["fault"], "") if line["fault"] is not None else None
+    if line["start_seconds"] is None:
+        return CallRecord(line["turn"], None, fault)
+    call = Call(float(line["start_seconds"]), float(line["end_seconds"]), line["strategy"])
+    return CallRecord(line["turn"], call, fault, None if fault else crops.pop(0))
+
+
+def _clip_to_json(clip: Clip) -> dict[str, Any]:
+    return {
+        "start_seconds": clip.start_seconds,
+        "end_seconds": clip.end_seconds,
+        "frame_seconds": list(clip.frame_seconds),
+        "height": clip.height,
+        "width": clip.width,
+        "num_tokens": clip.num_tokens,
+    }
+
+
+def _clip_from_json(video: str, line: dict[str, Any]) -> Clip:
+    start_seconds, end_seconds = float(line["start_seconds"]), float(line["end_seconds"])
+    frame_seconds = tuple(map(float, line["frame_seconds"]))
+    # The sampling rate is not recorded; the mean rate over the window stands in for it.
+    sample_fps = len(frame_seconds) / max(end_seconds - start_seconds, 1e-6)
+    return Clip(video, start_seconds, end_seconds, frame_seconds, int(line["height"]), int(line["width"]), sample_fps)
