@@ -42,6 +42,9 @@ class DataConfig:
     bad_samples: str = option(
         "stop", "a record that cannot be used ends the run, or is passed over and named", choices=("stop", "skip")
     )
+    max_unreadable_share: float = option(
+        0.25, "RL: share of a step's prompts whose video may be unreadable; above it the run ends", at_least=0, at_most=1
+    )
     num_sft: int = option(4096, "clueworld: number of SFT samples generated", at_least=1)
     num_rl: int = option(2048, "clueworld: number of RL questions generated", at_least=1)
     num_eval: int = option(512, "clueworld: number of held-out questions generated", at_least=1)

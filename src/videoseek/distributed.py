@@ -39,14 +39,15 @@ def gather(items: list[T]) -> list[T]:
     return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
 
 
-def split_over_ranks(items: Sequence[T], num_shares: int) -> list[list[T]]:
-    """This rank's items in each of `num_shares` shares of all ranks' items.
+def split_minibatches(items: Sequence[T], draws: Sequence[int], num_minibatches: int) -> list[list[T]]:
+    """This rank's items in each of `num_minibatches` minibatches of all ranks' items.
 
-    A share is a stretch of the joined list, so that shares differ by one item at most, and so do ranks within a share.
+    `draws` orders the items of all ranks. A minibatch is a stretch of that order, so that its items do not depend on
+    the number of ranks. Sizes of minibatches differ by one at most.
     """
-    order = gather([(rank(), index) for index in range(len(items))])
-    cuts = [len(order) * number // num_shares for number in range(num_shares + 1)]
-    return [[items[i] for owner, i in order[a:b] if owner == rank()] for a, b in itertools.pairwise(cuts)]
+    order = sorted(gather([(draw, rank(), index) for index, draw in enumerate(draws)]))
+    cuts = [len(order) * number // num_minibatches for number in range(num_minibatches + 1)]
+    return [[items[i] for _, owner, i in order[a:b] if owner == rank()] for a, b in itertools.pairwise(cuts)]
 
 
 def barrier() -> None:

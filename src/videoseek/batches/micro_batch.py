@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from videoseek.batches.order import micro_batches
-from videoseek.batches.packing import PackSettings, pack_groups, tree_length
+from videoseek.batches.packing import PackSettings, pack_groups
+from videoseek.batches.planning import GroupShape, Tree, plan_rows
 from videoseek.batches.token_batch import TokenBatch
+from videoseek.distributed import gather
+from videoseek.ranks import rank, world_size
 from videoseek.types import Episode
 
 Group = list[Episode]
@@ -38,21 +40,35 @@ def pack_micro_batch(groups: Sequence[ScoredGroup], packing: PackSettings, devic
     return MicroBatch(batch, by_document[batch.label_documents])
 
 
-def pack_micro_batches(
+def plan_micro_batches(
     groups: Sequence[ScoredGroup], max_tokens: int, packing: PackSettings, device: torch.device
-) -> list[MicroBatch]:
-    """Packs scored groups into rows of at most `max_tokens`. A longer episode gets a row of its own."""
-    trees = [tree for group, advantages in groups for tree in split_group(group, advantages, max_tokens)]
-    rows = micro_batches([tree_length(group) for group, _ in trees], max_tokens)
-    return [pack_micro_batch([trees[i] for i in row], packing, device) for row in rows]
+) -> tuple[list[MicroBatch], list[GroupShape]]:
+    """Packs the groups of all ranks by one plan; returns this rank's micro-batches and the shapes of all groups.
 
-
-def split_group(group: Group, advantages: Sequence[float], max_tokens: int) -> list[ScoredGroup]:
-    """Cuts a group into trees of at most `max_tokens` tokens and at least one episode. Each tree repeats the prompt.
-
-    The gradient equals that of the whole group: the loss is a sum over episodes, divided by counts of the whole batch.
+    A row that the plan gives to another rank travels there, as token ids and references to clips, never as pixels.
     """
-    # The last prompt token belongs to every branch: its row predicts the branch's first token.
-    shared = group[0].prompt_length - 1
-    cuts = micro_batches([len(episode.token_ids) - shared for episode in group], max_tokens - shared)
-    return [([group[i] for i in cut], [advantages[i] for i in cut]) for cut in cuts]
+    own = [GroupShape.of(rank(), index, episodes) for index, (episodes, _) in enumerate(groups) if episodes]
+    shapes = sorted(gather(own), key=lambda shape: (shape.rank, shape.index))
+    plan = plan_rows(shapes, max_tokens, world_size())
+    trees = {tree: _scored(groups, tree) for rows in plan for row in rows for tree in row if tree.shape.rank == rank()}
+    moved = {tree for number, rows in enumerate(plan) for row in rows for tree in row if tree.shape.rank != number}
+    if moved:
+        trees |= dict(gather([(tree, scored) for tree, scored in trees.items() if tree in moved]))
+    rows = [pack_micro_batch([trees[tree] for tree in row], packing, device) for row in plan[rank()]]
+    return rows, shapes
+
+
+def _scored(groups: Sequence[ScoredGroup], tree: Tree) -> ScoredGroup:
+    episodes, advantages = groups[tree.shape.index]
+    return [episodes[i] for i in tree.episodes], [advantages[i] for i in tree.episodes]
+
+
+def plan_metrics(shapes: Sequence[GroupShape], micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
+    """The plan's account over all ranks: tokens run, tokens of separate episodes, and how many times fewer they are."""
+    num_tokens = sum(gather([len(micro.batch) for micro in micro_batches]))
+    num_apart = sum(shape.tokens_apart for shape in shapes)
+    return {
+        "plan/tokens": num_tokens,
+        "plan/tokens_apart": num_apart,
+        "plan/saving": num_apart / num_tokens if num_tokens else 1.0,
+    }

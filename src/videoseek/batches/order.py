@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
 
-def batch_indices(step: int, batch_size: int, num_samples: int, seed: int) -> list[int]:
-    """Indices of step `step` (from 0): consecutive stretches of an endless row of shuffled epochs."""
+#: The data order of a run, and the order that dynamic sampling draws further prompts from.
+MAIN, RESERVE = 0, 1
+
+
+def batch_indices(step: int, batch_size: int, num_samples: int, seed: int, order: int = MAIN) -> list[int]:
+    """Sample indices of step `step` (from 0): consecutive stretches of an endless row of shuffled epochs.
+
+    The reserve is a permutation of its own, so that reserves do not shorten the epochs of the main order.
+    """
     first = step * batch_size
     return [
-        int(_epoch_order(position // num_samples, num_samples, seed)[position % num_samples])
+        int(_epoch_order(position // num_samples, num_samples, seed, order)[position % num_samples])
         for position in range(first, first + batch_size)
     ]
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(epoch: int, num_samples: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+def _epoch_order(epoch: int, num_samples: int, seed: int, order: int) -> np.ndarray:
+    key = [seed, epoch] if order == MAIN else [seed, epoch, order]
+    return np.random.default_rng(key).permutation(num_samples)
+
+
+def stream_seed(seed: int, *counters: int) -> int:
+    """A 63-bit seed for one stream of a run. Neighbouring seeds and counters give unrelated streams."""
+    text = "/".join(map(str, (seed, *counters)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

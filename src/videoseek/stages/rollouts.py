@@ -10,8 +10,8 @@ import torch
 
 from videoseek.algorithms.advantages import group_advantages, has_spread
 from videoseek.batches.micro_batch import Group, ScoredGroup
-from videoseek.batches.order import batch_indices
-from videoseek.config import TrainConfig
+from videoseek.batches.order import RESERVE, batch_indices, stream_seed
+from videoseek.config import GRPOConfig, TrainConfig
 from videoseek.distributed import all_max, all_sum, gather, rank_indices
 from videoseek.engine import TrainEngine
 from videoseek.rewards.functions import RewardFunction
@@ -23,14 +23,20 @@ from videoseek.stages.stage_run import StageRun
 from videoseek.types import Episode, Sample
 
 
+class UnreadableVideosError(Exception):
+    """So many videos of a step cannot be read that the run should not go on without them."""
+
+
 @dataclass(slots=True)
 class Rollouts:
     """What one step sampled on this rank: the `groups` to train on, and `all_groups` for metrics and records.
 
-    A prompt whose video cannot be read has no group. Under data.bad_samples=skip a rank may be left without any.
+    `draws` numbers the groups to train on by the order in which the step drew their prompts, over all ranks. A prompt
+    whose video cannot be read has no group, so that a rank may be left without any.
     """
 
     groups: list[Group] = field(default_factory=list)
+    draws: list[int] = field(default_factory=list)
     all_groups: list[Group] = field(default_factory=list)
     num_unreadable: int = 0
     seconds: float = 0.0
@@ -44,43 +50,64 @@ def sample_groups(
     samples: Sequence[Sample],
     step: int,
 ) -> Rollouts:
-    """Rolls out this rank's prompts of `step` and writes the rewards into the episodes.
+    """Rolls out the prompts of `step`, divided among the ranks, and writes the rewards into the episodes.
 
-    Dynamic sampling: further prompts replace the groups whose rewards are all equal, for at most
-    `grpo.max_resample_rounds` rounds.
+    Dynamic sampling: prompts of the reserve replace the groups whose rewards are all equal and the prompts whose video
+    cannot be read, for at most `grpo.max_resample_rounds` rounds. All ranks count together, so that the prompts of a
+    step do not depend on the number of ranks. Raises UnreadableVideosError when too many videos cannot be read.
     """
-    grpo, started = run.config.grpo, time.perf_counter()
-    sampling = sampling_settings(run.config, run.config.rollout.temperature)
-    num_rounds = 1 + grpo.max_resample_rounds
-    num_wanted = len(rank_indices(grpo.prompts_per_step))
-    rollouts = Rollouts()
+    grpo, config, started = run.config.grpo, run.config, time.perf_counter()
+    sampling = sampling_settings(config, config.rollout.temperature)
+    rollouts, num_drawn, num_usable = Rollouts(), 0, 0
     sampler.forget()  # the features of the last step belong to older weights, unless the vision tower is frozen
-    for attempt in range(num_rounds):
-        # Every attempt of every step draws its own stretch of the data order, so that resuming needs no cursor.
-        draw = step * num_rounds + attempt
-        indices = batch_indices(draw, grpo.prompts_per_step, len(samples), run.config.seed)
-        num_missing = num_wanted - len(rollouts.groups)
-        prompts = [samples[indices[i]] for i in rank_indices(len(indices))][:num_missing]
+    for attempt in range(1 + grpo.max_resample_rounds):
+        num_missing = grpo.prompts_per_step - num_usable
+        if num_missing == 0:
+            break
+        indices = step_prompts(step, attempt, grpo, len(samples), config.seed)[:num_missing]
+        own = rank_indices(len(indices))
         with engine.whole_weights():
             sampled = sampler.rollout(
-                prompts,
+                [samples[indices[i]] for i in own],
                 grpo.group_size,
-                run.config.seed + draw,
+                stream_seed(config.seed, step, attempt),
                 sampling,
                 weight_version=step,
-                skip_unreadable=run.config.data.bad_samples == "skip",
+                skip_unreadable=True,
             )
-        groups = [group for group in sampled if group]
-        rollouts.num_unreadable += len(sampled) - len(groups)
-        reward_episodes(run.config, functions, [episode for group in groups for episode in group])
-        rollouts.all_groups += groups
-        rollouts.groups += [group for group in groups if num_rounds == 1 or has_signal(group, grpo.overlong)]
-        # All ranks go on together: one that is complete still takes part in gathering the weights.
-        (num_missing_everywhere,) = all_sum([num_wanted - len(rollouts.groups)], run.device)
-        if num_missing_everywhere == 0:
-            break
+        reward_episodes(config, functions, [episode for group in sampled for episode in group])
+        for i, group in zip(own, sampled, strict=True):
+            if not group:
+                rollouts.num_unreadable += 1
+                continue
+            rollouts.all_groups.append(group)
+            if grpo.max_resample_rounds == 0 or has_signal(group, grpo.overlong):
+                rollouts.groups.append(group)
+                rollouts.draws.append(num_drawn + i)
+        num_drawn += len(indices)
+        # Ranks agree on what is missing: a rank without a prompt still takes part in gathering the weights.
+        usable, unreadable = all_sum([len(rollouts.groups), rollouts.num_unreadable], run.device)
+        num_usable = int(usable)
+        check_unreadable(int(unreadable), num_drawn, config.data.max_unreadable_share)
     rollouts.seconds = time.perf_counter() - started
     return rollouts
+
+
+def step_prompts(step: int, attempt: int, grpo: GRPOConfig, num_samples: int, seed: int) -> list[int]:
+    """Indices of the prompts that a rollout round of a step may draw: a batch of the main order, then of the reserve."""
+    if attempt == 0:
+        return batch_indices(step, grpo.prompts_per_step, num_samples, seed)
+    number = step * grpo.max_resample_rounds + attempt - 1
+    return batch_indices(number, grpo.prompts_per_step, num_samples, seed, RESERVE)
+
+
+def check_unreadable(num_unreadable: int, num_prompts: int, max_share: float) -> None:
+    """Raises UnreadableVideosError when more than `max_share` of a step's prompts have a video that cannot be read."""
+    if num_unreadable > max_share * num_prompts:
+        raise UnreadableVideosError(
+            f"{num_unreadable} of {num_prompts} videos of this step cannot be read, more than "
+            f"data.max_unreadable_share={max_share:g} allows; the lines above name them"
+        )
 
 
 def reward_episodes(config: TrainConfig, functions: Sequence[RewardFunction], episodes: Sequence[Episode]) -> None:
@@ -115,7 +142,7 @@ def filler_group(rollouts: Rollouts, device: torch.device) -> ScoredGroup | None
 
 
 def with_advantages(groups: Sequence[Group], kind: str, overlong: str) -> list[ScoredGroup]:
-    """The episodes to train on, by group, with the advantage of each.
+    """The episodes to train on of every group, with the advantage of each; a group may be left without any.
 
     `overlong` says what happens to episodes that a limit cut off: `exclude` takes them out of the baseline and the
     loss (a cut says nothing about the answer), `mask` out of the loss only, `keep` trains on them.
@@ -124,8 +151,7 @@ def with_advantages(groups: Sequence[Group], kind: str, overlong: str) -> list[S
     for group in groups:
         values = group_advantages(*_rewards(group), _in_baseline(group, overlong), kind=kind).tolist()
         kept = [i for i, episode in enumerate(group) if overlong == "keep" or not episode.stop_reason.overlong]
-        if kept:
-            scored.append(([group[i] for i in kept], [values[i] for i in kept]))
+        scored.append(([group[i] for i in kept], [values[i] for i in kept]))
     return scored
 
 
