@@ -20,7 +20,7 @@ from videoseek.config import UsageError
 
 USAGE = "usage: python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]"
 #: Keys that tell runs of one row apart, or where they ran, and nothing about what was run.
-_NOT_COMPARED = ("seed", "output_dir", "resume", "data.cache_dir", "save_every_steps", "keep_checkpoints")
+_NOT_COMPARED = ("seed", "output_dir", "resume", "save_every_steps", "keep_checkpoints")
 _COLUMNS = ("accuracy_tool", "accuracy_greedy_tool", "clue_iou", "calls_per_episode", "format")
 
 

@@ -435,7 +435,7 @@ def test_the_result_trains(videos: Path, tmp_path: Path, tiny: list[str]) -> Non
         synthesize(videos, tmp_path / "made", server)
     run = tmp_path / "run"
     train = [f"data.sft=[{tmp_path / 'made/samples.jsonl'}]", f"data.video_root={videos}", f"output_dir={run}"]
-    train += ["data.eval=[clueworld]", "stages=[sft]", "recipe=sft", "sft.steps=4"]
+    train += ["data.eval=[clueworld:4]", "stages=[sft]", "recipe=sft", "sft.steps=4"]
     said = forked([*(key for key in tiny if not key.startswith("recipe=")), *train], tmp_path)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and losses[-1] < losses[0], said

@@ -1,8 +1,9 @@
 """From the names in a recipe to samples: data files of any format that is read, or the generated clue world.
 
-A source is `[FORMAT:]PATH[*WEIGHT]`. Weights are relative: a sample of a source with weight 2 is drawn twice as often
-as one of a source with weight 1. An epoch is the shortest stretch in which every sample comes up: once for the source
-of the lowest weight, and as many times more for the others as their weight is higher.
+A source is `[FORMAT:]PATH[*WEIGHT]` or `clueworld[:NUMBER][*WEIGHT]`. Weights are relative: a sample of a source with
+weight 2 is drawn twice as often as one of a source with weight 1. An epoch is the shortest stretch in which every
+sample comes up: once for the source of the lowest weight, and as many times more for the others as their weight is
+higher.
 """
 
 from __future__ import annotations
@@ -28,28 +29,36 @@ from videoseek.types import Sample
 
 #: Generated sources -> the splits that training and held-out data come from.
 GENERATED = {"clueworld": ("train", "heldout"), "clueworld_base": ("base", "base_heldout")}
+#: Number of samples of a generated source that names none: for training, and held out.
+DEFAULT_NUM_SAMPLES = (4096, 512)
+#: Environment variable with the folder of generated videos, and the folder without it.
+CACHE_VARIABLE, DEFAULT_CACHE = "VIDEOSEEK_CACHE", "~/.cache/videoseek"
 #: Beyond this the epoch's order would outgrow the data.
 _MAX_WEIGHT_RATIO = 100.0
 _REPORT_EVERY = 512
 _SOURCE = re.compile(rf"(?:(?P<format>{'|'.join(FORMATS)}):)?(?P<name>.+?)(?:\*(?P<weight>[^*/]*))?")
+_GENERATED = re.compile(rf"(?P<name>{'|'.join(GENERATED)})(?::(?P<number>.*))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data file or a name of `GENERATED`. `format` None: as the file looks."""
+    """A data file, or with `is_generated` a name of `GENERATED`.
+
+    `format` None: detected from the file. `num_samples` None: the default of `DEFAULT_NUM_SAMPLES`.
+    """
 
     name: str
     format: str | None = None
     weight: float = 1.0
+    is_generated: bool = False
+    num_samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
     """How sources become samples. Calls of recorded turns are put into the form `call_format` (None: left alone)."""
 
-    num_generated: int
     seed: int
-    cache_dir: str
     held_out: bool = False
     paths: VideoPaths = field(default_factory=VideoPaths)
     call_format: str | None = None
@@ -57,7 +66,7 @@ class Loading:
 
 
 def parse_source(text: str) -> Source:
-    """Raises UsageError for a weight that is no number above 0."""
+    """Raises UsageError for a weight that is no number above 0, and for a number of samples that is none from 1."""
     match = _SOURCE.fullmatch(text)
     if match is None:
         raise UsageError(f"a data source is [FORMAT:]PATH[*WEIGHT], got {text!r}")
@@ -68,7 +77,19 @@ def parse_source(text: str) -> Source:
         number = 0.0
     if not 0 < number < float("inf"):
         raise UsageError(f"the weight of data source {text!r} must be a number above 0, got {weight!r}")
-    return Source(match["name"], match["format"], number)
+    generated = _GENERATED.fullmatch(match["name"]) if match["format"] is None else None
+    if generated is None:
+        return Source(match["name"], match["format"], number)
+    digits = generated["number"]
+    if digits is not None and (re.fullmatch("[0-9]+", digits) is None or int(digits) < 1):
+        raise UsageError(f"the number of samples of data source {text!r} must be at least 1, got {digits!r}")
+    num_samples = None if digits is None else int(digits)
+    return Source(generated["name"], None, number, is_generated=True, num_samples=num_samples)
+
+
+def cache_folder() -> Path:
+    """The folder of generated videos: `CACHE_VARIABLE` of the environment, or `DEFAULT_CACHE`."""
+    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
 
 
 class SampleFile(Sequence[Sample]):
@@ -195,7 +216,7 @@ class Mixture(Sequence[Sample]):
 def load_samples(
     sources: Sequence[str], loading: Loading, on_progress: Callable[[int, int], None] | None = None
 ) -> Mixture:
-    """All samples of all sources, by place. A name of `GENERATED` stands for `num_generated` samples of its split.
+    """All samples of all sources, read when they are asked for. Generated sources are made first, in `cache_folder`.
 
     Raises DataError when a file is missing or a record malformed (unless `skip_bad`) or two records share an id, and
     UsageError for a source that is not written as one.
@@ -213,9 +234,9 @@ def load_samples(
 
 
 def _reader(source: Source, loading: Loading, on_progress: Callable[[int, int], None] | None) -> Reader:
-    if source.name not in GENERATED:
+    if not source.is_generated:
         return Reader(Path(source.name).expanduser(), source.format, loading.paths, loading.call_format)
     split = GENERATED[source.name][loading.held_out]
-    cache_dir = Path(os.path.expanduser(loading.cache_dir))
-    path = prepare(cache_dir, split, loading.num_generated, loading.seed, on_progress)
+    num_samples = source.num_samples or DEFAULT_NUM_SAMPLES[loading.held_out]
+    path = prepare(cache_folder(), split, num_samples, loading.seed, on_progress)
     return Reader(path, "videoseek", VideoPaths(), loading.call_format)

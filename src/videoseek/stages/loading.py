@@ -61,15 +61,13 @@ def load_split(config: TrainConfig, name: str) -> Mixture:
     data = config.data
     skip_bad = data.bad_samples == "skip"
     loading = Loading(
-        num_generated=getattr(data, f"num_{name}"),
         seed=config.seed,
-        cache_dir=data.cache_dir,
         held_out=name == "eval",
         paths=VideoPaths.of(data.video_root, data.video_prefixes),
         call_format=config.prompt.format if name == "sft" else None,
         skip_bad=skip_bad,
     )
-    sources = getattr(data, name)
+    sources = {"sft": data.sft, "rl": data.rl, "eval": data.eval}[name]
     fmt = FORMATS[config.prompt.format](config.prompt.style)
     rules = Rules(fmt, config.rollout.max_turns, config.video.min_window_seconds)
     with Progress(f"data for {name}", 1) as progress:
