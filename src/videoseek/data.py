@@ -1,20 +1,28 @@
-"""`python -m videoseek.data VERB ...`: check, convert, look at, generate and synthesise data."""
+"""`python -m videoseek.data VERB ...`: checks, converts, shows, generates and synthesises data."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
-from videoseek.command import run_command
+from videoseek.command import parse_files, run_command
 from videoseek.config import UsageError
+from videoseek.data_tools.settings import CheckSettings, ConvertSettings, ShowSettings, StatsSettings
 
 VERBS = {
-    "check": "does every sample open, fit and agree with its video? exit 1 where one does not",
+    "check": "does every sample open, fit and agree with its video? exit 1 if one does not",
     "convert": "from any format that is read to the project's JSONL, sharegpt or parquet",
     "stats": "durations, clues, calls and tokens: a picture and the numbers",
     "show": "one sample as a page",
     "clueworld": "generate videos with questions and trajectories",
     "synthesize": "tool trajectories from raw videos, by way of a vision language model's endpoint",
+}
+#: Verbs whose `--help` needs their keys alone, and none of the heavy libraries that their work needs.
+_SETTINGS: dict[str, CheckSettings | ConvertSettings | StatsSettings | ShowSettings] = {
+    "check": CheckSettings(),
+    "convert": ConvertSettings(),
+    "stats": StatsSettings(),
+    "show": ShowSettings(),
 }
 USAGE = "python -m videoseek.data VERB [FILE ...] [key=value ...]"
 
@@ -27,11 +35,13 @@ def main(arguments: list[str]) -> None:
     verb, *rest = arguments
     if verb not in VERBS:
         raise UsageError(f"unknown verb {verb!r}; known are {', '.join(VERBS)}")
+    if verb in _SETTINGS and {"--help", "-h"} & set(rest):
+        parse_files(["--help"], _SETTINGS[verb], _SETTINGS[verb].usage)
     _main_of(verb)(rest)
 
 
 def _main_of(verb: str) -> Callable[[list[str]], None]:
-    """The verb's own command. Only the module of the chosen verb is imported: some of them load torch."""
+    """Imports the module of the chosen verb alone, since some of them import torch; returns its command."""
     match verb:
         case "check":
             from videoseek.data_tools.check import main as command

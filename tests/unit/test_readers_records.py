@@ -1,4 +1,4 @@
-"""Raw records by place, and readers that survive whatever a record holds."""
+"""Raw records by offset, and readers that survive whatever a record holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from videoseek.samples.readers import FORMATS, Reader, open_records, read_rows
+from videoseek.samples.readers import FORMATS, Reader, open_records
 from videoseek.samples.readers.parquet import ParquetRows
 from videoseek.samples.readers.records import JsonLines, JsonList, RecordFile
 from videoseek.samples.readers.rows import VideoPaths
@@ -34,11 +34,11 @@ JSON = st.recursive(
 
 
 def values(records: RecordFile) -> list[Any]:
-    """What iteration gives, after a look at each place in reverse order."""
+    """Returns what iteration gives, after access to each offset in reverse order."""
     raw = list(records)
     for record in reversed(raw):
         if not isinstance(record.value, RecordError):
-            assert records.at(record.place) == record.value
+            assert records.at(record.offset) == record.value
     return [record.value for record in raw]
 
 
@@ -56,7 +56,7 @@ def test_a_list_and_lines_give_every_value(
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         (b"[]", []),
         (b" \n [ ]\n", []),
@@ -71,11 +71,11 @@ def test_a_list_and_lines_give_every_value(
     ],
     ids=lambda value: repr(value)[:24],
 )
-def test_broken_elements_of_a_list_are_one_record_each(text: bytes, wanted: list[Any], tmp_path: Path) -> None:
+def test_broken_elements_of_a_list_are_one_record_each(text: bytes, expected: list[Any], tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     path.write_bytes(text)
     got = values(open_records(path))
-    assert [RecordError if isinstance(value, RecordError) else value for value in got] == wanted
+    assert [RecordError if isinstance(value, RecordError) else value for value in got] == expected
 
 
 def test_kind_of_file_by_its_beginning(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_no_record_breaks_a_reader(case: tuple[str, Any], tmp_path: Path) -> Non
     fmt, record = case
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(record) + "\n" + json.dumps({"id": "other"}) + "\n")
-    rows = list(read_rows(path, fmt, VideoPaths()))
+    rows = list(Reader(path, fmt, VideoPaths()).rows(set()))
     assert len(rows) == 2
     for row in rows:
         assert (row.sample is None) != (row.problem is None)

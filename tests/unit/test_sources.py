@@ -10,8 +10,8 @@ from tiny_world import FORMAT, tiny_world
 
 from videoseek.config import UsageError
 from videoseek.rollout.replay import ReplayedEpisodes
-from videoseek.samples.check import find_bad
 from videoseek.samples.readers.rows import Problem, VideoPaths, problem_lines
+from videoseek.samples.rules import find_bad
 from videoseek.samples.schema import DataError, read_samples, write_samples
 from videoseek.samples.sources import (
     CACHE_VARIABLE,
@@ -191,7 +191,7 @@ def test_paths_are_mapped_and_confined(tmp_path: Path) -> None:
             VideoPaths.of(None, [rule])
 
 
-def test_a_folder_of_frames_is_confined_by_where_it_is(tmp_path: Path) -> None:
+def test_a_folder_of_frames_must_lie_in_the_root(tmp_path: Path) -> None:
     (tmp_path / "root/frames").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
@@ -220,9 +220,9 @@ def test_calls_take_the_form_of_the_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: turn 1 holds 2 calls; prompt.format=grounding allows one"):
         load(path, call_format="grounding")
     broken = ["<think>x</think>\n<tool_call>{]</tool_call>", "<think>x</think>\n<grounding>{]</grounding>"]
-    for name, turn, wanted in (("grounding", broken[0], broken[1]), ("hermes", broken[1], broken[0])):
+    for name, turn, expected in (("grounding", broken[0], broken[1]), ("hermes", broken[1], broken[0])):
         path = write(tmp_path / "x.jsonl", "x", turns=[turn, end])
-        assert load(path, call_format=name)[0].turns == (wanted, end)
+        assert load(path, call_format=name)[0].turns == (expected, end)
 
 
 def test_replayed_episodes_are_kept_up_to_a_number_of_tokens() -> None:
@@ -238,7 +238,7 @@ def test_replayed_episodes_are_kept_up_to_a_number_of_tokens() -> None:
     assert ReplayedEpisodes(world.samples, world.environment, kept_tokens=0)[0].token_ids == first.token_ids
 
 
-def test_samples_are_replayed_as_they_were_when_read_whole(tmp_path: Path) -> None:
+def test_samples_read_by_offset_equal_the_written_ones(tmp_path: Path) -> None:
     world = tiny_world()
     write_samples(tmp_path / "s.jsonl", world.samples)
     samples = load(str(tmp_path / "s.jsonl"), call_format=FORMAT.name, paths=VideoPaths(Path("/")))

@@ -1,4 +1,4 @@
-"""Names on the command line as files: those that are read, and those that are written."""
+"""Turns names on the command line into files: data files to read, and files to write."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from videoseek.config import UsageError
 from videoseek.samples.readers.messages import DATASET_INFO
 
-#: Endings of the data files of a folder; the description of them that LLaMA-Factory keeps beside them is none.
+#: Endings of data files. LLaMA-Factory's dataset_info.json lies beside them and is not data.
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 def existing_files(names: Sequence[str], written: str | None = None) -> list[Path]:
-    """Data files by their names; a folder stands for those that lie in it. Raises UsageError where there is none.
+    """Returns data files by their names; a folder stands for the data files in it. Raises UsageError if there is none.
 
-    `written` is what the command writes: in such a folder it is left over from an earlier run, and not read.
+    `written` is the file that the command writes. It is not read: an earlier run may have left it in such a folder.
     """
-    found = [path for name in names for path in _data_files(name)]
-    own = Path(written).expanduser().resolve() if written is not None else None
-    return [path for path in found if path.resolve() != own]
+    files = [path for name in names for path in _data_files(name)]
+    output = Path(written).expanduser().resolve() if written is not None else None
+    return [path for path in files if path.resolve() != output]
 
 
 def _data_files(name: str) -> list[Path]:
@@ -35,7 +35,7 @@ def _data_files(name: str) -> list[Path]:
 
 
 def output_file(key: str, name: str, suffixes: Sequence[str]) -> Path:
-    """A file to write, with one of the suffixes, in a folder that is there. Raises UsageError."""
+    """Returns a file to write, with one of the suffixes, in an existing folder. Raises UsageError."""
     path = Path(name).expanduser()
     if path.suffix not in suffixes:
         raise UsageError(f"{key}={name} must end in {' or '.join(suffixes)}")

@@ -16,11 +16,11 @@ _FIELDS = {"version", "id", "video", "question", "options", "answer", "kind", "c
 
 
 class DataError(Exception):
-    """Data that cannot be trained on; the message names the file, the line and the value."""
+    """A run cannot train on the data; the message names the file, the line and the value."""
 
 
 class RecordError(ValueError):
-    """What is wrong with one record: a stable code for counting, and one sentence."""
+    """One record is wrong: a stable code for counting, and one sentence."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class RecordError(ValueError):
 
 
 def sample_to_record(sample: Sample) -> dict[str, Any]:
-    """One JSON object; empty fields are left out."""
+    """Returns the sample as one JSON object without its empty fields."""
     record: dict[str, Any] = {"version": SCHEMA_VERSION, "id": sample.id, "video": sample.video}
     record |= {"kind": sample.kind, "question": sample.question, "answer": sample.answer}
     optional = {
@@ -41,7 +41,7 @@ def sample_to_record(sample: Sample) -> dict[str, Any]:
 
 
 def sample_from_record(record: Any, locate: Callable[[str], str]) -> Sample:
-    """`locate` turns the video's name into its path. Raises RecordError."""
+    """Returns the sample of one JSON object; `locate` turns the video's name into its path. Raises RecordError."""
     if not isinstance(record, dict):
         raise RecordError("not_object", f"a record must be a JSON object, got {type(record).__name__}")
     unknown = sorted(set(record) - _FIELDS)
@@ -70,7 +70,7 @@ def sample_from_record(record: Any, locate: Callable[[str], str]) -> Sample:
 
 
 def checked_sample(**values: Any) -> Sample:
-    """A `Sample` of values that have the right types already. Raises RecordError with the sentence of `Sample`."""
+    """Builds a `Sample` from values of the right types. Raises RecordError with the sentence of `Sample`."""
     try:
         return Sample(**values)
     except ValueError as error:
@@ -83,9 +83,9 @@ def checked_sample(**values: Any) -> Sample:
 
 
 def confined(video: str, video_root: Path) -> Path:
-    """The path of a record's video, which may not leave `video_root`. Raises RecordError.
+    """Returns the path of a record's video, links followed. A folder of frames keeps its rate: `DIR#fps=4`.
 
-    A folder of frames keeps its rate: `DIR#fps=4`.
+    Raises RecordError for a path outside `video_root`.
     """
     root = video_root.resolve()
     frames, mark, rate = video.rpartition("#fps=")
@@ -102,9 +102,9 @@ def confined(video: str, video_root: Path) -> Path:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Raises RecordError."""
+    """Parses one JSON value. Raises RecordError."""
     try:
-        # `json` takes bytes for UTF-32 by their zeros; a video that was named for a data file has many.
+        # Given bytes with many zeros, as in a video named instead of a data file, `json` would assume UTF-32.
         return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RecordError(
@@ -117,9 +117,9 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def read_samples(path: Path, video_root: Path | None = None) -> list[Sample]:
-    """All samples of a small JSONL file; videos are relative to `video_root`, by default the file's own folder.
+    """Returns all samples of a small JSONL file; videos are relative to `video_root`, by default the file's folder.
 
-    Raises DataError naming the file and line of the first bad record, or when there is none at all.
+    Raises DataError, with file and line, for the first bad record, and for a file without records.
     """
     if not path.is_file():
         raise DataError(f"data file {str(path)!r} does not exist")
@@ -158,7 +158,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def relative_video(video: str, folder: Path) -> str:
-    """A video's path from a resolved `folder` where it lies inside it, and absolute elsewhere."""
+    """Returns a video's path relative to a resolved `folder` if it lies inside, else its absolute path."""
     path = Path(video).resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
@@ -170,14 +170,14 @@ def _list(name: str, value: Any) -> list[Any]:
 
 
 def strings(name: str, value: Any) -> tuple[str, ...]:
-    """A list of strings. Raises RecordError."""
+    """Returns a list of strings as a tuple. Raises RecordError for any other value."""
     if not all(isinstance(item, str) for item in _list(name, value)):
         raise RecordError("wrong_type", f"field {name!r} must be a list of strings, got {value!r}")
     return tuple(value)
 
 
 def interval(name: str, value: Any) -> Interval:
-    """Two numbers, in seconds. Raises RecordError."""
+    """Returns [start, end], in seconds, as a tuple. Raises RecordError for any other value."""
     if not (isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)):
         raise RecordError("wrong_type", f"field {name!r} wants [start, end] in seconds, got {value!r}")
     try:

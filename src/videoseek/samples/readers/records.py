@@ -1,4 +1,4 @@
-"""Raw records of a text file, in order or by place, without holding them: JSONL, or one JSON list."""
+"""Raw records of a text file, in order or by offset, without holding them: JSONL, or one JSON list."""
 
 from __future__ import annotations
 
@@ -12,47 +12,53 @@ from typing import Any, ClassVar
 
 from videoseek.samples.schema import RecordError, parse_json
 
-#: What tells where an element of a list ends: strings (which may hold brackets), brackets and commas.
+#: The tokens that decide where an element of a list ends: strings (which may hold brackets), brackets and commas.
 _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """One record: its number as `RecordFile.unit` counts from 1, its place for `RecordFile.at`, and its value."""
+    """One record: its number from 1 in units of `RecordFile.unit`, its offset for `RecordFile.at`, and its value."""
 
     number: int
-    place: int
+    offset: int
     value: Any | RecordError
 
 
 class RecordFile(ABC):
-    """A file of records; places run from 0 to `size`."""
+    """A file of records, in order or by offset; offsets run from 0 to `size`."""
 
     unit: ClassVar[str]
     size: int
 
     @abstractmethod
     def __iter__(self) -> Iterator[RawRecord]:
-        """All records in order; one that cannot be decoded has a RecordError as its value."""
+        """Yields all records in order; the value of a record that cannot be decoded is a RecordError."""
 
     @abstractmethod
-    def at(self, place: int) -> Any:
-        """The value of the record at a place that iteration gave. Raises RecordError when the file has changed."""
+    def at(self, offset: int) -> Any:
+        """Returns the value of the record at an offset that iteration gave.
+
+        Raises RecordError when the file has changed.
+        """
 
 
 class _TextFile(RecordFile):
-    """Places are byte offsets. The file is mapped: forked processes share it and nobody has a position in it."""
+    """A text file; offsets are in bytes.
+
+    The file is mapped into memory: forked processes share the map, and no process moves another's file position.
+    """
 
     def __init__(self, path: Path) -> None:
         self.size = path.stat().st_size
         self._text: mmap.mmap | bytes = b""
-        if self.size:  # nothing cannot be mapped
+        if self.size:  # an empty file cannot be mapped
             with path.open("rb") as file:
                 self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     @abstractmethod
     def _spans(self, start: int) -> Iterator[tuple[int, int]]:
-        """Byte spans of the records from `start` on, blank ones too."""
+        """Yields (start, end) in bytes of each record from `start` on; a span may be blank."""
 
     def __iter__(self) -> Iterator[RawRecord]:
         for number, (start, end) in enumerate(self._spans(self._first), 1):
@@ -68,8 +74,8 @@ class _TextFile(RecordFile):
     def _first(self) -> int:
         return 0
 
-    def at(self, place: int) -> Any:
-        start, end = next(self._spans(place))
+    def at(self, offset: int) -> Any:
+        start, end = next(self._spans(offset))
         return parse_json(self._text[start:end])
 
 
