@@ -191,6 +191,29 @@ def test_a_folder_stands_for_its_data_files(folder: Path, tmp_path: Path) -> Non
     assert done.returncode == 2 and "holds no data file (.json .jsonl .parquet)" in done.stderr
 
 
+def test_files_of_a_folder_that_are_not_read_are_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("a.jsonl.gz", "B.JSONL", "notes.txt"):
+        (tmp_path / name).touch()
+    done = run("check", tmp_path)
+    assert done.returncode == 2
+    assert "holds no data file (.json .jsonl .parquet); not read: 'B.JSONL', 'a.jsonl.gz'" in done.stderr
+    for index in range(5):
+        (tmp_path / f"c{index}.json.zst").touch()
+    write_records(tmp_path / "good.jsonl", ["0.mp4"])
+    done = run("check", tmp_path, f"video_root={folder}", "metadata_only=true")
+    assert done.returncode == 0 and "1 records of 1 files" in done.stdout
+    names = "'B.JSONL', 'a.jsonl.gz', 'c0.json.zst', 'c1.json.zst', 'c2.json.zst' and 2 more"
+    assert f"only files in .json .jsonl .parquet are read; not read: {names}\n" in done.stderr
+
+
+def test_a_key_that_occurs_twice_is_a_warning(folder: Path, tmp_path: Path) -> None:
+    path = write_records(tmp_path / "data.jsonl", ["0.mp4"])
+    path.write_text(path.read_text().replace('"answer"', '"answer": "Z", "answer"'))
+    done = run("check", path, f"video_root={folder}", "metadata_only=true")
+    assert done.returncode == 0, done.stdout
+    assert "warning  repeated_key " in done.stdout and "an object holds the key 'answer' twice" in done.stdout
+
+
 def test_videos_are_opened_in_worker_processes_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,6 +241,69 @@ def test_a_failed_call_has_no_clip(tmp_path: Path) -> None:
     assert row.problem is None and row.sample is not None and len(row.sample.turns) == 3
 
 
+def video_r1_record(problem: str, **changes: Any) -> dict[str, Any]:
+    return {"problem": problem, "solution": "<answer>A</answer>", "path": "v.mp4"} | changes
+
+
+@pytest.mark.parametrize("process", ["", " \n", None])
+def test_empty_reasoning_is_no_reasoning(process: str | None, tmp_path: Path) -> None:
+    (row,) = read_rows(write(tmp_path, video_r1_record("What?", process=process)), "video_r1")
+    assert row.sample is not None and row.sample.turns == () and row.sample.answer == "A"
+
+
+@pytest.mark.parametrize(
+    ("problem", "question", "options"),
+    [
+        ("Which? Options: A. cat B. dog", "Which?", ("cat", "dog")),
+        ("Which?\noptions: (A) a cat, (B) a dog, (C) none", "Which?", ("a cat", "a dog", "none")),
+        ("Which? Options: A. cat B. dog\nThink first.", "Which?\nThink first.", ("cat", "dog")),
+        ("Options: A. one B. vitamin A. pills D. C. none", "", ("one", "vitamin A. pills D.", "none")),
+        ("Which? Options: A. B. C. D. all", "Which? Options: A. B. C. D. all", ()),
+        ("Which? Options: A. cat", "Which? Options: A. cat", ()),
+        ("Is vitamin A. or B. better?", "Is vitamin A. or B. better?", ()),
+        ("Options: a. cat b. dog", "Options: a. cat b. dog", ()),
+        ("Which?\nOptions:\nA. cat B. x\nB. dog", "Which?", ("cat B. x", "dog")),
+    ],
+)
+def test_options_on_lines_and_in_one_line(
+    problem: str, question: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    (row,) = read_rows(write(tmp_path, video_r1_record(problem)), "video_r1")
+    assert row.sample is not None and (row.sample.question, row.sample.options) == (question, options)
+
+
+def crop_text(start: float, end: float) -> str:
+    call = {"name": "crop_video", "arguments": {"video_path": "v.mp4", "start_time": start, "end_time": end}}
+    return f"<think>look</think><tool_call>{json.dumps(call)}</tool_call>"
+
+
+END = "<think>seen</think><answer>A</answer>"
+
+
+@pytest.mark.parametrize("mark", ["", "<video>"])
+def test_a_trajectory_in_one_assistant_turn_is_split(mark: str, tmp_path: Path) -> None:
+    """LongVT's form; with a mark, each response has a medium."""
+    response = f"<tool_response>Frames: {mark}</tool_response>"
+    transcript = f"{crop_text(4, 8)}\n{response}\n<tool_response>Sound</tool_response>"
+    transcript += f"{crop_text(16, 20)}{response}\n{END}"
+    talk = [{"role": "user", "content": "<video>Q"}, {"role": "assistant", "content": transcript}]
+    (row,) = read_rows(write(tmp_path, {"messages": talk, "videos": ["v.mp4"] * (3 if mark else 1)}), "trl")
+    assert row.problem is None and row.sample is not None
+    assert calls(row.sample) == [(RED,), (BLUE,), ()]
+    assert row.sample.turns[2] == END and "tool_response" not in "".join(row.sample.turns)
+
+
+def test_a_transcript_must_begin_with_a_call_and_end_with_an_answer(tmp_path: Path) -> None:
+    response = "<tool_response>x</tool_response>"
+    for transcript, words in (
+        (response + END, "begins with a <tool_response>"),
+        (crop_text(4, 8) + response, "gives no answer"),
+    ):
+        talk = [{"role": "user", "content": "<video>Q"}, {"role": "assistant", "content": transcript}]
+        (row,) = read_rows(write(tmp_path, {"messages": talk, "videos": ["v.mp4"]}), "trl")
+        assert row.problem is not None and words in row.problem.message
+
+
 def test_columns_and_tags_of_dataset_info_are_honoured(tmp_path: Path) -> None:
     talk = [{"who": "me", "says": "<video>What?"}, {"who": "it", "says": "<think>x</think>\n<answer>A</answer>"}]
     path = tmp_path / "mine.json"

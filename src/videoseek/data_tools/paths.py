@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videoseek.config import UsageError
+from videoseek.progress import say
 from videoseek.samples.readers.messages import DATASET_INFO
 
 #: Endings of data files. LLaMA-Factory's dataset_info.json lies beside them and is not data.
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+#: Most names in one message.
+_NUM_NAMED = 5
 
 
 def existing_files(names: Sequence[str], written: str | None = None) -> list[Path]:
@@ -28,9 +31,20 @@ def _data_files(name: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UsageError(f"data file {name!r} does not exist")
-    inside = sorted(file for file in path.iterdir() if file.suffix in DATA_SUFFIXES and file.name != DATASET_INFO)
+    files = sorted(file for file in path.iterdir() if file.name != DATASET_INFO)
+    inside = [file for file in files if file.suffix in DATA_SUFFIXES]
+    # Compressed files and endings in capitals look like data files, but none of the readers takes them.
+    passed_over = [
+        repr(file.name)
+        for file in files
+        if file.suffix not in DATA_SUFFIXES and {suffix.lower() for suffix in file.suffixes} & set(DATA_SUFFIXES)
+    ]
+    more = f" and {len(passed_over) - _NUM_NAMED} more" if len(passed_over) > _NUM_NAMED else ""
+    note = f"; not read: {', '.join(passed_over[:_NUM_NAMED])}{more}" if passed_over else ""
     if not inside:
-        raise UsageError(f"folder {name!r} holds no data file ({' '.join(DATA_SUFFIXES)})")
+        raise UsageError(f"folder {name!r} holds no data file ({' '.join(DATA_SUFFIXES)}){note}")
+    if passed_over:
+        say(f"folder {name!r}: only files in {' '.join(DATA_SUFFIXES)} are read{note}")
     return inside
 
 

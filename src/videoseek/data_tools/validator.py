@@ -92,6 +92,10 @@ class Validator:
             for row in reader.rows(ids):
                 self.num_records += 1
                 progress.update(row.offset, {"records": self.num_records})
+                if (key := reader.records.repeated_key(row.offset)) is not None:
+                    message = f"an object holds the key {key!r} twice; its last value is taken"
+                    id_ = row.sample.id if row.sample is not None else None
+                    self._findings.append((self.num_records, Finding(row.where, id_, "repeated_key", message)))
                 if row.problem is not None:
                     problem = row.problem
                     self._findings.append((self.num_records, Finding(row.where, None, problem.code, problem.message)))

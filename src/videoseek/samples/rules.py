@@ -21,7 +21,7 @@ from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoInfo
 
 WARNINGS = frozenset(
-    ("repeated_option", "answer_not_letter", "answer_differs", "no_clue", "duplicate_question")
+    ("repeated_option", "answer_not_letter", "answer_differs", "no_clue", "duplicate_question", "repeated_key")
     + ("call_reversed", "call_outside", "call_too_short", "truncated", "frames_missing")
 )
 #: Clue times are often rounded up to whole seconds.

@@ -12,6 +12,8 @@ from videoseek.files import whole_file
 from videoseek.types import KINDS, Interval, Sample
 
 SCHEMA_VERSION = 1
+#: A longer text is refused: to split one of fifty million characters into tokens took more than 7 GB.
+MAX_TEXT_CHARACTERS = 1_000_000
 _FIELDS = {"version", "id", "video", "question", "options", "answer", "kind", "clues", "turns", "window"}
 
 
@@ -101,11 +103,12 @@ def confined(video: str, video_root: Path) -> Path:
     return path
 
 
-def parse_json(text: bytes | str) -> Any:
-    """Parses one JSON value. Raises RecordError."""
+def parse_json(text: bytes | str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Parses one JSON value; `object_pairs_hook` is that of `json.loads`. Raises RecordError."""
     try:
         # Given bytes with many zeros, as in a video named instead of a data file, `json` would assume UTF-32.
-        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        decoded = text if isinstance(text, str) else text.decode("utf-8-sig")
+        return json.loads(decoded, object_pairs_hook=object_pairs_hook)
     except UnicodeDecodeError as error:
         raise RecordError(
             "bad_json", f"no text in UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}"
@@ -114,6 +117,39 @@ def parse_json(text: bytes | str) -> Any:
         raise RecordError("bad_json", f"no valid JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:
         raise RecordError("bad_json", f"no valid JSON: {error}") from error
+
+
+def repeated_key(text: bytes) -> str | None:
+    """Returns a key that an object in a JSON value holds twice, or None. JSON readers keep the last of its values."""
+    repeated: list[str] = []
+
+    def find_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated.append(next(key for key in keys if keys.count(key) > 1))
+        return {}
+
+    try:
+        parse_json(text, find_repeated)
+    except RecordError:
+        return None
+    return repeated[0] if repeated else None
+
+
+def check_text_lengths(value: Any) -> None:
+    """Raises RecordError if a JSON value holds a text of more than MAX_TEXT_CHARACTERS characters."""
+    values = [value]
+    while values:
+        item = values.pop()
+        if isinstance(item, dict):
+            values += [*item, *item.values()]
+        elif isinstance(item, list):
+            values += item
+        elif isinstance(item, str) and len(item) > MAX_TEXT_CHARACTERS:
+            raise RecordError(
+                "too_long_text",
+                f"a text that begins {item[:40]!r} has {len(item)} characters; at most {MAX_TEXT_CHARACTERS} are read",
+            )
 
 
 def read_samples(path: Path, video_root: Path | None = None) -> list[Sample]:

@@ -11,7 +11,7 @@ from videoseek.config import UsageError
 from videoseek.samples.readers import canonical, messages, seeker_rl, verl, video_r1
 from videoseek.samples.readers.calls import in_form
 from videoseek.samples.readers.parquet import ParquetRows
-from videoseek.samples.readers.records import JsonLines, JsonList, RecordFile
+from videoseek.samples.readers.records import JsonLines, JsonList, RecordFile, begins_with_list
 from videoseek.samples.readers.rows import Format, Problem, Row, SourceFile, VideoPaths
 from videoseek.samples.schema import DataError, RecordError
 from videoseek.types import Sample
@@ -50,6 +50,7 @@ class Reader:
 
         The ids of this file are added to `ids`.
         """
+        hint = self.records.hint
         for record in self.records:
             where = self.where(record.number)
             try:
@@ -57,10 +58,11 @@ class Reader:
                 if sample.id in ids:
                     raise RecordError("duplicate_id", f"id {sample.id!r} is used twice")
             except RecordError as error:
-                yield Row(record.offset, record.number, where, None, Problem(error.code, str(error)))
+                yield Row(record.offset, record.number, where, None, Problem(error.code, f"{error}{hint}"))
             else:
                 ids.add(sample.id)
                 yield Row(record.offset, record.number, where, sample, None)
+            hint = ""
 
     def where(self, number: int) -> str:
         """Returns the name of a record in messages."""
@@ -92,8 +94,7 @@ def open_records(path: Path) -> RecordFile:
     if path.suffix == ".jsonl":
         return JsonLines(path)
     with path.open("rb") as file:
-        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    return JsonList(path) if start == b"[" else JsonLines(path)
+        return JsonList(path) if begins_with_list(file.read(4096)) else JsonLines(path)
 
 
 def detect_format(path: Path) -> str:
@@ -106,7 +107,7 @@ def detect_format(path: Path) -> str:
         if first_fault is None:
             wrong_type = f"a record must be a JSON object, got {type(record.value).__name__}"
             reason = str(record.value) if isinstance(record.value, RecordError) else wrong_type
-            first_fault = f"{path}, {records.unit} {record.number}: {reason}"
+            first_fault = f"{path}, {records.unit} {record.number}: {reason}{records.hint}"
     raise DataError(first_fault or f"data file {str(path)!r} holds no samples")
 
 

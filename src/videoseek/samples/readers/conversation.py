@@ -22,6 +22,8 @@ _TIME_SENTENCE = re.compile(
     r"This video is uniformly sampled at [\d.]+ fps, contains [\d.]+ frames from [\d.]+ seconds to [\d.]+ seconds\.[ ]?"
 )
 _OPTION = re.compile(r"\(?([A-Z])[.):] *(\S.*)")
+_OPTIONS_IN_LINE = re.compile(r"(.*?)\b(?i:options): *(\(?A[.):] .*)")
+_RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 _TAGS = ("<think>", "<answer>", "<grounding>", "<tool_call>")
 #: Calls are written to 0.1 s.
 _ROUNDING_SECONDS = 0.0501
@@ -61,7 +63,7 @@ def sample_from_conversation(
 
     With `implicit_mark`, a single medium needs no mark.
     """
-    question, rounds = split_rounds(messages)
+    question, rounds = split_rounds(split_transcripts(messages))
     check_media(question, rounds, media, implicit_mark=implicit_mark)
     turns = tuple(with_own_arguments(text.strip()) for text, _ in rounds)
     parsed = parse_turns(turns)
@@ -87,6 +89,28 @@ def sample_from_conversation(
         clues=clues,
         turns=turns,
     )
+
+
+def split_transcripts(messages: Sequence[Message]) -> list[Message]:
+    """Splits assistant turns at the `<tool_response>` blocks in them, which become user turns.
+
+    LongVT writes a whole trajectory into one assistant turn: call, response, thought, answer. Raises RecordError for a
+    turn that begins with a response.
+    """
+    split: list[Message] = []
+    for message in messages:
+        parts = _RESPONSE.split(message.text) if message.role == "assistant" else [message.text]
+        if len(parts) > 1 and not parts[0].strip():
+            raise RecordError("bad_turn", "an assistant turn begins with a <tool_response>, which answers no call")
+        for index, part in enumerate(parts):
+            role = message.role if index % 2 == 0 else "user"
+            if index and role == "assistant" and not part.strip():
+                continue
+            if role == "user" and split and split[-1].role == "user":
+                split[-1] = Message("user", f"{split[-1].text}\n{part}")
+            else:
+                split.append(Message(role, part))
+    return split
 
 
 def split_rounds(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]]]:
@@ -144,7 +168,10 @@ def without_media(text: str) -> str:
 
 
 def split_options(text: str) -> tuple[str, tuple[str, ...]]:
-    """Returns the question and the options, which are consecutive lines lettered from A on, without their letters."""
+    """Returns the question and the options without their letters.
+
+    Options are consecutive lines lettered from A on, or follow `Options:` in one line (`Options: A. cat B. dog`).
+    """
     lines = text.splitlines()
     for first in range(len(lines)):
         options: list[str] = []
@@ -157,7 +184,29 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
             before = lines[: first - 1] if first and lines[first - 1].strip() == "Options:" else lines[:first]
             rest = "\n".join(before + lines[first + len(options) :])
             return rest.removeprefix("Question:").strip(), tuple(options)
+    for number, line in enumerate(lines):
+        if (match := _OPTIONS_IN_LINE.fullmatch(line.strip())) is None:
+            continue
+        in_line = _options_in_line(match[2])
+        if len(in_line) > 1 and all(in_line):
+            rest = "\n".join([*lines[:number], match[1].rstrip(), *lines[number + 1 :]])
+            return rest.removeprefix("Question:").strip(), in_line
     return text.removeprefix("Question:").strip(), ()
+
+
+def _options_in_line(line: str) -> tuple[str, ...]:
+    """Splits `A. cat B. dog` before each letter that is the next of the alphabet."""
+    options: list[str] = []
+    rest = line
+    for letter in "BCDEFGHIJKLMNOPQRSTUVWXYZ":
+        before, *after = re.split(rf"\s+(?=\(?{letter}[.):] )", rest, maxsplit=1)
+        options.append(before)
+        if not after:
+            break
+        rest = after[0]
+    else:
+        options.append(rest)
+    return tuple(re.sub(r"^\(?[A-Z][.):] *", "", option).rstrip(" ,;") for option in options)
 
 
 def recorded_answer(turns: Sequence[str], parsed: Sequence[ParsedTurn], kind: str | None) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from videoseek.samples.readers.records import RawRecord, RecordFile
-from videoseek.samples.schema import DataError
+from videoseek.samples.schema import DataError, RecordError, check_text_lengths
 
 _ROWS_PER_BATCH = 512
 #: Number of decoded row groups that are kept for access by offset.
@@ -46,6 +46,10 @@ class ParquetRows(RecordFile):
         try:
             for batch in self._file.iter_batches(batch_size=_ROWS_PER_BATCH):
                 for value in batch.to_pylist():
+                    try:
+                        check_text_lengths(value)
+                    except RecordError as error:
+                        value = error
                     yield RawRecord(offset + 1, offset, value)
                     offset += 1
         except self._broken as error:

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from videoseek.samples.schema import RecordError, parse_json
+from videoseek.samples.schema import (
+    MAX_TEXT_CHARACTERS,
+    RecordError,
+    check_text_lengths,
+    parse_json,
+    repeated_key,
+)
 
 #: The tokens that decide where an element of a list ends: strings (which may hold brackets), brackets and commas.
 _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
@@ -30,6 +36,8 @@ class RecordFile(ABC):
 
     unit: ClassVar[str]
     size: int
+    #: Appended to the message about the first record if that one is bad.
+    hint: str = ""
 
     @abstractmethod
     def __iter__(self) -> Iterator[RawRecord]:
@@ -41,6 +49,10 @@ class RecordFile(ABC):
 
         Raises RecordError when the file has changed.
         """
+
+    def repeated_key(self, offset: int) -> str | None:
+        """Returns a key that an object of the record holds twice, or None. Formats without keys hold none twice."""
+        return None
 
 
 class _TextFile(RecordFile):
@@ -66,7 +78,7 @@ class _TextFile(RecordFile):
             if not text.strip():
                 continue
             try:
-                yield RawRecord(number, start, parse_json(text))
+                yield RawRecord(number, start, _parse_record(text))
             except RecordError as error:
                 yield RawRecord(number, start, error)
 
@@ -76,13 +88,34 @@ class _TextFile(RecordFile):
 
     def at(self, offset: int) -> Any:
         start, end = next(self._spans(offset))
-        return parse_json(self._text[start:end])
+        return _parse_record(self._text[start:end])
+
+    def repeated_key(self, offset: int) -> str | None:
+        start, end = next(self._spans(offset))
+        return repeated_key(self._text[start:end])
+
+
+def _parse_record(text: bytes) -> Any:
+    value = parse_json(text)
+    if len(text) > MAX_TEXT_CHARACTERS:  # a shorter record cannot hold a longer text
+        check_text_lengths(value)
+    return value
+
+
+def begins_with_list(start: bytes) -> bool:
+    """Returns whether the first bytes of a text file begin a JSON list."""
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 class JsonLines(_TextFile):
-    """One JSON value a line; blank lines are skipped."""
+    """One JSON value per line; blank lines are skipped."""
 
     unit = "line"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        if begins_with_list(self._text[:4096]):
+            self.hint = "; the file begins a JSON list, which is read from a file that ends in .json"
 
     def _spans(self, start: int) -> Iterator[tuple[int, int]]:
         while start < self.size:

@@ -42,10 +42,10 @@ def _solution(record: dict[str, Any]) -> str:
 
 
 def _turns(record: dict[str, Any], solution: str) -> tuple[str, ...]:
-    process = record.get("process")
-    if process is None:
+    if record.get("process") is None:
         return ()
-    return (f"{_text(record, 'process')}\n{solution}",)
+    process = _text(record, "process")
+    return (f"{process}\n{solution}",) if process else ()  # some files write "" for no reasoning
 
 
 def _text(record: dict[str, Any], name: str) -> str:
