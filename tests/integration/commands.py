@@ -34,7 +34,8 @@ TINY = (
     "recipe=sft_rl sft.steps=4 sft.samples_per_step=6 sft.warmup_steps=1 sft.learning_rate=1e-3 tdam.share=0.5 "
     "grpo.steps=3 grpo.prompts_per_step=2 grpo.group_size=3 grpo.warmup_steps=1 grpo.overlong=keep "
     "rollout.max_new_tokens_per_turn=12 rollout.max_turns=4 rollout.temperature=2 "
-    "data.num_sft=12 data.num_rl=12 data.num_eval=4 evaluate.num_questions=4 evaluate.samples=1 save_every_steps=2"
+    "data.sft=[clueworld:12] data.rl=[clueworld:12] data.eval=[clueworld:4] "
+    "evaluate.num_questions=4 evaluate.samples=1 save_every_steps=2"
 )
 
 #: Tells almost any two episodes apart: with a high temperature, there is something to learn however bad the model is.

@@ -104,7 +104,7 @@ def test_trajectories_keep_the_grammar_and_end_in_the_answer(splits: dict[str, l
         assert len(episode.clips) == 1 + sum(len(turn.calls) for turn in turns)
 
 
-def test_trajectories_look_at_clues_and_some_of_them_go_astray(tmp_path: Path) -> None:
+def test_most_trajectories_look_at_their_clue_and_some_do_not(tmp_path: Path) -> None:
     """Over many questions: most looks meet their clue, and there is something left for RL to mend."""
     samples = [s for s in clueworld.load(tmp_path, "train", 60, seed=3) if s.kind == "clue_single_w_tool"]
     last_looks = [[call for turn in s.turns for call in FORMAT.parse(turn).calls][-1:] for s in samples]
@@ -116,11 +116,11 @@ def test_trajectories_look_at_clues_and_some_of_them_go_astray(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("split", PERCEPTION)
-def test_perception_says_its_answer_and_neither_calls_nor_answers(splits: dict[str, list[Sample]], split: str) -> None:
+def test_perception_turns_hold_the_answer_and_no_tags(splits: dict[str, list[Sample]], split: str) -> None:
     for sample in splits[split]:
-        (said,) = sample.turns
-        turn = FORMAT.parse(said)
-        assert sample.kind == "perception" and sample.answer in said
+        (text,) = sample.turns
+        turn = FORMAT.parse(text)
+        assert sample.kind == "perception" and sample.answer in text
         assert turn.answer is None and not turn.calls
         tiny_world().environment.replay(sample)
 
@@ -140,7 +140,7 @@ def test_finished_samples_name_files_that_are_there(splits: dict[str, list[Sampl
         assert all(Path(video).is_file() for video in videos(samples))
 
 
-def test_interrupted_generation_is_not_taken_for_finished(tmp_path: Path) -> None:
+def test_interrupted_generation_is_repeated(tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
@@ -158,7 +158,7 @@ def test_interrupted_generation_is_not_taken_for_finished(tmp_path: Path) -> Non
     assert path.is_file()
 
 
-def test_finished_split_is_found_and_not_made_again(splits: dict[str, list[Sample]]) -> None:
+def test_a_finished_split_is_not_generated_again(splits: dict[str, list[Sample]]) -> None:
     folder = Path(splits["train"][0].video).parents[2]
 
     def refuse(done: int, total: int) -> None:
@@ -167,7 +167,7 @@ def test_finished_split_is_found_and_not_made_again(splits: dict[str, list[Sampl
     assert clueworld.prepare(folder, "train", COUNT, 0, refuse).is_file()
 
 
-def test_a_failing_encoder_leaves_nothing_that_looks_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_encoder_leaves_no_finished_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = clueworld._frames
 
     def break_off(world: clueworld.World, seed: int):

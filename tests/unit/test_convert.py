@@ -8,8 +8,8 @@ import pytest
 
 from videoseek.command import run_command
 from videoseek.data import main
-from videoseek.data_tools.convert import USAGE
-from videoseek.samples.readers import detect_format, read_rows
+from videoseek.data_tools.settings import ConvertSettings
+from videoseek.samples.readers import Reader, detect_format
 from videoseek.samples.readers.rows import VideoPaths
 from videoseek.samples.schema import read_samples
 
@@ -25,18 +25,18 @@ def convert(*arguments: object) -> int:
 def test_files_of_several_formats_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "all.jsonl"
     assert convert(*SOURCES, f"out={out}") == 0
-    said = capsys.readouterr()
-    assert [line.rpartition(": ")[2] for line in said.out.splitlines()[:3]] == ["seeker_sft", "sharegpt", "trl"]
-    assert f"{out}: videoseek, 6 samples, 0 passed over" in said.out
-    assert f"read it with data.video_root={SAMPLES}/videos" in said.out
-    assert "convert" in said.err, "progress"
+    message = capsys.readouterr()
+    assert [line.rpartition(": ")[2] for line in message.out.splitlines()[:3]] == ["seeker_sft", "sharegpt", "trl"]
+    assert f"{out}: videoseek, 6 samples, 0 passed over" in message.out
+    assert f"read it with data.video_root={SAMPLES}/videos" in message.out
+    assert "convert" in message.err, "progress"
     samples = read_samples(out, Path("/"))
-    wanted = [row.sample for source in SOURCES for row in read_rows(Path(source), None, VideoPaths())]
-    assert samples == wanted
+    expected = [row.sample for source in SOURCES for row in Reader(Path(source), None, VideoPaths()).rows(set())]
+    assert samples == expected
 
 
 @pytest.mark.parametrize(("to", "name"), [("sharegpt", "out.json"), ("verl", "out.parquet")])
-def test_to_another_trainers_format_and_back(to: str, name: str, tmp_path: Path) -> None:
+def test_samples_survive_another_trainers_format(to: str, name: str, tmp_path: Path) -> None:
     ours, theirs, again = tmp_path / "a.jsonl", tmp_path / name, tmp_path / "b.jsonl"
     assert convert(*SOURCES, f"out={ours}") == 0
     assert convert(ours, f"out={theirs}", f"to={to}", "video_root=/") == 0
@@ -61,14 +61,14 @@ def test_bad_records_are_counted_and_nothing_is_written(tmp_path: Path, capsys: 
     bad = ["{", json.dumps(GOOD | {"kind": "riddle"}), "}", json.dumps(GOOD | {"id": "b"})]
     source.write_text("\n".join([json.dumps(GOOD), *bad]))
     assert convert(source, f"out={out}") == 1
-    said = capsys.readouterr().err
-    assert f"          2  bad_json           {source}, line 2: " in said
-    assert f"          1  bad_kind           {source}, line 3: " in said
-    assert "videoseek: 3 of 5 records cannot be used; nothing was written; bad_samples=skip passes over them" in said
+    message = capsys.readouterr().err
+    assert f"          2  bad_json           {source}, line 2: " in message
+    assert f"          1  bad_kind           {source}, line 3: " in message
+    assert "videoseek: 3 of 5 records cannot be used; nothing was written; bad_samples=skip passes over them" in message
     assert sorted(os.listdir(tmp_path)) == ["s.jsonl"]
     assert convert(source, f"out={out}", "bad_samples=skip") == 0
-    said = capsys.readouterr()
-    assert "2 samples, 3 passed over" in said.out and "bad_kind" in said.err
+    message = capsys.readouterr()
+    assert "2 samples, 3 passed over" in message.out and "bad_kind" in message.err
     assert [sample.id for sample in read_samples(out)] == ["a", "b"]
 
 
@@ -79,11 +79,11 @@ def test_ids_are_unique_over_all_files(tmp_path: Path, capsys: pytest.CaptureFix
     assert "duplicate_id       " + str(tmp_path / "two.jsonl") in capsys.readouterr().err
 
 
-def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_file_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("mine")
     assert convert(*SOURCES, f"out={out}") == 2
-    assert "is there already; overwrite=true replaces it" in capsys.readouterr().err and out.read_text() == "mine"
+    assert "exists already; overwrite=true replaces it" in capsys.readouterr().err and out.read_text() == "mine"
     (tmp_path / "bad.jsonl").write_text("{")
     assert convert(tmp_path / "bad.jsonl", f"out={out}", "overwrite=true", "format=videoseek") == 1
     assert "videoseek: 1 of 1 records cannot be used" in capsys.readouterr().err and out.read_text() == "mine"
@@ -94,7 +94,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["out=x.jsonl"], "files to read are missing"),
         ([SOURCES[0]], "out= is missing"),
@@ -104,9 +104,9 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
         ([SOURCES[0], "out=x.jsonl", "video_prefixes=[a]"], "video_prefixes wants rules such as"),
     ],
 )
-def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert(*arguments) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_missing_file_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,4 +114,4 @@ def test_missing_file_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "none.jsonl' does not exist" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         convert("--help")
-    assert USAGE in capsys.readouterr().out
+    assert ConvertSettings.usage in capsys.readouterr().out

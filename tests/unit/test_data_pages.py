@@ -10,7 +10,7 @@ from pathlib import Path
 import broken_data
 import pytest
 from PIL import Image
-from test_audit import Done, run
+from test_check_command import Done, run
 from test_report import HOSTILE, Page
 
 from videoseek.pages.charts import histogram
@@ -33,7 +33,7 @@ def test_clueworld_makes_a_folder_once(world: Path) -> None:
     assert len(samples) == 12 and len({sample.video for sample in samples}) == 2
     assert {path.name for path in world.parent.parent.iterdir()} == {"made"}
     done = run("clueworld", f"out={world.parent}", "num=12")
-    assert done.returncode == 2 and "is there already" in done.stderr
+    assert done.returncode == 2 and "exists already" in done.stderr
     assert run("clueworld").returncode == 2
     assert "must be one of base, base_heldout, train, heldout" in run("clueworld", "out=x", "split=test").stderr
 
@@ -148,7 +148,7 @@ def test_hostile_texts_stay_texts(world: Path, tmp_path: Path, turns: Sequence[s
         (["show", "{world}", "id=a", "index=1", "out=x.html"], 2, "give either id= or index="),
         (["show", "{world}", "index=1"], 2, "out= is missing"),
         (["show", "{world}", "index=0", "out=x.html"], 2, "index must be at least 1"),
-        (["show", "{world}", "{world}", "index=1", "out=x.html"], 2, "one data file is wanted, got 2"),
+        (["show", "{world}", "{world}", "index=1", "out=x.html"], 2, "show reads one data file, got 2"),
         (["show", "{world}", "id=nobody", "out={tmp}/x.html"], 1, "no readable record with id 'nobody' among its 12"),
         (["show", "{world}", "index=13", "out={tmp}/x.html"], 1, "no readable record with index 13 among its 12"),
         (["show", "{broken}", "index=1", "out={tmp}/x.html"], 1, "line 1: no valid JSON"),

@@ -13,10 +13,10 @@ import pytest
 from tiny_world import tiny_world
 
 from videoseek.config import UsageError
-from videoseek.samples.check import check_samples
-from videoseek.samples.readers import FORMATS, Reader, detect_format, read_rows
+from videoseek.samples.readers import FORMATS, Reader, detect_format
 from videoseek.samples.readers.kinds import kind_from_evidence, kind_from_name
-from videoseek.samples.readers.rows import VideoPaths
+from videoseek.samples.readers.rows import Row, VideoPaths
+from videoseek.samples.rules import find_bad
 from videoseek.samples.schema import DataError
 from videoseek.trajectory.grammar import FORMATS as CALL_FORMATS
 from videoseek.types import Call, Sample
@@ -40,8 +40,12 @@ RED, BLUE = Call(4.0, 8.0, "medium"), Call(16.0, 20.0, "medium")
 OPTIONS = ("rows", "columns", "checks", "slashes")
 
 
+def read_rows(path: Path, fmt: str | None, paths: VideoPaths | None = None) -> list[Row]:
+    return list(Reader(path, fmt, paths or VideoPaths()).rows(set()))
+
+
 def read(name: str) -> list[Sample]:
-    rows = list(read_rows(SAMPLES / name, None, PATHS))
+    rows = read_rows(SAMPLES / name, None, PATHS)
     assert [row.problem for row in rows] == [None] * len(rows)
     return [row.sample for row in rows if row.sample is not None]
 
@@ -59,7 +63,8 @@ def test_every_sample_file_is_known_reads_and_passes_the_check(name: str) -> Non
         str(SAMPLES / "videos/cards.mp4"),
         str(SAMPLES / "videos/frames"),
     }
-    check_samples(samples, need_turns=any(sample.turns for sample in samples))
+    need_turns = any(sample.turns for sample in samples)
+    assert find_bad(samples, range(len(samples)), need_turns=need_turns) == []
     assert all(sample.id.startswith(f"{Path(name).stem}/") for sample in samples) or name == "videoseek.jsonl"
 
 
@@ -125,7 +130,7 @@ def test_ground_truths() -> None:
 def test_a_window_as_ground_truth_is_a_grounding_question(tmp_path: Path) -> None:
     record = {"prompt": [{"role": "user", "content": "<video>When?"}], "videos": ["v.mp4"], "extra_info": {}}
     path = write(tmp_path, record | {"reward_model": {"ground_truth": [3, 4.5]}})
-    (row,) = read_rows(path, "verl", VideoPaths())
+    (row,) = read_rows(path, "verl")
     assert row.sample is not None
     assert (row.sample.kind, row.sample.clues) == ("temporal_grounding", ((3.0, 4.5),))
 
@@ -152,7 +157,7 @@ def _change(path: str, value: Any) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "value", "code", "said"),
+    ("name", "path", "value", "code", "words"),
     [
         ("seeker_sft_single_w_tool.json", "videos.1.crop", [5, 8], "window_mismatch", r"asks for \[4, 8\] .* \[5, 8\]"),
         ("seeker_sft_single_w_tool.json", "videos.1", "del", "marks_mismatch", "2 <video> marks for 1 videos"),
@@ -196,17 +201,17 @@ def _change(path: str, value: Any) -> Callable[[Any], None]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_with_a_record_is_named(
-    name: str, path: str, value: Any, code: str, said: str, tmp_path: Path
+def test_the_fault_of_a_record_is_named(
+    name: str, path: str, value: Any, code: str, words: str, tmp_path: Path
 ) -> None:
     text = (SAMPLES / name).read_text()
     records = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
     broken = copy.deepcopy(records[0])
     _change(path, value)(broken)
-    rows = list(read_rows(write(tmp_path, broken, records[0]), FORMAT_OF[name], VideoPaths()))
+    rows = read_rows(write(tmp_path, broken, records[0]), FORMAT_OF[name])
     assert rows[0].sample is None and rows[0].problem is not None and rows[1].problem is None
     assert rows[0].problem.code == code
-    assert re.search(said, rows[0].problem.message)
+    assert re.search(words, rows[0].problem.message)
     assert rows[0].where.endswith("records.jsonl, line 1")
 
 
@@ -222,7 +227,7 @@ def test_trajectories_that_cannot_be_replayed(turns: list[str], code: str, tmp_p
     talk = [{"role": "user", "content": "<video>Q"}]
     for turn in turns:
         talk += [{"role": "assistant", "content": turn}, {"role": "user", "content": "on"}]
-    (row,) = read_rows(write(tmp_path, {"messages": talk[:-1], "videos": ["v.mp4"]}), "trl", VideoPaths())
+    (row,) = read_rows(write(tmp_path, {"messages": talk[:-1], "videos": ["v.mp4"]}), "trl")
     assert row.problem is not None and row.problem.code == "bad_turn" and code in row.problem.message
 
 
@@ -232,8 +237,71 @@ def test_a_failed_call_has_no_clip(tmp_path: Path) -> None:
     record = records[1]
     record["messages"][2]["content"] = "ERROR occurs during grounding."
     del record["videos"][1]
-    (row,) = read_rows(write(tmp_path, record), "seeker_sft", VideoPaths())
+    (row,) = read_rows(write(tmp_path, record), "seeker_sft")
     assert row.problem is None and row.sample is not None and len(row.sample.turns) == 3
+
+
+def video_r1_record(problem: str, **changes: Any) -> dict[str, Any]:
+    return {"problem": problem, "solution": "<answer>A</answer>", "path": "v.mp4"} | changes
+
+
+@pytest.mark.parametrize("process", ["", " \n", None])
+def test_empty_reasoning_is_no_reasoning(process: str | None, tmp_path: Path) -> None:
+    (row,) = read_rows(write(tmp_path, video_r1_record("What?", process=process)), "video_r1")
+    assert row.sample is not None and row.sample.turns == () and row.sample.answer == "A"
+
+
+@pytest.mark.parametrize(
+    ("problem", "question", "options"),
+    [
+        ("Which? Options: A. cat B. dog", "Which?", ("cat", "dog")),
+        ("Which?\noptions: (A) a cat, (B) a dog, (C) none", "Which?", ("a cat", "a dog", "none")),
+        ("Which? Options: A. cat B. dog\nThink first.", "Which?\nThink first.", ("cat", "dog")),
+        ("Options: A. one B. vitamin A. pills D. C. none", "", ("one", "vitamin A. pills D.", "none")),
+        ("Which? Options: A. B. C. D. all", "Which? Options: A. B. C. D. all", ()),
+        ("Which? Options: A. cat", "Which? Options: A. cat", ()),
+        ("Is vitamin A. or B. better?", "Is vitamin A. or B. better?", ()),
+        ("Options: a. cat b. dog", "Options: a. cat b. dog", ()),
+        ("Which?\nOptions:\nA. cat B. x\nB. dog", "Which?", ("cat B. x", "dog")),
+    ],
+)
+def test_options_on_lines_and_in_one_line(
+    problem: str, question: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    (row,) = read_rows(write(tmp_path, video_r1_record(problem)), "video_r1")
+    assert row.sample is not None and (row.sample.question, row.sample.options) == (question, options)
+
+
+def crop_text(start: float, end: float) -> str:
+    call = {"name": "crop_video", "arguments": {"video_path": "v.mp4", "start_time": start, "end_time": end}}
+    return f"<think>look</think><tool_call>{json.dumps(call)}</tool_call>"
+
+
+END = "<think>seen</think><answer>A</answer>"
+
+
+@pytest.mark.parametrize("mark", ["", "<video>"])
+def test_a_trajectory_in_one_assistant_turn_is_split(mark: str, tmp_path: Path) -> None:
+    """LongVT's form; with a mark, each response has a medium."""
+    response = f"<tool_response>Frames: {mark}</tool_response>"
+    transcript = f"{crop_text(4, 8)}\n{response}\n<tool_response>Sound</tool_response>"
+    transcript += f"{crop_text(16, 20)}{response}\n{END}"
+    talk = [{"role": "user", "content": "<video>Q"}, {"role": "assistant", "content": transcript}]
+    (row,) = read_rows(write(tmp_path, {"messages": talk, "videos": ["v.mp4"] * (3 if mark else 1)}), "trl")
+    assert row.problem is None and row.sample is not None
+    assert calls(row.sample) == [(RED,), (BLUE,), ()]
+    assert row.sample.turns[2] == END and "tool_response" not in "".join(row.sample.turns)
+
+
+def test_a_transcript_must_begin_with_a_call_and_end_with_an_answer(tmp_path: Path) -> None:
+    response = "<tool_response>x</tool_response>"
+    for transcript, words in (
+        (response + END, "begins with a <tool_response>"),
+        (crop_text(4, 8) + response, "gives no answer"),
+    ):
+        talk = [{"role": "user", "content": "<video>Q"}, {"role": "assistant", "content": transcript}]
+        (row,) = read_rows(write(tmp_path, {"messages": talk, "videos": ["v.mp4"]}), "trl")
+        assert row.problem is not None and words in row.problem.message
 
 
 def test_columns_and_tags_of_dataset_info_are_honoured(tmp_path: Path) -> None:
@@ -245,15 +313,15 @@ def test_columns_and_tags_of_dataset_info_are_honoured(tmp_path: Path) -> None:
     info = tmp_path / "dataset_info.json"
     info.write_text(json.dumps({"other": {"file_name": "x.json"}, "mine": entry | {"tags": tags}}))
     assert detect_format(path) == "sharegpt"
-    (row,) = read_rows(path, None, VideoPaths())
+    (row,) = read_rows(path, None)
     assert row.sample is not None and (row.sample.question, row.sample.answer) == ("What?", "A")
-    for broken, said in (
+    for broken, words in (
         ({"mine": entry | {"formatting": "alpaca"}}, "must have formatting sharegpt"),
         ({"mine": entry | {"ranking": True}}, "no ranking"),
         (["mine"], "must be an object"),
     ):
         info.write_text(json.dumps(broken))
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=words):
             Reader(path, "sharegpt", VideoPaths())
     info.write_text("{")
     with pytest.raises(DataError, match="dataset_info.json: no valid JSON"):

@@ -1,4 +1,4 @@
-"""Raw records by place, and readers that survive whatever a record holds."""
+"""Raw records by offset, and readers that survive whatever a record holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from videoseek.samples.readers import FORMATS, Reader, open_records, read_rows
+from videoseek.samples import schema
+from videoseek.samples.readers import FORMATS, Reader, open_records
+from videoseek.samples.readers import records as text_records
 from videoseek.samples.readers.parquet import ParquetRows
 from videoseek.samples.readers.records import JsonLines, JsonList, RecordFile
 from videoseek.samples.readers.rows import VideoPaths
@@ -34,11 +36,11 @@ JSON = st.recursive(
 
 
 def values(records: RecordFile) -> list[Any]:
-    """What iteration gives, after a look at each place in reverse order."""
+    """Returns what iteration gives, after access to each offset in reverse order."""
     raw = list(records)
     for record in reversed(raw):
         if not isinstance(record.value, RecordError):
-            assert records.at(record.place) == record.value
+            assert records.at(record.offset) == record.value
     return [record.value for record in raw]
 
 
@@ -56,7 +58,7 @@ def test_a_list_and_lines_give_every_value(
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         (b"[]", []),
         (b" \n [ ]\n", []),
@@ -71,11 +73,11 @@ def test_a_list_and_lines_give_every_value(
     ],
     ids=lambda value: repr(value)[:24],
 )
-def test_broken_elements_of_a_list_are_one_record_each(text: bytes, wanted: list[Any], tmp_path: Path) -> None:
+def test_broken_elements_of_a_list_are_one_record_each(text: bytes, expected: list[Any], tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     path.write_bytes(text)
     got = values(open_records(path))
-    assert [RecordError if isinstance(value, RecordError) else value for value in got] == wanted
+    assert [RecordError if isinstance(value, RecordError) else value for value in got] == expected
 
 
 def test_kind_of_file_by_its_beginning(tmp_path: Path) -> None:
@@ -168,8 +170,56 @@ def test_no_record_breaks_a_reader(case: tuple[str, Any], tmp_path: Path) -> Non
     fmt, record = case
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(record) + "\n" + json.dumps({"id": "other"}) + "\n")
-    rows = list(read_rows(path, fmt, VideoPaths()))
+    rows = list(Reader(path, fmt, VideoPaths()).rows(set()))
     assert len(rows) == 2
     for row in rows:
         assert (row.sample is None) != (row.problem is None)
         assert row.problem is None or (row.problem.code and row.problem.message)
+
+
+def test_a_text_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (schema, text_records):
+        monkeypatch.setattr(module, "MAX_TEXT_CHARACTERS", 50)
+    good = {"id": "a", "video": "v.mp4", "question": "Q" * 50, "answer": "B", "kind": "perception"}
+    records = [good, good | {"id": "b", "question": "Q" * 51}, good | {"id": "c", "turns": ["ok", "t" * 99]}]
+    records.append(good | {"id": "d", "k" * 51: ""})
+    lines, table = tmp_path / "r.jsonl", tmp_path / "r.parquet"
+    lines.write_text("".join(json.dumps(record) + "\n" for record in records))
+    parquet.write_table(pyarrow.Table.from_pylist(records[:2]), table)
+    (tmp_path / "r.json").write_text(json.dumps(records))
+    for path in (lines, tmp_path / "r.json", table):
+        reader = Reader(path, "videoseek", VideoPaths())
+        first, *others = reader.rows(set())
+        assert first.sample is not None and reader.sample(first.offset, 1) == first.sample
+        assert {row.problem.code for row in others if row.problem is not None} == {"too_long_text"}
+        assert others[0].problem is not None
+        assert others[0].problem.message == f"a text that begins {'Q' * 40!r} has 51 characters; at most 50 are read"
+
+
+def test_a_list_in_a_file_of_lines_gets_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    hint = "; the file begins a JSON list, which is read from a file that ends in .json"
+    for indent in (None, 1):
+        path.write_text(json.dumps([{"id": "a"}, {"id": "b"}], indent=indent))
+        with pytest.raises(DataError, match=f"line 1: .*{hint}"):
+            Reader(path, None, VideoPaths())
+        first, *others = Reader(path, "videoseek", VideoPaths()).rows(set())
+        assert first.problem is not None and first.problem.message.endswith(hint)
+        assert not [row for row in others if row.problem is not None and hint in row.problem.message]
+    path.write_text('{"id": "a"}\n[1]\n')
+    rows = Reader(path, "trl", VideoPaths()).rows(set())
+    assert not [row for row in rows if row.problem is not None and hint in row.problem.message]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "c"),
+        (b'[{"a": 1}, {"a": 1, "b": 2, "a": 3}]', "a"),
+        (b'{"a": 1, "b": {"a": 2}}', None),
+        (b'{"a": 1, "a"', None),
+        (b"\xff", None),
+    ],
+)
+def test_repeated_keys_are_found(text: bytes, key: str | None) -> None:
+    assert schema.repeated_key(text) == key

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from video_samples import steady, write_video, x264
 
-from videoseek.config import VideoConfig
+from videoseek.config import UsageError, VideoConfig
+from videoseek.config_merge import check_limits
 from videoseek.types import STRATEGIES
 from videoseek.video.decode import probe, read_frames
 from videoseek.video.errors import VideoError
@@ -163,19 +164,21 @@ def test_strip_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"crop_fps": 0.0}, "crop_fps"),
-        ({"fine_tokens": -1}, "fine_tokens"),
-        ({"overview_fps": float("inf")}, "overview_fps"),
-        ({"max_frames": 1}, "max_frames is 1"),
-        ({"frame_policy": "random"}, "linspace, uniform"),
+        ({"crop_fps": 0.0}, "crop_fps must be above 0, got 0.0"),
+        ({"fine_tokens": -1}, "fine_tokens must be at least 1, got -1"),
+        ({"overview_fps": float("inf")}, "overview_fps must be finite, got inf"),
+        ({"max_frames": 1}, "max_frames must be at least 2, got 1"),
+        ({"frame_policy": "random"}, "frame_policy must be one of linspace, uniform, got 'random'"),
     ],
     ids=str,
 )
-def test_limits_validate_themselves(changes, said) -> None:
-    with pytest.raises(ValueError, match=said):
-        VideoConfig(**changes)
+def test_limits_out_of_range_are_refused(changes, message) -> None:
+    check_limits(PAPER)
+    with pytest.raises(UsageError) as caught:
+        check_limits(replace(PAPER, **changes))
+    assert str(caught.value) == message
 
 
 def test_unknown_strategy_is_refused() -> None:

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from videoseek.config import UsageError
 from videoseek.data_tools.writers import WRITERS, conversation_record
-from videoseek.samples.readers import detect_format, read_rows
+from videoseek.samples.readers import Reader, detect_format
 from videoseek.samples.readers.rows import VideoPaths
 from videoseek.samples.schema import DataError
 from videoseek.trajectory.grammar import FORMATS
@@ -69,7 +69,7 @@ def samples(draw: st.DrawFn) -> list[Sample]:
 
 
 def read(path: Path, fmt: str | None, paths: VideoPaths) -> list[Sample]:
-    rows = list(read_rows(path, fmt, paths))
+    rows = list(Reader(path, fmt, paths).rows(set()))
     assert [row.problem for row in rows] == [None] * len(rows)
     return [row.sample for row in rows if row.sample is not None]
 

@@ -1,4 +1,4 @@
-"""What a data set is made of, in numbers: every sample once, every video once."""
+"""The numbers that describe a data set: every sample counts once, every video counts once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from videoseek.pages.charts import Histogram, histogram
 from videoseek.trajectory.grammar import CallFormat
 from videoseek.types import KINDS, STRATEGIES, Sample
 
-#: Title and unit of every spread, in the order in which they are shown.
+#: Title and unit of every histogram, in the order of display.
 SPREADS = {
     "video_seconds": ("Length of a video", "seconds"),
     "clue_seconds": ("Length of a clue", "seconds"),
@@ -29,8 +29,11 @@ SPREADS = {
 
 
 @dataclass(slots=True)
-class Statistics:
-    """`num_unread` records could not be read, `num_unopened` videos not be opened; both are left out elsewhere."""
+class DatasetStatistics:
+    """The counts and values of a data set.
+
+    `num_unread` records could not be read and `num_unopened` videos could not be opened; nothing else counts them.
+    """
 
     num_samples: int = 0
     num_unread: int = 0
@@ -41,7 +44,7 @@ class Statistics:
     values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SPREADS})
 
     def add_sample(self, sample: Sample, fmt: CallFormat) -> None:
-        """What the record itself says."""
+        """Adds the facts that the record itself holds."""
         self.num_samples += 1
         self.kinds[sample.kind] += 1
         self.values["clues"].append(len(sample.clues))
@@ -52,10 +55,10 @@ class Statistics:
             self.values["calls"].append(len(calls))
             self.strategies.update(call.strategy for call in calls)
 
-    def add_video(self, samples: Iterable[Sample], measured: Measurement) -> None:
-        """What only the file can tell about all its samples."""
+    def add_video(self, samples: Iterable[Sample], measurement: Measurement) -> None:
+        """Adds the facts about a video, and about all samples of it, that only its file tells."""
         self.num_videos += 1
-        info = measured.facts.info
+        info = measurement.facts.info
         if info is None:
             self.num_unopened += 1
             return
@@ -63,7 +66,7 @@ class Statistics:
         for sample in samples:
             positions = ((start + end) / 2 / info.duration_seconds for start, end in sample.clues)
             self.values["clue_position"] += [min(position, 1.0) for position in positions]
-        for length in measured.lengths:
+        for length in measurement.lengths:
             if isinstance(length, Lengths):
                 self.values["overview_tokens"].append(length.overview)
                 self.values["crop_tokens"].append(length.crops)
@@ -71,20 +74,23 @@ class Statistics:
                 self.values["total_tokens"].append(length.total)
 
     def kind_counts(self) -> dict[str, int]:
+        """Returns the number of samples of each kind that occurs."""
         return {kind: self.kinds[kind] for kind in KINDS if self.kinds[kind]}
 
     def strategy_counts(self) -> dict[str, int]:
+        """Returns the number of calls of each strategy that occurs."""
         return {strategy: self.strategies[strategy] for strategy in STRATEGIES if self.strategies[strategy]}
 
     def histograms(self) -> dict[str, Histogram]:
-        """By name; a spread without a value has none."""
-        drawn = {name: histogram(*SPREADS[name], values) for name, values in self.values.items()}
-        return {name: shown for name, shown in drawn.items() if shown is not None}
+        """Returns the histograms by name, without those that have no value."""
+        histograms = {name: histogram(*SPREADS[name], values) for name, values in self.values.items()}
+        return {name: item for name, item in histograms.items() if item is not None}
 
     def to_json(self) -> dict[str, Any]:
+        """Returns everything as a JSON object."""
         spreads: Mapping[str, Any] = {
-            name: asdict(shown.summary) | {"unit": shown.unit, "edges": shown.edges, "counts": shown.counts}
-            for name, shown in self.histograms().items()
+            name: asdict(item.summary) | {"unit": item.unit, "edges": item.edges, "counts": item.counts}
+            for name, item in self.histograms().items()
         }
         return {
             "version": 1,

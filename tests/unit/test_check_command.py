@@ -20,7 +20,7 @@ import pytest
 
 from videoseek.command import run_command
 from videoseek.data import main
-from videoseek.samples.check import is_error
+from videoseek.samples.rules import is_error
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -56,7 +56,7 @@ def codes_by_place(report: Path) -> dict[str, set[str]]:
     return found
 
 
-def test_every_fault_is_named_and_nothing_else(tmp_path: Path) -> None:
+def test_check_finds_every_fault_and_no_other(tmp_path: Path) -> None:
     files, held_out, expected = broken_data.build(tmp_path)
     report = tmp_path / "report.json"
     faults = [place for place, codes in expected.items() if codes]
@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> 
     (folder / "7.mp4").hardlink_to(folder / "0.mp4")
 
 
-def test_warnings_alone_are_no_failure(folder: Path, tmp_path: Path) -> None:
+def test_warnings_alone_exit_with_zero(folder: Path, tmp_path: Path) -> None:
     path = write_records(tmp_path / "rl.jsonl", ["0.mp4"], turns=[], clues=[])
     done = run("check", path, f"video_root={folder}")
     assert done.returncode == 0 and "warning  no_clue " in done.stdout
@@ -149,7 +149,7 @@ def test_no_control_character_of_a_record_reaches_the_terminal(folder: Path, tmp
     assert "\x1b" not in done.stdout and r"\x1b[31mred.mp4 (10.0 seconds)" in done.stdout
 
 
-def test_a_held_out_video_is_known_by_its_content(folder: Path, tmp_path: Path) -> None:
+def test_a_held_out_video_is_recognised_by_its_content(folder: Path, tmp_path: Path) -> None:
     """Whatever its name: as one file, and as a folder of frames."""
     (tmp_path / "other.mp4").write_bytes((folder / "0.mp4").read_bytes())
     for name in ("a", "b", "c"):
@@ -167,7 +167,7 @@ def test_a_held_out_video_is_known_by_its_content(folder: Path, tmp_path: Path) 
     assert str(tmp_path / "own.mp4") in done.stdout
 
 
-def test_what_is_unknown_of_the_held_out_split_is_said(folder: Path, tmp_path: Path) -> None:
+def test_unreadable_held_out_records_and_videos_are_findings(folder: Path, tmp_path: Path) -> None:
     """Else a wrong root would pass for a clean split."""
     held_out = write_records(tmp_path / "held_out.jsonl", ["gone.mp4", "gone.mp4"])
     held_out.write_text(held_out.read_text() + "{\n")
@@ -191,7 +191,30 @@ def test_a_folder_stands_for_its_data_files(folder: Path, tmp_path: Path) -> Non
     assert done.returncode == 2 and "holds no data file (.json .jsonl .parquet)" in done.stderr
 
 
-def test_videos_are_opened_in_processes_that_can_be_killed_only(
+def test_files_of_a_folder_that_are_not_read_are_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("a.jsonl.gz", "B.JSONL", "notes.txt"):
+        (tmp_path / name).touch()
+    done = run("check", tmp_path)
+    assert done.returncode == 2
+    assert "holds no data file (.json .jsonl .parquet); not read: 'B.JSONL', 'a.jsonl.gz'" in done.stderr
+    for index in range(5):
+        (tmp_path / f"c{index}.json.zst").touch()
+    write_records(tmp_path / "good.jsonl", ["0.mp4"])
+    done = run("check", tmp_path, f"video_root={folder}", "metadata_only=true")
+    assert done.returncode == 0 and "1 records of 1 files" in done.stdout
+    names = "'B.JSONL', 'a.jsonl.gz', 'c0.json.zst', 'c1.json.zst', 'c2.json.zst' and 2 more"
+    assert f"only files in .json .jsonl .parquet are read; not read: {names}\n" in done.stderr
+
+
+def test_a_key_that_occurs_twice_is_a_warning(folder: Path, tmp_path: Path) -> None:
+    path = write_records(tmp_path / "data.jsonl", ["0.mp4"])
+    path.write_text(path.read_text().replace('"answer"', '"answer": "Z", "answer"'))
+    done = run("check", path, f"video_root={folder}", "metadata_only=true")
+    assert done.returncode == 0, done.stdout
+    assert "warning  repeated_key " in done.stdout and "an object holds the key 'answer' twice" in done.stdout
+
+
+def test_videos_are_opened_in_worker_processes_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
@@ -204,7 +227,7 @@ def test_videos_are_opened_in_processes_that_can_be_killed_only(
         assert done.returncode == 0, done.stderr
 
 
-def test_a_video_named_for_a_data_file_is_named_once(folder: Path) -> None:
+def test_a_video_given_as_a_data_file_is_one_error(folder: Path) -> None:
     done = run("check", folder / "0.mp4")
     assert done.returncode == 1
     assert f"    {folder / '0.mp4'}, line 1: no text in UTF-8: byte " in done.stdout
@@ -229,7 +252,7 @@ def test_wrong_usage_is_one_sentence(folder: Path, arguments: list[str], words: 
     assert done.returncode == 2 and words in done.stderr.splitlines()[-1], done.stderr
 
 
-def test_a_model_that_is_not_there_is_said_before_anything_is_read(folder: Path) -> None:
+def test_a_missing_model_is_reported_before_any_reading(folder: Path) -> None:
     done = run("check", folder / "good.jsonl", "model=nowhere")
     assert done.returncode == 1 and "no config.json in nowhere" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -1,7 +1,8 @@
-"""What must hold of a sample: one function a group of rules, and the gate that every training run passes through.
+"""The rules for one sample, one function for each group of rules, and the gate that every training run passes through.
 
-A rule yields a `Problem`: a stable code and one sentence. Codes in `WARNINGS` name what is odd and can be trained on,
-all others are errors. The `check` command runs the same rules, and those that need pixels, tokens or other records.
+A rule yields a `Problem`: a stable code and one sentence. A run can train on a sample whose code is in `WARNINGS`; all
+other codes are errors. The `check` command applies the same rules, and adds rules that need pixels, tokens or other
+records.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoInfo
 
 WARNINGS = frozenset(
-    ("repeated_option", "answer_not_letter", "answer_differs", "no_clue", "duplicate_question")
+    ("repeated_option", "answer_not_letter", "answer_differs", "no_clue", "duplicate_question", "repeated_key")
     + ("call_reversed", "call_outside", "call_too_short", "truncated", "frames_missing")
 )
 #: Clue times are often rounded up to whole seconds.
 _ROUNDING_SECONDS = 1.0
-#: Calls that are well-formed but ask for nothing: a trajectory may hold one as a mistake that its next turn mends.
+#: Well-formed calls of an empty window: a trajectory may demonstrate the mistake and its correction in the next turn.
 _MENDED_FAULTS = frozenset(("negative_segment", "reversed_segment"))
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The protocol that trajectories are held against: a run's grammar, and the limits of its episodes and crops."""
+    """The protocol of a run, which its trajectories must keep: the grammar, and the limits of episodes and crops."""
 
     fmt: CallFormat
     max_turns: int
@@ -39,35 +40,22 @@ class Rules:
 
 
 def is_error(code: str) -> bool:
+    """Returns whether a sample with this problem must not be trained on."""
     return code not in WARNINGS
-
-
-def check_samples(
-    samples: Sequence[Sample],
-    *,
-    need_turns: bool,
-    rules: Rules | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """The gate before training: raises DataError, naming the sample, for the first one that cannot be trained on."""
-    indices = range(len(samples))
-    found = find_bad(samples, indices, need_turns=need_turns, rules=rules, first_only=True, on_progress=on_progress)
-    if found:
-        raise refusal(found)
 
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A sample that cannot be trained on, by its index and id, and the first reason why."""
+    """A sample that cannot be trained on: its index, its id and its first error."""
 
     index: int
     id: str
     problem: Problem
 
 
-def refusal(found: Sequence[BadSample]) -> DataError:
-    """The sentence about the first of them."""
-    first = min(found, key=lambda bad: bad.index)
+def refusal(bad_samples: Sequence[BadSample]) -> DataError:
+    """Returns the error that names the bad sample with the lowest index."""
+    first = min(bad_samples, key=lambda bad: bad.index)
     return DataError(f"sample {first.id!r}: {first.problem.message}")
 
 
@@ -80,39 +68,40 @@ def find_bad(
     first_only: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[BadSample]:
-    """Those of the samples with these indices that cannot be trained on, found without decoding.
+    """Returns the samples among `indices` that cannot be trained on. Opens videos, and decodes no frame.
 
-    A video is opened once, however many samples are about it: that takes as long as reading the file.
+    Opening a video takes as long as reading its file, so each video is opened once for all samples about it. With
+    `rules`, the turns of the samples must keep that protocol too, if `need_turns`. `on_progress` gets (done, total).
     """
-    known: dict[str, VideoInfo | VideoError] = {}
-    found = []
+    opened: dict[str, VideoInfo | VideoError] = {}
+    bad_samples = []
     for done, index in enumerate(indices, 1):
         sample = samples[index]
-        problem = next(_gate_errors(sample, known, need_turns=need_turns, rules=rules), None)
+        problem = next(_gate_errors(sample, opened, need_turns=need_turns, rules=rules), None)
         if problem is not None:
-            found.append(BadSample(index, sample.id, problem))
+            bad_samples.append(BadSample(index, sample.id, problem))
             if first_only:
                 break
         if on_progress is not None:
             on_progress(done, len(indices))
-    return found
+    return bad_samples
 
 
 def _gate_errors(
-    sample: Sample, known: dict[str, VideoInfo | VideoError], *, need_turns: bool, rules: Rules | None
+    sample: Sample, opened: dict[str, VideoInfo | VideoError], *, need_turns: bool, rules: Rules | None
 ) -> Iterator[Problem]:
-    """Turns count only where they are needed, and are held against the protocol of `rules` where there are any."""
+    """Yields the errors of one sample; `opened` keeps what each video turned out to be."""
     yield from filter(_is_error, question_problems(sample))
     if need_turns:
         yield from missing_turns(sample)
         if rules is not None:
             yield from filter(_is_error, turn_problems(sample, rules))
-    if sample.video not in known:
+    if sample.video not in opened:
         try:
-            known[sample.video] = probe(sample.video)
+            opened[sample.video] = probe(sample.video)
         except VideoError as error:
-            known[sample.video] = error
-    info = known[sample.video]
+            opened[sample.video] = error
+    info = opened[sample.video]
     if isinstance(info, VideoError):
         yield Problem(info.code, info.message)
         return
@@ -120,7 +109,7 @@ def _gate_errors(
 
 
 def question_problems(sample: Sample) -> Iterator[Problem]:
-    """Question, options, answer and kind among themselves."""
+    """Yields contradictions among question, options, answer and kind."""
     try:
         "".join((sample.id, sample.question, sample.answer, *sample.options, *sample.turns)).encode()
     except UnicodeEncodeError as error:
@@ -153,13 +142,13 @@ def _option_problems(sample: Sample) -> Iterator[Problem]:
 
 
 def missing_turns(sample: Sample) -> Iterator[Problem]:
-    """For records that SFT learns from."""
+    """Yields a problem for a sample without turns, which SFT cannot learn from."""
     if not sample.turns:
         yield Problem("no_turns", "the record has no turns; SFT needs the assistant's texts")
 
 
 def turn_problems(sample: Sample, rules: Rules) -> Iterator[Problem]:
-    """The trajectory, where there is one, against the grammar and the rules of an episode, as texts alone tell."""
+    """Yields what the texts of a trajectory alone show to break the grammar or the rules of an episode."""
     if not sample.turns:
         return
     max_turns = 1 if sample.kind == "perception" else rules.max_turns
@@ -182,7 +171,7 @@ def turn_problems(sample: Sample, rules: Rules) -> Iterator[Problem]:
 
 
 def _fault_problems(number: int, turn: ParsedTurn) -> Iterator[Problem]:
-    """At most one problem a turn and code: the first fault tells what to look at."""
+    """Yields the first fault of each code: it tells where to look."""
     codes: set[str] = set()
     for item in turn.faults:
         code = "bad_turn"
@@ -194,7 +183,7 @@ def _fault_problems(number: int, turn: ParsedTurn) -> Iterator[Problem]:
 
 
 def time_problems(sample: Sample, info: VideoInfo) -> Iterator[Problem]:
-    """Clues and the shown window against the video that they lie in."""
+    """Yields clues and a shown window that lie outside the video."""
     for clue in sample.clues:
         if _lies_beyond(clue, info):
             yield Problem("clue_outside", f"clue {_text(clue)} lies beyond the end of {_length(info)}")
@@ -203,7 +192,7 @@ def time_problems(sample: Sample, info: VideoInfo) -> Iterator[Problem]:
 
 
 def call_problems(sample: Sample, info: VideoInfo, rules: Rules) -> Iterator[Problem]:
-    """Windows of the trajectory's calls against the video; the tool would refuse them or cut them short."""
+    """Yields calls of the trajectory whose windows the tool would refuse or cut short."""
     for number, text in enumerate(sample.turns, 1):
         for call in rules.fmt.parse(text).calls:
             window = call.start_seconds, call.end_seconds
