@@ -1,4 +1,4 @@
-"""Who competes: every way to compute the same attention that can be had here, and a reason for each that cannot."""
+"""The contestants: every available way to compute the same attention, and a reason for each that is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 class Contestant:
     """run maps q [T, Hq, D], k, v [T, Hkv, D] to [T, Hq, D].
 
-    `causal` ones ignore the mask: yardsticks, not rivals. Those without `backward` have a forward pass alone.
+    A `causal` contestant ignores the mask: a yardstick, not a rival. Without `backward` it has a forward pass alone.
     """
 
     name: str
@@ -52,7 +52,7 @@ def contestants(
     tuned: bool = False,
     hopper: bool = False,
 ) -> tuple[list[Contestant], dict[str, str]]:
-    """All that can run for this mask on this machine, ours first, and {name: why not} for the rest.
+    """Returns all that can run for this mask on this machine, ours first, and {name: reason} for the rest.
 
     tuned: FlexAttention a second time, with its tiles searched for, which takes a minute. hopper: see `ours`.
     """
@@ -114,7 +114,7 @@ def ours(block_mask: BlockMask, build_seconds: float = 0.0, hopper: bool = False
 
 
 def causal_contestants() -> list[Contestant]:
-    """torch's own, which are everywhere."""
+    """Returns torch's own causal kernels, which every installation has."""
     return [
         Contestant("cuDNN causal", _causal(SDPBackend.CUDNN_ATTENTION), causal=True),
         Contestant("FA2 causal (torch)", _causal(SDPBackend.FLASH_ATTENTION), causal=True),

@@ -47,12 +47,12 @@ def case_masks() -> dict[str, TokenMask]:
 
 
 def correctness() -> Iterator[Row]:
-    """Every result's error over its budget (1 passes), repeats bit for bit, and block masks byte for byte."""
+    """Checks every result's error over its budget (at most 1 passes), repeats by bit, block masks by byte."""
     with poisoned_memory():
         heads = ((2, 2), (4, 2), (7, 1))
         for (name, mask), dtype, head_dim, count in product(case_masks().items(), _HALVES, (64, 128), heads):
             yield over_budget(name, mask, dtype, head_dim, count)
-        # Enough key tiles and heads that dk and dv are written whole: the short cases all cut them into parts.
+        # Many key tiles and heads, so that dk and dv are written whole: the short cases all cut them into parts.
         yield over_budget("dk, dv in one part", trajectory_mask(2048, 3), torch.bfloat16, 128, (32, 32))
         yield from repeatability()
     yield from builders_agree()
@@ -60,7 +60,7 @@ def correctness() -> Iterator[Row]:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Uninitialised floats are NaN, so that reading what no kernel wrote cannot go unseen."""
+    """Fills uninitialised floats with NaN, so that a read of memory that no kernel wrote shows."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -71,7 +71,7 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def hopper_correctness() -> Iterator[Row]:
-    """The error budget for the Hopper forward with the Triton backward, and its repeatability."""
+    """Checks the error budget of the Hopper forward with the Triton backward, and its repeatability."""
     with poisoned_memory():
         for (name, mask), dtype, head_dim in product(case_masks().items(), _HALVES, (64, 128)):
             yield over_budget(name, mask, dtype, head_dim, (7, 1), impl="hopper")
@@ -81,7 +81,7 @@ def hopper_correctness() -> Iterator[Row]:
 def over_budget(
     name: str, mask: TokenMask, dtype: torch.dtype, head_dim: int, heads: tuple[int, int], impl: str = "triton"
 ) -> Row:
-    """One case as a row: failed if any error exceeds its budget, or if it could not run."""
+    """Returns one case as a row: failed if any error exceeds its budget, or if it could not run."""
     row: Row = {"case": f"{name}, {str(dtype)[6:]}, D{head_dim}, {heads[0]}:{heads[1]}"}
     faults: dict[str, str] = {}
     with noting(faults, "failed"):
@@ -100,7 +100,7 @@ def check(
     device: str = "cuda",
     impl: str = "triton",
 ) -> dict[str, float]:
-    """Error over budget of O, dq, dk, dv and L; infinite where a blind row is not blind."""
+    """Returns error over budget of O, dq, dk, dv and L; infinite if a blind row has a result."""
     q, k, v, upstream = random_inputs(len(mask), heads, head_dim, dtype, device)
     block_mask, scale = build_block_mask(mask).to(device), head_dim**-0.5
     seen = block_mask.mask.dense()
@@ -118,7 +118,7 @@ def check(
 
 
 def repeatability(times: int = 100, impl: str = "triton") -> Iterator[Row]:
-    """The same inputs again and again: every bit of every gradient must repeat."""
+    """Repeats the same inputs: every bit of every gradient must repeat."""
     mask = pack([trajectory_mask(1500, 3), trajectory_mask(700, 2)])
     q, k, v, upstream = random_inputs(len(mask), (28, 4), 128, torch.bfloat16, "cuda")
     block_mask = build_block_mask(mask).to("cuda")
@@ -132,7 +132,7 @@ def repeatability(times: int = 100, impl: str = "triton") -> Iterator[Row]:
 
 
 def builders_agree() -> Iterator[Row]:
-    """The block lists made on the GPU against those made by numpy."""
+    """Compares the block lists made on the GPU with those made by numpy."""
     rng = np.random.default_rng(1)
     differing = []
     for case in range(50):
@@ -148,7 +148,7 @@ def builders_agree() -> Iterator[Row]:
 
 
 def smoke() -> Iterator[Row]:
-    """A few short cases of every kernel, for tools that slow everything down."""
+    """Runs a few short cases of every kernel, for tools that slow everything down."""
     mask = pack([trajectory_mask(150, 2), TokenMask.documents([1, 49])])
     for dtype in _HALVES:
         yield over_budget("attention", mask, dtype, 128, (7, 1))
@@ -167,7 +167,7 @@ def _rotation() -> Row:
 
 
 def decode_error(got: torch.Tensor, q: torch.Tensor, cache: KeyValues, prefix: KeyValues | None) -> Row:
-    """Relative error against the reference in float32, and `failed` if it reaches DECODE_BOUND."""
+    """Returns the relative error against the reference in float32, and `failed` if it reaches DECODE_BOUND."""
     wide_prefix = None if prefix is None else _wide(prefix)
     exact = decode_attention(q.float(), _wide(cache), prefix=wide_prefix, impl="reference")
     error = relative_error(got, exact)
@@ -180,7 +180,7 @@ def _wide(cache: KeyValues) -> KeyValues:
 
 
 def decode_bandwidth() -> Iterator[Row]:
-    """Decode at the 7B shape: agreement with the reference, then GB/s of the cache that must be read, beside a copy."""
+    """Checks decode at the 7B shape against the reference, then measures GB/s of the cache beside a copy."""
     copy = torch.empty(2**30, dtype=torch.int8, device="cuda")
     copy_ms = time_one(lambda: copy[: 2**29].copy_(copy[2**29 :])).median_ms
     copy_rate = 2**30 / copy_ms / 1e6
@@ -208,6 +208,6 @@ def decode_bandwidth() -> Iterator[Row]:
 
 
 def random_cache(count: int, length: int, device: str) -> KeyValues:
-    """bf16 caches at the 7B shape, filled to the last slot."""
+    """Returns bf16 caches at the 7B shape, filled to the last slot."""
     k, v = (torch.randn(count, length, 4, 128, dtype=torch.bfloat16, device=device) for _ in range(2))
     return KeyValues(k, v, torch.full((count,), length, dtype=torch.int32, device=device))

@@ -1,4 +1,4 @@
-"""What the kernels are meant to reach, and how rows of results answer it."""
+"""The goals of the kernels, and how rows of results answer them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kernel_bench.recording import Row
 
 Steps = Mapping[str, Sequence[Row]]
-#: Where it was seen, of whom, and the value, which should be at least the goal's bound.
+#: (place, contestant, value); the value should be at least the goal's bound.
 Finding = tuple[str, str, float]
 
 _KERNELS = ("Triton", "Hopper")
@@ -28,7 +28,7 @@ class Ratio:
     find: Callable[[Sequence[Row]], Iterator[Finding]]
 
     def judge(self, steps: Steps, faults: Mapping[str, str]) -> Row:
-        """Every finding, and who reached the bound wherever seen; results of a step at fault are told with it."""
+        """Returns every finding, and who reached the bound at each place; names the fault of a step that failed."""
         found = list(self.find(steps.get(self.step, ())))
         if not found:
             return _NOT_MEASURED
@@ -64,7 +64,7 @@ class Pass:
 
 
 def _timed(rows: Sequence[Row], stage: str, masks: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """(where, row) of our contestants' times at the goals' shapes."""
+    """Yields (where, row) for our contestants' times at the goals' shapes."""
     for row in rows:
         ours = row.get("contestant") in _OURS and "ms" in row
         if ours and row["stage"] == stage and row["mask"] in masks and row["shape"] in _SHAPES:
@@ -81,7 +81,7 @@ def _over(column: str, stage: str) -> Callable[[Sequence[Row]], Iterator[Finding
 
 
 def _over_flash(stage: str) -> Callable[[Sequence[Row]], Iterator[Finding]]:
-    """Over FA3 where it ran, else over cuDNN; both causal, scaled to the visible area."""
+    """Speed over FA3 where it ran, else over cuDNN; both are causal and scaled to the visible area."""
 
     def find(rows: Sequence[Row]) -> Iterator[Finding]:
         for where, row in _timed(rows, stage, _TDAM):

@@ -28,9 +28,9 @@ class Timing:
 
 
 def interleave(calls: Mapping[str, Callable[[], object]]) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Time each call by CUDA events, in rounds, until it has MAX_SAMPLES or has used MAX_SECONDS.
+    """Times each call by CUDA events, in rounds, until it has MAX_SAMPLES or has used MAX_SECONDS.
 
-    Returns the timings, and {name: what it died of} of calls that raised, which do not stop the others.
+    Returns the timings, and {name: error} of calls that raised; their errors do not stop the others.
     """
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -52,7 +52,7 @@ def interleave(calls: Mapping[str, Callable[[], object]]) -> tuple[dict[str, Tim
 
 
 def time_one(call: Callable[[], object]) -> Timing:
-    """One call by itself; what it raises is raised."""
+    """Times one call alone; its errors are raised."""
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
     peak_bytes = _peak_bytes(call)
     _warm_up(call, flush)
@@ -64,13 +64,13 @@ def time_one(call: Callable[[], object]) -> Timing:
 
 @contextmanager
 def noting(faults: dict[str, str], name: str) -> Iterator[None]:
-    """Whatever the block dies of becomes faults[name], in one line that fits a table."""
+    """Catches any error of the block and puts it into faults[name], in one line that fits a table."""
     try:
         yield
     except Exception as error:  # a contestant's error is its result
         faults[name] = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what it held in vain
+            torch.cuda.empty_cache()  # memory of the failed call
 
 
 def _enough(taken: list[float]) -> bool:
@@ -95,7 +95,7 @@ def _milliseconds(call: Callable[[], object], flush: torch.Tensor) -> float:
 
 
 def _peak_bytes(call: Callable[[], object]) -> int:
-    """Of the second call: the first also pays for compiling."""
+    """Returns the peak of the second call: the first also pays for compiling."""
     for _ in range(2):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -2,7 +2,7 @@
 
 The task cannot be learnt without the mask. Each token has an address and a content; a key's content depends on its
 address and on its class (text, overview video, crop video). A row that the mask restricts has an address alone, and
-must tell the content of that address in the class of video that it may see; who sees both classes cannot know which.
+must tell the content of that address in the class of video that it may see; a row that sees both cannot know which.
 
     PYTHONPATH=kernels TRITON_INTERPRET=1 python -m kernel_bench.numerics --output FILE.json    # on a CPU, in float32
 """
@@ -55,10 +55,10 @@ class SliceShape:
 def compare_training(
     shape: SliceShape, device: str, dtype: torch.dtype, kernel: str = "triton"
 ) -> Iterator[dict[str, Any]]:
-    """One row per implementation: its loss and gradient norm, step by step, against SDPA with a dense mask.
+    """Yields one row per implementation: its loss and gradient norm, step by step, against SDPA with a dense mask.
 
-    float32 weights under autocast to `dtype`. Rows of ours fail above BOUND. The eager row says what rounding alone
-    does; the row with a plain causal mask fails below BOUND, for then the others prove nothing.
+    float32 weights under autocast to `dtype`. Rows of ours fail above BOUND. The eager row shows rounding alone. The
+    row with a plain causal mask fails below BOUND: then the task does not need the mask, and the others prove nothing.
     """
     mask = trajectory_mask(shape.num_tokens, 3)
     batch = [x.to(device) for x in recall_task(mask, shape.num_addresses)]
@@ -88,13 +88,13 @@ def compare_training(
 
 
 def _gap(mine: History, theirs: History, which: int) -> float:
-    """Infinite for NaN, which no comparison would let fail."""
+    """Returns the largest gap; infinite for NaN, which would pass every comparison."""
     gap = max(abs(a[which] - b[which]) if a[which] == a[which] else math.inf for a, b in zip(mine, theirs, strict=True))
     return gap / theirs[0][which]
 
 
 def recall_task(mask: TokenMask, num_addresses: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Address and content of each token, int64 [T], and the content to tell, -100 where nothing is asked.
+    """Returns address and content of each token, int64 [T], and the label, -100 where nothing is asked.
 
     Contents of text, overview and crop are [0, A), [A, 2A) and [2A, 3A), shuffled within each; 3A is none.
     """
@@ -151,7 +151,7 @@ class _Slice(nn.Module):
 def train(
     shape: SliceShape, batch: list[torch.Tensor], attend: Callable[..., torch.Tensor], dtype: torch.dtype
 ) -> History:
-    """(loss, gradient norm) of each step on one batch, from the same seed."""
+    """Trains on one batch from a fixed seed; returns (loss, gradient norm) of each step."""
     address, content, label = batch
     torch.manual_seed(0)
     with torch.device(label.device):

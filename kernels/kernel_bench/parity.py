@@ -17,7 +17,7 @@ NAMES = ("out", "dq", "dk", "dv")
 def sampled_excess(
     run: Attention, inputs: Sequence[torch.Tensor], mask: TokenMask, num_rows: int = 128, *, backward: bool = True
 ) -> dict[str, float]:
-    """Error over budget (at most 1 passes) of O, dq, dk, dv when the loss looks at num_rows random rows only.
+    """Returns error over budget (at most 1 passes) of O, dq, dk, dv for a loss over num_rows random rows.
 
     inputs are q, k, v and the upstream gradient. With all other rows' gradient zero, dq on those rows and the whole of
     dk and dv follow from these rows alone, so that an exact result fits in memory at any length. Without `backward` it

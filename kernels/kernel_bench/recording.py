@@ -14,7 +14,7 @@ Step = Callable[[], Iterator[Row]]
 
 
 def run_steps(steps: Mapping[str, Step], environment: Mapping[str, str], path: Path | None) -> bool:
-    """Run all steps in order, rewriting `path` after each row (None: print only); returns whether nothing failed.
+    """Runs all steps in order and rewrites `path` after each row (None: prints only); returns whether all succeeded.
 
     A row with the key "failed" is a failure, as is a step that raises; the steps after it still run.
     """
@@ -30,7 +30,7 @@ def run_steps(steps: Mapping[str, Step], environment: Mapping[str, str], path: P
                 rows.append(row)
                 _save(results, path)
             finished.append(name)
-        except Exception:  # whatever a step dies of is a result, and the other steps still have theirs to give
+        except Exception:  # an error is a step's result; the other steps still run
             failures[name] = traceback.format_exc()
         failed = [row for row in rows if "failed" in row]
         if failed:

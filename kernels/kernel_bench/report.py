@@ -19,7 +19,7 @@ _BENCHMARK_KEY = ("shape", "mask", "stage", "contestant")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What several files hold together: {file name: environment}, {step: rows}, {step: what went wrong}."""
+    """The merged content of several files: {file name: environment}, {step: rows}, {step: what went wrong}."""
 
     environments: dict[str, dict[str, str]]
     steps: dict[str, list[Row]]
@@ -27,7 +27,7 @@ class Measured:
 
 
 def load(paths: Sequence[Path]) -> Measured:
-    """Merge files: the newest that has a step speaks for it; of the benchmark, the newest that has a row."""
+    """Merges files: the newest file with a step speaks for it, the newest with a row for that row."""
     files = [(path.name, json.loads(path.read_text())) for path in paths]
     files.sort(key=lambda file: file[1]["environment"]["date"])
     steps: dict[str, list[Row]] = {}
@@ -50,7 +50,7 @@ def load(paths: Sequence[Path]) -> Measured:
 
 
 def goal_table(measured: Measured) -> str:
-    """Goals as a table; "not measured" where no file holds it."""
+    """Returns the goals as a table, with "not measured" where no file has a result."""
     rows = [
         {"goal (T >= 16k, 28:4 heads, D 128, bf16)": goal.text, **goal.judge(measured.steps, measured.faults)}
         for goal in GOALS
@@ -59,7 +59,7 @@ def goal_table(measured: Measured) -> str:
 
 
 def write(paths: Sequence[Path], readme: Path, table: Path) -> None:
-    """Replace what stands between the README's markers, and write every row to `table`."""
+    """Replaces the text between the README's markers, and writes every row to `table`."""
     measured = load(paths)
     told = [
         f"- `results/{name}`: " + ", ".join(f"{key} {value}" for key, value in about.items())

@@ -19,9 +19,9 @@ from kernel_bench.parity import sampled_excess
 from kernel_bench.testing import pack, random_inputs, trajectory_mask
 
 Row = dict[str, Any]
-#: What ships: wrong or unable to run, it is a failure; nothing of it is timed before it passes parity.
+#: What ships: an error or a wrong result of these is a failure; none is timed before it passes parity.
 OURS = ("Triton", "SDPA segments")
-#: Every contestant is also told as a ratio to these, where they ran.
+#: Every row also gives the contestant's speed over these, where they ran.
 YARDSTICKS = ("FA3 causal", "cuDNN causal", "SDPA segments", "FlexAttention", "SDPA dense mask")
 #: Per visible pair, query head and element of the head.
 FLOP_PER_PAIR = {"forward": 4, "forward + backward": 14, "backward": 10}
@@ -42,7 +42,7 @@ class Shape:
 
 
 def masks(num_tokens: int) -> dict[str, TokenMask]:
-    """The masks of the protocol at one length, on the CPU; those that most goals are about first."""
+    """Returns the masks of the protocol at one length, on the CPU; the masks of most goals come first."""
     quarter = num_tokens // 4
     return {
         "causal": trajectory_mask(num_tokens, 4, "causal"),
@@ -55,7 +55,7 @@ def masks(num_tokens: int) -> dict[str, TokenMask]:
 
 
 def _group(num_tokens: int) -> tuple[list[int], list[int]]:
-    """Half a row of prompt, and eight rollouts."""
+    """Returns (lengths, parents) of half a row of prompt and eight rollouts."""
     prompt = num_tokens // 2
     return group(prompt, [(num_tokens - prompt) // 8] * 8)
 
@@ -66,13 +66,13 @@ def _tree(lengths: Sequence[int], parents: Sequence[int]) -> TokenMask:
 
 
 def visible_pairs(mask: TokenMask) -> int:
-    """Counted in slices of rows, exactly."""
+    """Counts visible pairs exactly, in slices of rows."""
     rows = torch.arange(len(mask), device=mask.device).split(1024)
     return sum(int(mask.dense(part).sum()) for part in rows)
 
 
 def time_builders(num_tokens: Sequence[int], device: str) -> Iterator[Row]:
-    """Milliseconds of both builders and the size of a block mask; the part of the benchmark that needs no GPU."""
+    """Yields milliseconds of both builders and the size of a block mask; on a CPU without the torch builder."""
     for count in num_tokens:
         mask = trajectory_mask(count, 4)
         row: Row = {"tokens": count, "KB": round(build_block_mask(mask).num_bytes / 1024)}
@@ -83,7 +83,7 @@ def time_builders(num_tokens: Sequence[int], device: str) -> Iterator[Row]:
 
 
 def _best_ms(build: Callable[[TokenMask, int, int], BlockMask], mask: TokenMask) -> float:
-    # On the CPU its own time, which other work on the machine does not change.
+    # On the CPU the process's own time, which other work on the machine does not change.
     clock = time.perf_counter if mask.device.type == "cuda" else time.process_time
     best = float("inf")
     for _ in range(5):
@@ -96,7 +96,7 @@ def _best_ms(build: Callable[[TokenMask, int, int], BlockMask], mask: TokenMask)
 
 
 def compare(shape: Shape, name: str, mask: TokenMask, *, tuned: bool = False, hopper: bool = False) -> Iterator[Row]:
-    """All contestants on one shape and mask, by stage; one row each, absent ones with why, failed ones of ours so.
+    """Yields one row per contestant and stage for one shape and mask; absent contestants get a row with the reason.
 
     The backward pass is what forward with backward takes longer than forward. tuned, hopper: see `contestants`.
     """
@@ -147,7 +147,10 @@ def compare(shape: Shape, name: str, mask: TokenMask, *, tuned: bool = False, ho
 def _gate(
     found: list[Contestant], absent: dict[str, str], inputs: Sequence[torch.Tensor], mask: TokenMask
 ) -> dict[str, float]:
-    """Largest error over budget by name. Who raises, and any of ours that is wrong, moves from found to absent."""
+    """Returns the largest error over budget by name.
+
+    A contestant that raises, or one of ours that is wrong, moves from found to absent.
+    """
     errors: dict[str, float] = {}
     plain = TokenMask.documents([len(mask)], mask.device)
     for contestant in list(found):
@@ -163,7 +166,7 @@ def _gate(
 
 
 def first_calls(inputs: Sequence[torch.Tensor], mask: TokenMask) -> dict[str, float]:
-    """Milliseconds of each one's first forward and backward at a length that no call has had; mask on the CPU."""
+    """Returns milliseconds of each contestant's first call at a new length, with backward; the mask is on the CPU."""
     spent: dict[str, float] = {}
     for index in range(len(ours(build_block_mask(mask))) + len(causal_contestants())):
         length = len(mask) - 64 * next(_UNSEEN)
@@ -183,7 +186,7 @@ def first_calls(inputs: Sequence[torch.Tensor], mask: TokenMask) -> dict[str, fl
 
 
 def shared_prefix(shape: Shape) -> Iterator[Row]:
-    """A prompt with its rollouts as one packed tree, against a causal call for each prompt with rollout."""
+    """Yields the gain of one packed tree over a causal call for each prompt with rollout."""
     lengths, parents = _group(shape.num_tokens)
     prompt, branch, count = lengths[0], lengths[1], len(lengths) - 1
     whole = prompt + branch
@@ -229,7 +232,7 @@ def _speed(
     shape: Shape,
     pairs: dict[bool, int],
 ) -> Row:
-    """Time, rate on visible pairs, and speed over each yardstick; a causal one is first scaled to the visible area."""
+    """Returns time, rate on visible pairs, and speed over each yardstick, causal ones scaled to the visible area."""
     ms = medians[contestant.name]
     flop = FLOP_PER_PAIR[stage] * shape.head_dim * shape.heads[0] * pairs[contestant.causal]
     row: Row = {"ms": round(ms, 4), "TFLOP/s": round(flop / ms / 1e9, 1)}
@@ -241,7 +244,7 @@ def _speed(
 
 
 def guarded(rows: Iterator[Row], about: Row) -> Iterator[Row]:
-    """The rows, and in place of an error a failed one, so that what follows can still run."""
+    """Yields the rows; an error becomes a failed row, so that the next comparison still runs."""
     faults: dict[str, str] = {}
     with noting(faults, "failed"):
         yield from rows
@@ -250,7 +253,7 @@ def guarded(rows: Iterator[Row], about: Row) -> Iterator[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a table with the union of their columns; a missing cell is empty."""
+    """Returns rows as a table with the union of their columns; a missing cell is empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]

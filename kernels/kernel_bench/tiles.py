@@ -19,9 +19,9 @@ from kernel_bench.testing import random_inputs, trajectory_mask
 
 
 def sweep(hopper: bool, num_tokens: int = 16384) -> Iterator[dict[str, Any]]:
-    """Milliseconds of every candidate at the 7B shape under the `turns` mask, launched as it would ship.
+    """Yields milliseconds of every candidate at the 7B shape under the `turns` mask, launched as it would ship.
 
-    hopper: also those of the Hopper forward.
+    hopper: also the candidates of the Hopper forward.
     """
     q, k, v, d_out = (x.detach() for x in random_inputs(num_tokens, (28, 4), 128, torch.bfloat16, "cuda"))
     block_mask = build_block_mask(trajectory_mask(num_tokens, 4)).to("cuda")

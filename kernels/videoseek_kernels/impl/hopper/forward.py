@@ -29,7 +29,7 @@ def hopper_launch(
 ) -> Launch:
     """(q [T, Hq, D], k and v [T, Hkv, D]) -> (O like q, L float32 [Hq, T] in log2 units); all contiguous, 16 bits.
 
-    The plan's blocks are whole multiples of the tile.
+    The mask's blocks are whole multiples of the tile.
     """
     (q, k, v), (out, lse) = inputs, outputs
     config = config or TILES[q.shape[2]]
@@ -48,7 +48,7 @@ def hopper_launch(
 
 
 def _tiles_of(x: torch.Tensor, num_rows: int) -> TensorDescriptor:
-    """A contiguous [T, H, D] tensor as a matrix [T, H * D], which moves in tiles [num_rows, D]."""
+    """Returns a contiguous [T, H, D] tensor as a matrix [T, H * D] that moves in tiles [num_rows, D]."""
     num_tokens, num_heads, head_dim = x.shape
     block, width = [num_rows, head_dim], num_heads * head_dim
     layout = gl.NVMMASharedLayout.get_default_for(block, _TYPES[x.dtype])

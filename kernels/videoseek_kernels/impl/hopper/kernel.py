@@ -30,7 +30,7 @@ store_tile = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_
 
 @gluon.jit
 def load_stage(x, i_n, i_kv, i_turn, s_x, ready, free, D: gl.constexpr, STAGES: gl.constexpr):
-    """The tile of turn i_turn into its stage, once whoever used that before has set it free."""
+    """Loads the tile of turn i_turn into its stage, once both computing groups have released the stage."""
     i_stage = i_turn % STAGES
     mbarrier.wait(free.index(i_stage), (i_turn // STAGES + 1) & 1)
     mbarrier.expect(ready.index(i_stage), x.block_type.nbytes)
@@ -91,7 +91,7 @@ def masked_online_softmax(
     SUB_N: gl.constexpr,
     SCORES: gl.constexpr,
 ):
-    """Scores [HALF, BN] to probabilities under a new running maximum, and what that leaves of all that came before."""
+    """Hides what a PARTIAL tile hides of the scores [HALF, BN], then `online_softmax`."""
     if i >= i_partial:
         i_n = (gl.load(indices + i // SUB_N) * SUB_N + i % SUB_N) * BN
         o_n = i_n + gl.arange(0, BN, gl.SliceLayout(0, SCORES))

@@ -20,7 +20,7 @@ _WAVES, _MAX_SPLITS = 4, 8
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Outputs = tuple[torch.Tensor, torch.Tensor]
-#: (q, k, v), (O, L), block_mask, scale -> what is to be launched.
+#: (q, k, v), (O, L), block mask, scale -> the launch.
 ForwardLaunch = Callable[[Inputs, Outputs, BlockMask, float], Launch]
 
 
@@ -90,13 +90,14 @@ class _Attention(torch.autograd.Function):
 
 
 def empty_parts(k: torch.Tensor, block_mask: BlockMask) -> list[torch.Tensor]:
-    """dk and dv [parts, T, Hkv, D], for the kernel to fill: one part in k's type, several in float32."""
+    """Returns dk and dv [parts, T, Hkv, D] for the kernel to fill: one part in k's type, several in float32."""
     num_splits = _num_splits(k, block_mask)
     dtype = torch.float32 if num_splits > 1 else k.dtype
     return [torch.empty(num_splits, *k.shape, dtype=dtype, device=k.device) for _ in range(2)]
 
 
 def _num_splits(k: torch.Tensor, block_mask: BlockMask) -> int:
-    """Short batches have too few key tiles to fill a GPU: cut their work until every multiprocessor has several."""
+    """Returns into how many parts the work on dk and dv is cut."""
+    # Short batches have too few key tiles to fill a GPU: parts give every multiprocessor several programs.
     programs = block_mask.by_key.order.shape[0] * k.shape[1]
     return max(1, min(_MAX_SPLITS, _WAVES * num_processors(k.device) // programs))

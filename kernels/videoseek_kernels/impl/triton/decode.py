@@ -164,6 +164,7 @@ def split_launch(
 
 
 def merge_launch(parts: torch.Tensor, lse: torch.Tensor, out: torch.Tensor) -> Launch:
+    """parts float32 [parts, rows, D] and lse [parts, rows] (log2 units) -> out [.., D] with as many rows."""
     num_parts, num_all_rows, head_dim = parts.shape
     arguments = {
         "parts": parts,

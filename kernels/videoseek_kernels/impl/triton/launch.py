@@ -26,7 +26,7 @@ class TileConfig:
     tma: bool = False
 
     def within(self, block_m: int, block_n: int) -> TileConfig:
-        """The same with tiles no larger than a block mask's blocks."""
+        """Returns the same with tiles no larger than a block mask's blocks."""
         return TileConfig(
             min(self.block_m, block_m), min(self.block_n, block_n), self.num_warps, self.num_stages, self.tma
         )
@@ -44,7 +44,7 @@ class Launch:
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """Compile options; multiply-add fusion is said, because its default changes with Triton 3.10."""
+        """Returns the compile options; multiply-add fusion is explicit: its default changes with Triton 3.10."""
         return {
             "num_warps": self.config.num_warps,
             "num_stages": self.config.num_stages,
@@ -91,7 +91,7 @@ CANDIDATES = {
 
 
 def tile_config(stage: str, capability: int, dtype: torch.dtype) -> TileConfig:
-    """The shipped tile of a pass (forward, dq, dkdv); capability is 10 * major + minor, 0 for the interpreter."""
+    """Returns the shipped tile of a pass (forward, dq, dkdv); capability as `capability_of` gives it."""
     if capability == 0:
         return _TILES[stage, "interpreter"]
     if dtype == torch.float32:
@@ -102,7 +102,7 @@ def tile_config(stage: str, capability: int, dtype: torch.dtype) -> TileConfig:
 
 @cache
 def capability_of(device: torch.device) -> int:
-    """10 * major + minor of a GPU, 0 for the CPU."""
+    """Returns 10 * major + minor of a GPU, 0 for the CPU."""
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)
@@ -111,11 +111,12 @@ def capability_of(device: torch.device) -> int:
 
 @cache
 def num_processors(device: torch.device) -> int:
+    """Returns the number of multiprocessors of a GPU, 1 for the CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def rows_of(x: torch.Tensor, block: int, tma: bool) -> torch.Tensor | TensorDescriptor:
-    """A contiguous [T, H, D] tensor as a kernel argument that `load_rows` and `store_rows` take."""
+    """Returns a contiguous [T, H, D] tensor as a kernel argument that `load_rows` and `store_rows` take."""
     num_tokens, num_heads, head_dim = x.shape
     if not tma:
         return x
