@@ -129,7 +129,7 @@ def answer(text: str) -> str:
 def row_logits(policy: Policy, batch: TokenBatch) -> torch.Tensor:
     """Logits [T, vocabulary] of every row of a batch."""
     embeddings = policy.embed(batch.token_ids, batch.vision_rows, policy.encode(batch.clips)[batch.feature_rows])
-    attention = PackedAttention.plan(batch.end, batch.key_class, batch.visible)
+    attention = PackedAttention.build(batch.end, batch.key_class, batch.visible, policy.device)
     return policy.model.lm_head(policy.decode(embeddings[None], batch.positions[:, None], attention)[0])
 
 

@@ -16,8 +16,12 @@ IMPLEMENTATIONS = ("auto", "triton", "reference")
 
 
 @dataclass(frozen=True, slots=True)
-class KVCache:
-    """k and v [C, S, Hkv, D], of which lengths int32 [C] slots are filled; key_class int32 [C, S], None: all seen."""
+class KeyValues:
+    """Keys and values of C caches, for one layer.
+
+    k and v [C, S, Hkv, D]; lengths int32 [C] says how many slots of each cache are filled. key_class int32 [C, S] as in
+    `TokenMask`; None if every row sees every key.
+    """
 
     k: torch.Tensor
     v: torch.Tensor
@@ -43,19 +47,20 @@ class KVCache:
 
 def decode_attention(
     q: torch.Tensor,
-    cache: KVCache,
+    cache: KeyValues,
     *,
-    prefix: KVCache | None = None,
+    prefix: KeyValues | None = None,
     visible: torch.Tensor | None = None,
     scale: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """q [B, R, Hq, D], the last R tokens of each sequence, whose keys are in `cache` already -> [B, R, Hq, D].
+    """Attention of the last R tokens of each sequence, q [B, R, Hq, D], whose keys `cache` holds -> [B, R, Hq, D].
 
-    Row r of a sequence sees its own slots up to lengths - R + r and, of a prefix, all. `prefix` holds C caches, each
-    before B / C neighbouring sequences: its keys and values are read once for all of them. `visible` int32 [B, R] is
-    matched against key_class as in `TokenMask` (None sees every class); slots that no row sees are not read.
+    Row r of a sequence sees its own slots up to lengths - R + r and all slots of its prefix. `prefix` holds C caches,
+    each before B / C neighbouring sequences: their keys and values are read once for all of these. `visible` int32
+    [B, R] is matched against key_class as in `TokenMask` (None sees every class); slots that no row sees are not read.
     scale: D ** -0.5 if None. impl: "auto" takes Triton on CUDA and the reference elsewhere. No gradient is kept.
+    Raises ValueError for shapes and types that do not fit.
     """
     _check(q, cache, prefix, visible, impl)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -67,10 +72,12 @@ def decode_attention(
         if chosen == "reference":
             return _decode_reference(q, cache, prefix, visible, scale)
         check_triton_inputs(q)
-        return kernels("tier1.decode").decode(q, cache, prefix, visible, scale)
+        return kernels("triton.decode").decode(q, cache, prefix, visible, scale)
 
 
-def _check(q: torch.Tensor, cache: KVCache, prefix: KVCache | None, visible: torch.Tensor | None, impl: str) -> None:
+def _check(
+    q: torch.Tensor, cache: KeyValues, prefix: KeyValues | None, visible: torch.Tensor | None, impl: str
+) -> None:
     if q.dim() != 4 or cache.k.shape[0] != q.shape[0]:
         raise ValueError(f"wanted q [B, R, Hq, D] and one cache each, got {list(q.shape)}, {cache.k.shape[0]} caches")
     for name, held in (("cache", cache), ("prefix", prefix)):
@@ -87,9 +94,9 @@ def _check(q: torch.Tensor, cache: KVCache, prefix: KVCache | None, visible: tor
 
 
 def _decode_reference(
-    q: torch.Tensor, cache: KVCache, prefix: KVCache | None, visible: torch.Tensor, scale: float
+    q: torch.Tensor, cache: KeyValues, prefix: KeyValues | None, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Sequence by sequence: the filled slots laid out, a dense mask over them."""
+    """Computes sequence by sequence: the filled slots laid out, under a dense mask."""
     num_sequences, num_rows = q.shape[:2]
     row = torch.arange(num_rows, device=q.device)[:, None]
     results = []

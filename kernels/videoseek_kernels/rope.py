@@ -64,9 +64,9 @@ class _Rotation(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(cos, sin)
-        return kernels("tier1.rope").rotate(q, k, cos, sin, 1.0)
+        return kernels("triton.rope").rotate(q, k, cos, sin, 1.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dq: torch.Tensor, dk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        return *kernels("tier1.rope").rotate(dq, dk, *ctx.saved_tensors, -1.0), None, None
+        return *kernels("triton.rope").rotate(dq, dk, *ctx.saved_tensors, -1.0), None, None

@@ -422,8 +422,8 @@ def _instead_of_triton(names: Sequence[str]) -> Iterator[None]:
 
 
 def load_kernels(change: Callable[[str], str] = lambda source: source) -> dict[str, Any]:
-    """What `tier2/kernel.py` defines, as plain functions for a Machine; `change` edits its source first."""
-    primitives, kernel = "videoseek_kernels.tier1.primitives", "videoseek_kernels.tier2.kernel"
+    """What `impl/hopper/kernel.py` defines, as plain functions for a Machine; `change` edits its source first."""
+    primitives, kernel = "videoseek_kernels.impl.triton.primitives", "videoseek_kernels.impl.hopper.kernel"
     spec = importlib.util.find_spec(kernel)
     assert spec is not None and spec.origin is not None
     with open(spec.origin, encoding="utf-8") as file:

@@ -1,10 +1,8 @@
-"""Packed and cached attention against the dense formula."""
+"""Packed attention and vision windows against the dense formula."""
 
 from __future__ import annotations
 
 import itertools
-import weakref
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,11 +12,11 @@ from tiny_world import tiny_world
 
 from videoseek.batches.packing import pack_documents
 from videoseek.model import attention
-from videoseek.model.attention import IMPLEMENTATION, KVCache, PackedAttention, document_bounds, install_attention
+from videoseek.model.attention import IMPLEMENTATION, PackedAttention, install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model
 
-GROUPS, SIZE = 2, 8
+GROUPS, SIZE, CPU = 2, 8, torch.device("cpu")
 
 
 def random_qkv(num_tokens: int, group: int = 2, *, seed: int = 0, grad: bool = False) -> list[torch.Tensor]:
@@ -62,7 +60,7 @@ def masks(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @given(mask=masks(), group=st.sampled_from([1, 2, 7]))
 def test_packed_equals_the_dense_formula(mask: tuple[torch.Tensor, ...], group: int) -> None:
     qkv = random_qkv(len(mask[0]), group)
-    out = PackedAttention.plan(*mask).attend(0, *qkv)
+    out = PackedAttention.build(*mask, CPU).attend(0, *qkv)
     torch.testing.assert_close(out, dense(qkv, *mask), atol=1e-12, rtol=0)
 
 
@@ -72,161 +70,10 @@ def test_packed_gradients_equal_the_dense_formula() -> None:
     visible = torch.tensor([7, 7, 7, 3, 7, 5, 7, 3, 7, 7, 5, 7, 7, 7, 7], dtype=torch.int32)
     mine, other = random_qkv(15, grad=True), random_qkv(15, grad=True)
     weights = torch.randn(1, 15, 2 * GROUPS, SIZE, dtype=torch.float64)
-    (PackedAttention.plan(end, key_class, visible).attend(0, *mine) * weights).sum().backward()
+    (PackedAttention.build(end, key_class, visible, CPU).attend(0, *mine) * weights).sum().backward()
     (dense(other, end, key_class, visible) * weights).sum().backward()
     for tensor, wanted in zip(mine, other, strict=True):
         torch.testing.assert_close(tensor.grad, wanted.grad, atol=1e-12, rtol=0)
-
-
-def test_lengths_share_a_bucket_only_when_similar() -> None:
-    sizes = [40, 3, 38, 1, 2, 39]
-    end = torch.tensor([sum(sizes[: i + 1]) for i, size in enumerate(sizes) for _ in range(size)], dtype=torch.int32)
-    ones = torch.ones_like(end)
-    plan = PackedAttention.plan(end, ones, ones)
-    assert [tuple(rows.shape) for rows, _ in plan.buckets] == [(3, 40), (1, 3), (1, 2), (1, 1)]
-    qkv = random_qkv(len(end))
-    torch.testing.assert_close(plan.attend(0, *qkv), dense(qkv, end, ones, ones), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("end", "bounds"),
-    [
-        ([1], [0, 1]),
-        ([1, 2, 3], [0, 1, 2, 3]),
-        ([3, 3, 3], [0, 3]),
-        ([2, 2, 5, 5, 5], [0, 2, 5]),
-        ([6, 6, 4, 4, 6, 6, 7], [0, 6, 7]),  # a prompt of two with two branches, then a token alone
-        ([1, 2, 5, 4, 5], [0, 1, 2, 5]),
-    ],
-    ids=str,
-)
-def test_document_bounds(end: list[int], bounds: list[int]) -> None:
-    assert document_bounds(torch.tensor(end, dtype=torch.int32)) == bounds
-
-
-def causal(keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """Outputs [L, H, D] of the last L of the given tokens, each seeing all before it."""
-    total, new = keys.shape[1], query.shape[1]
-    qkv = [torch.zeros(1, query.shape[0], total, SIZE, dtype=torch.float64), keys[None], values[None]]
-    qkv[0][0, :, total - new :] = query
-    ones = torch.ones(total, dtype=torch.int32)
-    return dense(qkv, torch.full((total,), total), ones, ones)[0, total - new :]
-
-
-class History:
-    """What each sequence of a cache should hold, and the comparison with it."""
-
-    def __init__(self, num_sequences: int) -> None:
-        self.keys = [torch.zeros(GROUPS, 0, SIZE, dtype=torch.float64) for _ in range(num_sequences)]
-        self.values = list(self.keys)
-
-    def feed(self, cache: KVCache, num_valid: list[int], seed: int) -> None:
-        """Appends ragged new tokens, padded with large numbers, and checks every valid row of every layer."""
-        longest = max(num_valid)
-        draw = torch.Generator().manual_seed(seed)
-        shapes = [(len(num_valid), count, longest, SIZE) for count in (2 * GROUPS, GROUPS, GROUPS)]
-        query, key, value = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes)
-        for row, count in enumerate(num_valid):
-            key[row, :, count:] = value[row, :, count:] = 1e3
-            self.keys[row] = torch.cat([self.keys[row], key[row, :, :count]], dim=1)
-            self.values[row] = torch.cat([self.values[row], value[row, :, :count]], dim=1)
-        cache.begin(longest)
-        for layer, sign in enumerate((1, -1)):
-            out = cache.attend(layer, query, key * sign, value * sign)
-            for row, count in enumerate(num_valid):
-                wanted = causal(self.keys[row] * sign, self.values[row] * sign, query[row, :, :count])
-                torch.testing.assert_close(out[row, :count], wanted, atol=1e-12, rtol=0)
-        cache.advance(torch.tensor(num_valid))
-
-    def select(self, rows: list[int]) -> None:
-        self.keys, self.values = [self.keys[row] for row in rows], [self.values[row] for row in rows]
-
-
-def test_cache_equals_recomputation_through_growth_selection_and_padding() -> None:
-    cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    history = History(3)
-    history.feed(cache, [6, 2, 4], seed=1)
-    cache.select(torch.tensor([2, 0, 0, 1, 2]), 10)
-    history.select([2, 0, 0, 1, 2])
-    assert cache.capacity == 10 and cache.lengths.tolist() == [4, 6, 6, 2, 4]
-    history.feed(cache, [1, 0, 3, 2, 3], seed=2)
-    history.feed(cache, [0, 0, 0, 1, 0], seed=3)
-    cache.reserve(5)
-    history.feed(cache, [5, 1, 0, 4, 0], seed=4)
-    cache.select(torch.tensor([3]), 12)
-    history.select([3])
-    history.feed(cache, [3], seed=5)
-    assert cache.lengths.tolist() == [12]
-
-
-def test_selected_copies_do_not_share_memory() -> None:
-    cache = KVCache.empty(2, (1, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
-    history = History(1)
-    history.feed(cache, [3], seed=1)
-    cache.select(torch.tensor([0, 0]), 8)
-    history.select([0, 0])
-    history.feed(cache, [2, 4], seed=2)
-
-
-def test_fed_in_parts_the_cache_is_the_same() -> None:
-    cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    parts = [(cache.narrow(0, 1), History(1), [4]), (cache.narrow(1, 3), History(2), [6, 1])]
-    for part, history, num_valid in parts:
-        history.feed(part, num_valid, seed=1)
-    whole = History(3)
-    whole.keys = [keys for _, history, _ in parts for keys in history.keys]
-    whole.values = [values for _, history, _ in parts for values in history.values]
-    assert cache.lengths.tolist() == [4, 6, 1]
-    cache.select(torch.tensor([2, 0, 1]), 8)
-    whole.select([2, 0, 1])
-    whole.feed(cache, [2, 1, 2], seed=2)
-
-
-def test_calls_of_few_sequences_give_what_one_call_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    sdpa = attention.sdpa
-    monkeypatch.setattr(attention, "sdpa", lambda *args: sizes.append(len(args[0])) or sdpa(*args))
-    monkeypatch.setattr(attention, "_CALL_ELEMENTS", 2 * 6 * 2 * GROUPS * SIZE)
-    cache = KVCache.empty(2, (5, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    History(5).feed(cache, [6, 2, 4, 1, 3], seed=1)
-    assert sizes == [2, 2, 1] * 2
-
-
-def test_a_single_token_repeats_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    history = History(3)
-    history.feed(cache, [3, 5, 1], seed=1)
-    monkeypatch.setattr(attention, "sdpa", None)
-    history.feed(cache, [1, 1, 0], seed=2)
-
-
-@pytest.mark.parametrize("change", ["select", "reserve"])
-def test_the_cache_is_changed_layer_by_layer(change: str) -> None:
-    """The old tensors of a layer are gone before the next layer's are made."""
-    cache = KVCache.empty(4, (2, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    old = [weakref.ref(tensor) for pair in zip(cache.keys, cache.values, strict=True) for tensor in pair]
-    alive: list[int] = []
-    replace_each = KVCache._replace_each
-
-    def counting(self: KVCache, resize: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        def counted(tensor: torch.Tensor) -> torch.Tensor:
-            alive.append(sum(ref() is not None for ref in old))
-            return resize(tensor)
-
-        replace_each(self, counted)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KVCache, "_replace_each", counting)
-        cache.select(torch.tensor([0, 0, 1]), 8) if change == "select" else cache.reserve(2)
-    assert alive == [8, 7, 6, 5, 4, 3, 2, 1] and cache.capacity == 8
-
-
-def test_cache_refuses_more_than_it_holds() -> None:
-    cache = KVCache.empty(1, (2, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
-    with pytest.raises(ValueError, match="cache holds 4 tokens, 5 are needed"):
-        cache.begin(5)
-    with pytest.raises(RuntimeError, match="begin was not called"):
-        cache.attend(0, *random_qkv(1))
 
 
 @pytest.mark.parametrize("bounds", [[0, 4, 8, 12], [0, 3, 4, 9, 12], [0, 12], [0, 1, 2, 12]], ids=str)
@@ -273,8 +120,8 @@ def test_decoder_and_vision_tower_are_on_our_attention(monkeypatch: pytest.Monke
     assert calls == ["vision"] * len(visual.blocks) + ["text"] * len(decoder.layers)
 
 
-def test_model_refuses_to_run_without_a_plan() -> None:
+def test_model_refuses_to_run_without_attention() -> None:
     world = tiny_world()
     model = Policy(install_attention(build_model(world.config, 0))).model
-    with pytest.raises(RuntimeError, match="attention plan"):
+    with pytest.raises(RuntimeError, match="call the model through videoseek.model.policy"):
         model(input_ids=torch.tensor([[1, 2, 3]]))

@@ -14,8 +14,8 @@ from damaged_video import damaged_copy
 from tiny_world import TOKENS_PER_SECOND, TinyWorld, memorised, row_logits, tiny_world
 
 from videoseek.batches.packing import pack_documents, pack_groups
-from videoseek.model import branches
-from videoseek.model.attention import KVCache
+from videoseek.model import kv_cache
+from videoseek.model.kv_cache import KVCache
 from videoseek.model.policy import Policy
 from videoseek.rollout import native
 from videoseek.rollout.environment import Environment
@@ -87,7 +87,7 @@ def test_shared_prompts_give_the_same_episodes(
     world: TinyWorld, groups: list[list[Episode]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, but with the kernels' reference: several turns, crops, and groups whose members end one by one."""
-    monkeypatch.setattr(branches, "choose", lambda _: "triton")
+    monkeypatch.setattr(kv_cache, "choose", lambda _: "triton")
     policy, samples = memorised()
     shared = engine_of(policy, world.environment).rollout(samples, len(groups[0]), 0, SETTINGS)
     for one, other in zip(itertools.chain(*shared), itertools.chain(*groups), strict=True):

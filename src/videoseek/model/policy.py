@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videoseek.batches.token_batch import TokenBatch
-from videoseek.model.attention import Attends, KVCache, plan_attention
-from videoseek.model.branches import SharedPrefixCache
+from videoseek.model.attention import DecoderAttention, PackedAttention
+from videoseek.model.kv_cache import SequenceCache
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
@@ -63,7 +63,7 @@ class Policy(nn.Module):
         embeddings = self.model.model.language_model.embed_tokens(token_ids)
         return embeddings.index_copy(0, vision_rows, features.to(embeddings.dtype))
 
-    def decode(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: Attends) -> torch.Tensor:
+    def decode(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: DecoderAttention) -> torch.Tensor:
         """Final hidden states [B, L, C] of embeddings [B, L, C] at positions [3, B, L]."""
         return self.model.model.language_model(
             inputs_embeds=embeddings,
@@ -86,7 +86,7 @@ class Policy(nn.Module):
         """
         features = self.encode(batch.clips) if features is None else features
         embeddings = self.embed(batch.token_ids, batch.vision_rows, features[batch.feature_rows])
-        attention = plan_attention(batch.end, batch.key_class, batch.visible, self.device)
+        attention = PackedAttention.build(batch.end, batch.key_class, batch.visible, self.device)
         hidden = self.decode(embeddings[None], batch.positions[:, None], attention)[0]
         return self.label_logprobs(hidden[batch.label_rows], batch.labels, temperature, least_projections)
 
@@ -117,7 +117,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def extend(
         self,
-        cache: KVCache | SharedPrefixCache,
+        cache: SequenceCache,
         embeddings: torch.Tensor,
         positions: torch.Tensor,
         num_valid: torch.Tensor,

@@ -16,17 +16,13 @@ import torch
 
 from videoseek.batches.order import micro_batches
 from videoseek.batches.positions import mrope_positions
-from videoseek.model.attention import KVCache
-from videoseek.model.branches import SharedPrefixCache, branch
+from videoseek.model.kv_cache import KVCache, SequenceCache, fork
 from videoseek.model.policy import Policy
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampling import episode_generator, sample_tokens
 from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.types import Clip, Episode, Sample, StopReason
 from videoseek.video.errors import VideoError, warn_once
-
-#: What sequences under way are kept in.
-Cache = KVCache | SharedPrefixCache
 
 #: Tokens that one pass feeds to the decoder, and merged tokens that one encodes: activations of 7B take 3.5 GiB in
 #: the wider of the two (gate, up and product of 18,944 in bfloat16). A pass takes one sequence or clip at least.
@@ -157,7 +153,7 @@ class NativeEngine:
         """Whether all clips that it waits for could be read."""
         return all(clip in self.features for clip in runner.pending()[1])
 
-    def _prefill(self, groups: list[list[_Runner]]) -> tuple[Cache, torch.Tensor]:
+    def _prefill(self, groups: list[list[_Runner]]) -> tuple[SequenceCache, torch.Tensor]:
         """Prompts are fed once a group; their cache is then shared out to the group's runners."""
         prompts = [group[0] for group in groups]
         cache = self._new_cache(len(prompts), max(len(prompt.builder.token_ids) for prompt in prompts))
@@ -166,7 +162,7 @@ class NativeEngine:
             for runner in group[1:]:
                 runner.cached_tokens, runner.next_position = group[0].cached_tokens, group[0].next_position
         sizes = [len(group) for group in groups]
-        return branch(cache, sizes), logits.repeat_interleave(torch.tensor(sizes, device=logits.device), dim=0)
+        return fork(cache, sizes), logits.repeat_interleave(torch.tensor(sizes, device=logits.device), dim=0)
 
     def _new_cache(self, num_sequences: int, capacity: int) -> KVCache:
         config = self.policy.model.config.text_config
@@ -176,7 +172,7 @@ class NativeEngine:
             config.num_hidden_layers, shape, self.policy.model.lm_head.weight.dtype, self.policy.device
         )
 
-    def _feed_pending(self, runners: list[_Runner], cache: Cache, kept: list[int]) -> torch.Tensor:
+    def _feed_pending(self, runners: list[_Runner], cache: SequenceCache, kept: list[int]) -> torch.Tensor:
         """Keeps the rows `kept` of the cache, those of `runners`, and feeds what they wait for; logits [B, V]."""
         longest = max(len(runner.pending()[0]) for runner in runners)
         rows = torch.tensor(kept, device=self.policy.device)
@@ -186,7 +182,7 @@ class NativeEngine:
     def _sample_turn(
         self,
         runners: list[_Runner],
-        cache: Cache,
+        cache: SequenceCache,
         logits: torch.Tensor,
         settings: SamplingSettings,
         deadline: float,
@@ -210,7 +206,7 @@ class NativeEngine:
                 return
             logits = self._extend_by_one(runners, cache, tokens)
 
-    def _extend_by_one(self, runners: list[_Runner], cache: Cache, tokens: torch.Tensor) -> torch.Tensor:
+    def _extend_by_one(self, runners: list[_Runner], cache: SequenceCache, tokens: torch.Tensor) -> torch.Tensor:
         """Feeds the token just sampled; a runner whose turn is over takes part but keeps its cache as it was."""
         if int(cache.lengths.max()) + 1 > cache.capacity:
             cache.reserve(max(64, cache.capacity // 4))
@@ -240,7 +236,7 @@ class NativeEngine:
         if runner.builder.token_ids[: len(sampled)] != sampled:
             raise RuntimeError(f"episode of {runner.builder.sample.id!r}: an observation changed earlier tokens")
 
-    def _extend(self, runners: list[_Runner], cache: Cache) -> torch.Tensor:
+    def _extend(self, runners: list[_Runner], cache: SequenceCache) -> torch.Tensor:
         """Feeds each runner its pending tokens, few runners at a time if those are many; logits [B, V] after each."""
         longest = max(len(runner.pending()[0]) for runner in runners)
         passes = micro_batches([longest] * len(runners), _TOKENS_PER_PASS)
@@ -251,7 +247,7 @@ class NativeEngine:
             ]
         )
 
-    def _extend_at_once(self, runners: list[_Runner], cache: Cache) -> torch.Tensor:
+    def _extend_at_once(self, runners: list[_Runner], cache: SequenceCache) -> torch.Tensor:
         """One pass over the pending tokens of all runners, padded to the longest."""
         pending = [runner.pending() for runner in runners]
         vocabulary, device = self.environment.vocabulary, self.policy.device
