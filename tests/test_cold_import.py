@@ -75,3 +75,14 @@ print(help_text("x").splitlines()[0])
 """
     heavy = {"torch", "transformers", "deepspeed", "av", "numpy", "triton"}
     assert run_without(heavy, code) == "usage: x\n"
+
+
+def test_samples_and_their_grammar_need_no_heavy_library() -> None:
+    """Commands that only read records start without torch."""
+    code = """
+import videoseek.types
+import videoseek.trajectory.grammar
+import videoseek.trajectory.wording
+print("light")
+"""
+    assert run_without({"torch", "transformers", "deepspeed", "av", "numpy", "triton"}, code) == "light\n"

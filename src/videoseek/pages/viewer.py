@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from string import ascii_uppercase
 
 from videoseek.pages.charts import swatch
 from videoseek.pages.markup import Markup, join, tag
@@ -88,7 +87,7 @@ def _article(number: int, choice: Chosen, models: Sequence[str], colours: Mappin
 def _options(sample: Sample) -> Markup:
     """The options with their letters, which some data sets write into them, and the key among or after them."""
     items, keys = [], []
-    for letter, option in zip(ascii_uppercase, sample.options, strict=False):
+    for letter, option in sample.lettered_options:
         shown = option if option.startswith((f"{letter}.", f"{letter})")) else f"{letter}. {option}"
         is_key = letter == sample.answer.strip()
         items.append(tag("li", shown, tag("b", " (key)") if is_key else ""))

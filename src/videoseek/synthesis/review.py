@@ -18,7 +18,7 @@ from videoseek.synthesis.items import Clue, Item, hash_number
 from videoseek.synthesis.settings import SynthesisSettings
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.wording import lettered
-from videoseek.types import Call, CallRecord, Clip
+from videoseek.types import Call, CallRecord, Clip, letter_options
 from videoseek.video.decode import probe
 from videoseek.video.errors import VideoError
 from videoseek.video.quotas import crop_clip, overview_clip
@@ -72,10 +72,9 @@ def _drawn(items: Sequence[Item], number: int, seed: int) -> list[Item]:
 
 def _article(number: int, item: Item, limits: VideoConfig, format_name: str) -> Markup:
     asked = item.asked
-    letters = lettered(asked.options)
     options = [
-        tag("li", option, tag("b", " (key)") if ord(asked.answer[0]) - ord("A") == index else "")
-        for index, option in enumerate(letters)
+        tag("li", line, tag("b", " (key)") if asked.answer[0] == letter else "")
+        for (letter, _), line in zip(letter_options(asked.options), lettered(asked.options), strict=True)
     ]
     if not options:
         options = [tag("li", "Key: ", tag("b", asked.answer))]

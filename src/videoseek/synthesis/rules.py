@@ -9,7 +9,7 @@ from typing import Any
 from videoseek.rewards.accuracy import tolerant_match
 from videoseek.synthesis.items import Clue, Question
 from videoseek.trajectory.grammar import seconds_number
-from videoseek.types import Interval
+from videoseek.types import Interval, letter_options
 
 #: A model's times may be rounded up beyond the end.
 ROUNDING_SECONDS = 1.0
@@ -81,7 +81,7 @@ def question_fault(question: dict[str, Any], num_wrong: int, last_seconds: float
 
 def verdict_fault(reply: dict[str, Any], question: Question) -> str | None:
     """A reader of clips must answer in the form of the question."""
-    letters = [chr(ord("A") + index) for index in range(len(question.options))]
+    letters = [letter for letter, _ in letter_options(question.options)]
     if letters and not any(tolerant_match(reply["answer"], letter) for letter in letters):
         return f"the answer must be one of the letters {', '.join(letters)}, got {reply['answer']!r}."
     return None if reply["answer"].strip() else "the answer is empty."

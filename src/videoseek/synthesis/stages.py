@@ -29,7 +29,7 @@ from videoseek.synthesis.settings import SynthesisSettings
 from videoseek.synthesis.stage_client import Asker, Rejected
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.wording import lettered
-from videoseek.types import Call, Clip, Interval
+from videoseek.types import Call, Clip, Interval, letter_options
 from videoseek.video.decode import probe
 from videoseek.video.quotas import crop_clip, overview_clip
 
@@ -106,7 +106,7 @@ def _asked(item: Item, id_: str, found: dict[str, Any], duration_seconds: float,
     # Models put the right option first, or where they like it; its letter must say nothing.
     options = [option.strip() for option in (found["correct"], *found["wrong"])]
     shuffled = sorted(options, key=lambda option: hash_number(settings.seed, id_, option))
-    answer = chr(ord("A") + shuffled.index(options[0]))
+    answer = next(letter for letter, option in letter_options(shuffled) if option == options[0])
     evidence = () if fault else tuple((float(start), float(end)) for start, end in found["evidence"])
     made = Question(found["question"].strip(), tuple(shuffled), answer, evidence)
     return replace(item, id=id_, question=made, ending=Ending("question", *fault) if fault else None)
