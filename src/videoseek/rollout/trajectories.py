@@ -1,4 +1,4 @@
-"""The trajectory files of a run."""
+"""Writes the trajectory files of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from videoseek.types import Episode
 
 
 def write_trajectories(output_dir: Path, name: str, groups: Sequence[Sequence[Episode]]) -> None:
-    """One episode a line: text, windows, rewards and ids; never pixels."""
+    """Writes `trajectories/NAME.jsonl`, one episode per line: text, windows, rewards and token ids, without pixels."""
     (output_dir / "trajectories").mkdir(exist_ok=True)
-    lines = [json.dumps(e.to_json(), ensure_ascii=False) + "\n" for group in groups for e in group]
+    episodes = [episode for group in groups for episode in group]
+    lines = [json.dumps(episode.to_json(), ensure_ascii=False) + "\n" for episode in episodes]
     write_text(output_dir / "trajectories" / f"{name}.jsonl", "".join(lines))
