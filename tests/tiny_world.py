@@ -1,4 +1,4 @@
-"""A tiny policy in its environment: real tokenizer, model, H.264 videos and tool, small enough for unit tests."""
+"""A tiny policy and its environment, small enough for unit tests: a real tokenizer, model, H.264 videos and tool."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TinyWorld:
         return self.environment.replay(replace(self.samples[index], turns=turns))
 
     def episodes(self) -> list[Episode]:
-        """Of mixed lengths: no call; one, two and three crops of unequal size; failed and malformed calls."""
+        """Episodes of mixed lengths: no call; one, two and three crops of unequal size; failed and malformed calls."""
         return [
             self.replay(0, answer("A")),
             self.replay(1, look(4, 8), answer("B")),
@@ -71,7 +71,7 @@ class TinyWorld:
 
 @cache
 def tiny_world() -> TinyWorld:
-    """One for all tests of a process; its folder goes when the process ends."""
+    """One world for all tests of a process. Its folder is removed when the process ends."""
     folder = tempfile.TemporaryDirectory(prefix="tiny-world-")
     tokenizer = build_tokenizer(clueworld.phrases())
     config = tiny_config(tokenizer)
@@ -92,9 +92,9 @@ _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 @cache
 def memorised() -> tuple[Policy, list[Sample]]:
-    """A policy that all but remembers four trajectories, and their samples.
+    """A policy that has almost memorised four trajectories, and their samples.
 
-    Sampled, it crops, calls beyond the video's end, breaks the grammar and answers, by turns of its own choice.
+    Its sampled turns crop, call beyond the video's end, break the grammar and answer.
     """
     world = tiny_world()
     turns = [
@@ -134,19 +134,19 @@ def row_logits(policy: Policy, batch: TokenBatch) -> torch.Tensor:
 
 
 def gradients(policy: Policy, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Gradients by name of every parameter that the loss depends on; the policy's own are cleared."""
+    """Returns the gradients by name of every parameter that the loss depends on, and clears the policy's own."""
     policy.zero_grad()
     loss.backward()
-    found = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    by_name = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
-    return found
+    return by_name
 
 
-def assert_same_gradients(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Equal up to `tolerance` times the largest entry of each parameter's gradient."""
-    assert mine.keys() == other.keys()
-    for name, wanted in other.items():
-        gap = (mine[name] - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12)
+def assert_same_gradients(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Asserts equality up to `tolerance` times the largest entry of each parameter's gradient."""
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        gap = (actual[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-12)
         assert gap < tolerance, f"{name}: {gap:.2e}"
 
 

@@ -93,7 +93,7 @@ def test_replay_is_reference_and_ends_with_its_last_turn(world: TinyWorld) -> No
     episode = world.replay(0, look(4, 8), look(8, 12))
     assert episode.stop_reason == StopReason.REFERENCE and episode.answer is None
     assert episode.token_ids[-1] == world.vocabulary.im_end and len(episode.calls) == 1
-    assert set(episode.logprobs) == {0.0}
+    assert set(episode.rollout_logprobs) == {0.0}
     assert world.replay(0, look(4, 8), answer("B")).answer == "B"
 
 

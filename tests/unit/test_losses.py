@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from videoseek.algorithms.losses import LOSSES, PolicyLossSettings, combine_metrics, kl_estimate, sft_loss
+from videoseek.algorithms.losses import LOSSES, LossInputs, PolicyLossSettings, combine_metrics, kl_estimate, sft_loss
 
 # Two documents: tokens 0-1 with advantage 1, token 2 with advantage -2.
 OLD = torch.log(torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64))
@@ -21,7 +21,7 @@ SETTINGS = PolicyLossSettings(
 def run(name: str, settings: PolicyLossSettings = SETTINGS, **extra: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and its gradient by the log-probs."""
     logprobs = (OLD + RATIOS.log()).requires_grad_()
-    loss, _ = LOSSES[name](logprobs, OLD, ADVANTAGES, DOCUMENTS, settings, **extra)
+    loss, _ = LOSSES[name](LossInputs(logprobs, OLD, ADVANTAGES, DOCUMENTS, **extra), settings)
     (gradient,) = torch.autograd.grad(loss, logprobs)
     return loss.detach(), gradient
 
@@ -52,7 +52,7 @@ def test_loss_and_gradient_by_hand(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_at_ratio_one_the_gradient_is_reinforce(name: str) -> None:
     logprobs = OLD.clone().requires_grad_()
-    loss, metrics = LOSSES[name](logprobs, logprobs.detach(), ADVANTAGES, DOCUMENTS, SETTINGS)
+    loss, metrics = LOSSES[name](LossInputs(logprobs, logprobs.detach(), ADVANTAGES, DOCUMENTS), SETTINGS)
     (gradient,) = torch.autograd.grad(loss, logprobs)
     divisors = {"documents": torch.tensor([4.0, 4.0, 2.0]), "tokens": torch.full((3,), 3.0), "constant": 8}
     torch.testing.assert_close(gradient, -ADVANTAGES / divisors[LOSSES[name].average])
@@ -71,8 +71,8 @@ def test_gradients_are_those_of_the_value(name: str, kl: str) -> None:
     settings = PolicyLossSettings(9, 3, kl=kl, kl_weight=0.3, importance_cap=1.1, max_document_tokens=5)
 
     def value(x: torch.Tensor) -> torch.Tensor:
-        extra = {"rollout_logprobs": old + 0.2, "reference_logprobs": old - 0.3}
-        return LOSSES[name](x, old, advantages, documents, settings, **extra)[0]
+        inputs = LossInputs(x, old, advantages, documents, rollout_logprobs=old + 0.2, reference_logprobs=old - 0.3)
+        return LOSSES[name](inputs, settings)[0]
 
     assert torch.autograd.gradcheck(value, logprobs)
 
@@ -91,9 +91,8 @@ def test_a_batch_is_the_sum_of_its_parts(name: str) -> None:
         losses, metrics = [], []
         for cut in cuts:
             rows = torch.isin(documents, torch.tensor(cut, dtype=documents.dtype))
-            extra = {"rollout_logprobs": rollout[rows], "reference_logprobs": reference[rows]}
-            inputs = (logprobs[rows], old[rows], advantages[rows], documents[rows])
-            loss, metric = LOSSES[name](*inputs, settings, **extra)
+            tensors = (logprobs, old, advantages, documents, rollout, reference)
+            loss, metric = LOSSES[name](LossInputs(*(tensor[rows] for tensor in tensors)), settings)
             losses.append(loss)
             metrics.append(metric)
         loss = torch.stack(losses).sum()
@@ -108,7 +107,7 @@ def test_a_batch_is_the_sum_of_its_parts(name: str) -> None:
 
 
 def test_clip_metrics_count_what_the_bounds_cut() -> None:
-    _, metrics = LOSSES["dapo"](OLD + RATIOS.log(), OLD, ADVANTAGES, DOCUMENTS, SETTINGS)
+    _, metrics = LOSSES["dapo"](LossInputs(OLD + RATIOS.log(), OLD, ADVANTAGES, DOCUMENTS), SETTINGS)
     assert combine_metrics([metrics]) == pytest.approx(
         {
             "clip_ratio/low_mean": 1 / 3,
@@ -121,9 +120,9 @@ def test_clip_metrics_count_what_the_bounds_cut() -> None:
 
 
 def test_bounds_that_do_not_act_are_not_counted() -> None:
-    _, metrics = LOSSES["dapo"](OLD + RATIOS.log(), OLD, -ADVANTAGES, DOCUMENTS, SETTINGS)
+    _, metrics = LOSSES["dapo"](LossInputs(OLD + RATIOS.log(), OLD, -ADVANTAGES, DOCUMENTS), SETTINGS)
     assert combine_metrics([metrics])["clip_ratio/region_mean"] == 0
-    _, metrics = LOSSES["cispo"](OLD + RATIOS.log(), OLD, ADVANTAGES, DOCUMENTS, SETTINGS)
+    _, metrics = LOSSES["cispo"](LossInputs(OLD + RATIOS.log(), OLD, ADVANTAGES, DOCUMENTS), SETTINGS)
     assert combine_metrics([metrics])["clip_ratio/low_mean"] == 0
 
 
@@ -139,9 +138,9 @@ def test_the_importance_weight_is_truncated_and_constant() -> None:
 
 def test_the_rollout_gap_is_reported() -> None:
     rollout = OLD - torch.tensor([math.log(1.5), 0.0, math.log(0.5)], dtype=torch.float64)
-    _, metrics = LOSSES["grpo"](OLD, OLD, ADVANTAGES, DOCUMENTS, SETTINGS, rollout_logprobs=rollout)
-    found = {name: value for name, value in combine_metrics([metrics]).items() if name.startswith("sampling/")}
-    assert found == pytest.approx(
+    _, metrics = LOSSES["grpo"](LossInputs(OLD, OLD, ADVANTAGES, DOCUMENTS, rollout_logprobs=rollout), SETTINGS)
+    gap = {name: value for name, value in combine_metrics([metrics]).items() if name.startswith("sampling/")}
+    assert gap == pytest.approx(
         {
             "sampling/logp_diff_mean": (math.log(1.5) + math.log(2)) / 3,
             "sampling/logp_diff_max": math.log(2),
@@ -155,8 +154,8 @@ def test_the_rollout_gap_is_reported() -> None:
 @pytest.mark.parametrize(("kind", "expected"), [("k1", math.log(2)), ("k2", math.log(2) ** 2 / 2), ("k3", 0.193147)])
 def test_kl_estimates_by_hand(kind: str, expected: float) -> None:
     # k3 = 1/2 - 1 - log(1/2)
-    found = kl_estimate(torch.log(torch.tensor([0.5])), torch.log(torch.tensor([0.25])), kind)
-    assert found.item() == pytest.approx(expected, abs=1e-6)
+    estimate = kl_estimate(torch.log(torch.tensor([0.5])), torch.log(torch.tensor([0.25])), kind)
+    assert estimate.item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
@@ -169,19 +168,20 @@ def test_the_expected_gradient_of_the_estimate_is_that_of_a_divergence(kind: str
     expected = (logprobs.detach().exp() * kl_estimate(logprobs, reference, kind)).sum()
     divergence = (logprobs.exp() * (logprobs - reference)).sum()
     opposite = (reference.exp() * (reference - logprobs)).sum()
-    (found,) = torch.autograd.grad(expected, logits, retain_graph=True)
-    (wanted,) = torch.autograd.grad(opposite if kind == "k3" else divergence, logits)
-    torch.testing.assert_close(found, wanted)
+    (gradient,) = torch.autograd.grad(expected, logits, retain_graph=True)
+    (expected_gradient,) = torch.autograd.grad(opposite if kind == "k3" else divergence, logits)
+    torch.testing.assert_close(gradient, expected_gradient)
     assert kind == "k2" or expected.item() == pytest.approx(divergence.item())
 
 
 def test_kl_is_added_under_the_same_average_and_logged() -> None:
     reference = OLD - 0.5
     logprobs = OLD.clone()
-    plain, _ = LOSSES["dapo"](logprobs, OLD, ADVANTAGES, DOCUMENTS, SETTINGS)
+    plain, _ = LOSSES["dapo"](LossInputs(logprobs, OLD, ADVANTAGES, DOCUMENTS), SETTINGS)
     settings = replace(SETTINGS, kl="k1", kl_weight=0.2)
-    found, metrics = LOSSES["dapo"](logprobs, OLD, ADVANTAGES, DOCUMENTS, settings, reference_logprobs=reference)
-    assert (found - plain).item() == pytest.approx(0.2 * 0.5)
+    inputs = LossInputs(logprobs, OLD, ADVANTAGES, DOCUMENTS, reference_logprobs=reference)
+    with_kl, metrics = LOSSES["dapo"](inputs, settings)
+    assert (with_kl - plain).item() == pytest.approx(0.2 * 0.5)
     assert metrics["kl"].item() == pytest.approx(0.5)
 
 
@@ -189,7 +189,7 @@ def test_kl_is_added_under_the_same_average_and_logged() -> None:
 def test_an_empty_part_gives_zero_and_keeps_the_graph(name: str) -> None:
     logprobs = torch.zeros(0, requires_grad=True)
     empty = torch.zeros(0)
-    loss, metrics = LOSSES[name](logprobs, empty, empty, empty.long(), SETTINGS)
+    loss, metrics = LOSSES[name](LossInputs(logprobs, empty, empty, empty.long()), SETTINGS)
     loss.backward()
     assert loss.item() == 0 and metrics == {}
 
@@ -217,6 +217,13 @@ def test_sft_loss_is_the_mean_over_the_whole_batch() -> None:
 def test_bad_settings_are_named(changes: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize("name", ["old_logprobs", "advantages", "documents", "rollout_logprobs", "reference_logprobs"])
+def test_inputs_of_another_length_are_named(name: str) -> None:
+    inputs = LossInputs(OLD, OLD, ADVANTAGES, DOCUMENTS, rollout_logprobs=OLD, reference_logprobs=OLD)
+    with pytest.raises(ValueError, match=rf"{name} has shape \(2,\), must be \(3,\) as logprobs"):
+        replace(inputs, **{name: OLD[:2]})
 
 
 def test_dr_grpo_needs_its_constant() -> None:

@@ -1,4 +1,4 @@
-"""The native engine: what it sampled is what the trainer scores, and nothing but an episode's own key decides it."""
+"""The native engine: the trainer gives sampled tokens the same log-probs, and an episode depends on its key only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from videoseek.types import Clip, Episode, ParsedTurn, Sample, StopReason
 from videoseek.video.errors import VideoError, warn_once
 
 SETTINGS = SamplingSettings(max_new_tokens_per_turn=24, episodes_per_batch=64)
-COPIES = 8
+GROUP_SIZE = 8
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def world() -> TinyWorld:
     return tiny_world()
 
 
-def engine_of(policy: Policy, environment: Environment, **options: bool) -> NativeEngine:
+def engine_of(policy: Policy, environment: Environment, **options: int) -> NativeEngine:
     return NativeEngine(policy, environment, TOKENS_PER_SECOND, **options)
 
 
@@ -42,7 +42,7 @@ def engine_of(policy: Policy, environment: Environment, **options: bool) -> Nati
 def groups(world: TinyWorld) -> list[list[Episode]]:
     """Rollouts of trajectories that are remembered well enough to call, and badly enough to stray from them."""
     policy, samples = memorised()
-    return engine_of(policy, world.environment).rollout(samples, COPIES, 0, SETTINGS)
+    return engine_of(policy, world.environment).rollout(samples, GROUP_SIZE, 0, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def episodes(groups: list[list[Episode]]) -> list[Episode]:
 
 
 def test_rollouts_are_varied_enough_to_prove_something(groups: list[list[Episode]], episodes: list[Episode]) -> None:
-    assert [len(group) for group in groups] == [COPIES] * 4
+    assert [len(group) for group in groups] == [GROUP_SIZE] * 4
     assert max(len(episode.calls) for episode in episodes) >= 2
     assert any(len(episode.clips) > 2 for episode in episodes)
     assert any(record.call and record.fault for episode in episodes for record in episode.calls)
@@ -70,7 +70,7 @@ def test_rollout_logprobs_are_the_trainers(
         logprobs, _ = policy(batch)
     assert len(logprobs) == sum(sum(episode.loss_mask) for episode in episodes) > 300
     assert (logprobs - batch.rollout_logprobs).abs().max() < 1e-4
-    assert batch.rollout_logprobs.min() < -2  # not only what it knows by heart
+    assert batch.rollout_logprobs.min() < -2  # also tokens that the policy does not know by heart
 
 
 def test_logprobs_of_an_untrained_model_agree_too(world: TinyWorld) -> None:
@@ -92,15 +92,17 @@ def test_shared_prompts_give_the_same_episodes(
     shared = engine_of(policy, world.environment).rollout(samples, len(groups[0]), 0, SETTINGS)
     for one, other in zip(itertools.chain(*shared), itertools.chain(*groups), strict=True):
         assert one.token_ids == other.token_ids and one.stop_reason is other.stop_reason
-        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(one.rollout_logprobs), torch.tensor(other.rollout_logprobs), atol=1e-4, rtol=0
+        )
 
 
-def redrawn(episode: Episode, copy: int, policy: Policy, world: TinyWorld) -> list[int]:
+def redrawn(episode: Episode, index: int, policy: Policy, world: TinyWorld) -> list[int]:
     """The tokens that an episode's own stream draws from the trainer's logits, one by one."""
     logits = row_logits(policy, pack_documents([episode], world.packing))
-    stream, banned = episode_generator(0, episode.sample.id, copy), torch.tensor(world.vocabulary.banned)
+    stream, banned = episode_generator(0, episode.sample.id, index), torch.tensor(world.vocabulary.banned)
     drawn = []
-    for row in [index - 1 for index, on in enumerate(episode.loss_mask) if on]:
+    for row in [position - 1 for position, on in enumerate(episode.loss_mask) if on]:
         uniform = torch.tensor([stream.random()], dtype=torch.float64)
         drawn.append(int(sample_tokens(logits[row : row + 1], uniform, 1.0, 1.0, banned)[0]))
     return drawn
@@ -111,9 +113,9 @@ def test_training_ids_are_those_drawn_from_the_models_distribution(
 ) -> None:
     policy, _ = memorised()
     for group in groups:
-        for copy, episode in enumerate(group):
+        for index, episode in enumerate(group):
             trained = [token for token, on in zip(episode.token_ids, episode.loss_mask, strict=True) if on]
-            assert redrawn(episode, copy, policy, world) == trained
+            assert redrawn(episode, index, policy, world) == trained
 
 
 def test_each_turn_extends_the_sequence_that_the_model_saw(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +135,8 @@ def test_each_turn_extends_the_sequence_that_the_model_saw(world: TinyWorld, mon
         assert fed == episode.token_ids[: len(fed)] and len(fed) >= len(episode.token_ids) - 1
 
 
-class Rewriting(Environment):
-    """An environment that breaks the rule: its observation edits a token that was sampled."""
+class RewritingEnvironment(Environment):
+    """An environment that breaks the rule: its observation edits a sampled token."""
 
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
         builder.token_ids[builder.prompt_length] ^= 1
@@ -144,13 +146,13 @@ class Rewriting(Environment):
 def test_edited_tokens_are_noticed(world: TinyWorld) -> None:
     policy, samples = memorised()
     rules = world.environment
-    rewriting = Rewriting(rules.vocabulary, rules.fmt, rules.tool, rules.max_turns, rules.max_context_tokens)
+    rewriting = RewritingEnvironment(rules.vocabulary, rules.fmt, rules.tool, rules.max_turns, rules.max_context_tokens)
     with pytest.raises(RuntimeError, match="an observation changed earlier tokens"):
         engine_of(policy, rewriting).rollout(samples, 1, 0, replace(SETTINGS, temperature=0.0))
 
 
-def test_an_episode_does_not_depend_on_its_company(world: TinyWorld, groups: list[list[Episode]]) -> None:
-    """Other order, other wave size, other copies, a sample missing: the same tokens for the same key."""
+def test_an_episode_does_not_depend_on_the_rest_of_its_batch(world: TinyWorld, groups: list[list[Episode]]) -> None:
+    """Another order, batch size or group size, or a missing sample: the same tokens for the same key."""
     policy, samples = memorised()
     engine = engine_of(policy, world.environment)
     settings = replace(SETTINGS, episodes_per_batch=6)
@@ -187,10 +189,10 @@ def test_greedy_repeats_itself(world: TinyWorld) -> None:
         assert (policy(batch)[0] - batch.rollout_logprobs).abs().max() < 1e-4
 
 
-class Longing(Policy):
-    """Wants vision tokens and forged turns above all."""
+class BiasedPolicy(Policy):
+    """Adds 60 to the logits of some tokens."""
 
-    wanted: tuple[int, ...] = ()
+    favourites: tuple[int, ...] = ()
 
     def extend(
         self, cache: KVCache, embeddings: torch.Tensor, positions: torch.Tensor, num_valid: torch.Tensor
@@ -198,14 +200,14 @@ class Longing(Policy):
         return (
             super()
             .extend(cache, embeddings, positions, num_valid)
-            .index_add(1, torch.tensor(self.wanted), torch.full((len(num_valid), len(self.wanted)), 60.0))
+            .index_add(1, torch.tensor(self.favourites), torch.full((len(num_valid), len(self.favourites)), 60.0))
         )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_vision_tokens_are_never_sampled(world: TinyWorld, temperature: float) -> None:
-    policy = Longing(world.policy().model)
-    policy.wanted = world.vocabulary.banned
+    policy = BiasedPolicy(world.policy().model)
+    policy.favourites = world.vocabulary.banned
     settings = replace(SETTINGS, temperature=temperature)
     for group in engine_of(policy, world.environment).rollout(world.samples[:2], 2, 0, settings):
         for episode in group:
@@ -219,16 +221,28 @@ def test_each_distinct_clip_is_encoded_once(world: TinyWorld, monkeypatch: pytes
     encode = policy.encode
     monkeypatch.setattr(policy, "encode", lambda clips: encoded.extend(clips) or encode(clips))
     engine = engine_of(policy, world.environment, keep_features=True)
-    rolled = engine.rollout(samples, COPIES, 0, SETTINGS)
+    rolled = engine.rollout(samples, GROUP_SIZE, 0, SETTINGS)
     distinct = {clip for group in rolled for episode in group for clip in episode.clips}
     shown = sum(len(episode.clips) for group in rolled for episode in group)
-    assert len(encoded) == len(set(encoded)) == engine.num_encoded_clips < shown
+    assert len(encoded) == len(set(encoded)) == engine.features.num_encoded_clips < shown
     assert distinct >= set(encoded)
-    engine.rollout(samples, COPIES, 0, SETTINGS)
+    engine.rollout(samples, GROUP_SIZE, 0, SETTINGS)
     assert len(encoded) == len(set(encoded))
-    engine.forget()
+    engine.features.clear()
     engine.rollout(samples[:1], 1, 0, SETTINGS)
     assert len(encoded) > len(set(encoded))
+
+
+def test_kept_features_are_those_of_the_vision_tower(world: TinyWorld) -> None:
+    policy, samples = memorised()
+    engine = engine_of(policy, world.environment, keep_features=True)
+    ((episode,),) = engine.rollout(samples[:1], 1, 0, replace(SETTINGS, temperature=0.0))
+    overview, crop = episode.clips[:2]
+    with torch.no_grad():
+        torch.testing.assert_close(engine.features.get(overview), policy.encode([overview]))
+    assert engine.features.has_all([overview, crop]) and len(engine.features) == len(set(episode.clips))
+    other = replace(overview, video="other.mp4")
+    assert engine.features.get(other) is None and not engine.features.has_all([overview, other])
 
 
 def test_features_are_forgotten_unless_kept(world: TinyWorld) -> None:
@@ -236,7 +250,7 @@ def test_features_are_forgotten_unless_kept(world: TinyWorld) -> None:
     policy = world.policy(seed=5)
     engine = engine_of(policy, world.environment)
     engine.rollout(world.samples[:1], 2, 0, SETTINGS)
-    assert not engine.features
+    assert len(engine.features) == 0
     with torch.no_grad():
         policy.model.model.visual.merger.mlp[2].weight.mul_(-1)
     batch = pack_groups(engine.rollout(world.samples[:1], 2, 0, SETTINGS), world.packing)
@@ -292,9 +306,7 @@ def test_deadline_that_has_passed_leaves_one_token(world: TinyWorld) -> None:
     assert episode.stop_reason == StopReason.DEADLINE and num_sampled(episode) == 1
 
 
-def test_deadline_inside_a_turn_spares_those_who_have_answered(
-    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deadline_inside_a_turn_stops_only_running_episodes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, samples = memorised()
     clock = iter(range(10_000))
     monkeypatch.setattr(native, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
@@ -321,16 +333,16 @@ def test_every_stop_leaves_an_episode_that_can_be_trained_on(world: TinyWorld) -
 def test_progress_mode_and_version(world: TinyWorld) -> None:
     policy, samples = memorised()
     policy.train()
-    seen: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     rolled = engine_of(policy, world.environment).rollout(
         samples,
         2,
         0,
         replace(SETTINGS, episodes_per_batch=4),
         weight_version=9,
-        on_progress=lambda done, total: seen.append((done, total)),
+        on_progress=lambda done, total: progress.append((done, total)),
     )
-    assert policy.training and seen == [(4, 8), (8, 8)]
+    assert policy.training and progress == [(4, 8), (8, 8)]
     assert {episode.weight_version for group in rolled for episode in group} == {9}
     policy.eval()
     assert engine_of(policy, world.environment).rollout([], 2, 0, SETTINGS) == [] and not policy.training
@@ -354,8 +366,8 @@ def test_an_unreadable_video_gives_an_empty_group_and_is_named_once(
     engine = engine_of(policy, world.environment)
     mixed = [samples[0], gone, damaged, samples[1]]
     for _ in range(2):
-        rolled = engine.rollout(mixed, COPIES, 0, SETTINGS, skip_unreadable=True)
-        assert [len(group) for group in rolled] == [COPIES, 0, 0, COPIES]
+        rolled = engine.rollout(mixed, GROUP_SIZE, 0, SETTINGS, skip_unreadable=True)
+        assert [len(group) for group in rolled] == [GROUP_SIZE, 0, 0, GROUP_SIZE]
         assert [[e.token_ids for e in group] for group in (rolled[0], rolled[3])] == [
             [e.token_ids for e in group] for group in groups[:2]
         ]
@@ -419,8 +431,7 @@ def test_few_prompts_and_clips_are_fed_at_a_time(
 
     monkeypatch.setattr(policy, "extend", extending)
     monkeypatch.setattr(policy, "encode", lambda clips: encoded.append(clips) or encode(clips))
-    monkeypatch.setattr(native, "_TOKENS_PER_PASS", 8)
-    rolled = engine_of(policy, world.environment).rollout(samples, COPIES, 0, SETTINGS)
+    rolled = engine_of(policy, world.environment, max_tokens_per_pass=8).rollout(samples, GROUP_SIZE, 0, SETTINGS)
     assert fed[:4] == [group[0].prompt_length for group in groups]
     assert all(len(clips) <= 1 or sum(clip.num_tokens for clip in clips) <= 8 for clips in encoded)
     assert [e.token_ids for group in rolled for e in group] == [e.token_ids for group in groups for e in group]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videoseek.batches.order import batch_indices, micro_batches
+from videoseek.batches.order import batch_indices, cut_rows
 
 
 @settings(deadline=None)
@@ -45,13 +45,13 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     ids=str,
 )
 def test_rows_by_hand(lengths: list[int], max_tokens: int, rows: list[list[int]]) -> None:
-    assert micro_batches(lengths, max_tokens) == rows
+    assert cut_rows(lengths, max_tokens) == rows
 
 
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 30)), max_tokens=st.integers(1, 40))
 def test_rows_keep_the_order_and_the_limit(lengths: list[int], max_tokens: int) -> None:
-    rows = micro_batches(lengths, max_tokens)
+    rows = cut_rows(lengths, max_tokens)
     assert [index for row in rows for index in row] == list(range(len(lengths)))
     assert all(len(row) == 1 or sum(lengths[i] for i in row) <= max_tokens for row in rows)
     for row, following in zip(rows, rows[1:], strict=False):

@@ -38,13 +38,15 @@ def test_documents_stand_side_by_side(world: TinyWorld) -> None:
 def test_a_label_stands_one_row_above_its_token(world: TinyWorld) -> None:
     episodes = world.episodes()
     for episode in episodes:
-        episode.logprobs = [-0.01 * i if trained else 0.0 for i, trained in enumerate(episode.loss_mask)]
+        episode.rollout_logprobs = [-0.01 * i if trained else 0.0 for i, trained in enumerate(episode.loss_mask)]
     batch = pack_documents(episodes, world.packing)
     assert torch.equal(batch.token_ids[batch.label_rows + 1], batch.labels)
     trained = [(e, i) for e, episode in enumerate(episodes) for i, on in enumerate(episode.loss_mask) if on]
     assert batch.label_documents.tolist() == [e for e, _ in trained]
     assert batch.labels.tolist() == [episodes[e].token_ids[i] for e, i in trained]
-    torch.testing.assert_close(batch.rollout_logprobs, torch.tensor([episodes[e].logprobs[i] for e, i in trained]))
+    torch.testing.assert_close(
+        batch.rollout_logprobs, torch.tensor([episodes[e].rollout_logprobs[i] for e, i in trained])
+    )
 
 
 def test_every_vision_row_takes_its_own_feature_once_per_distinct_clip(world: TinyWorld) -> None:

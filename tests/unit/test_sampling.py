@@ -87,7 +87,7 @@ def test_rows_are_drawn_independently() -> None:
     assert together.tolist() == alone
 
 
-def test_a_stream_belongs_to_seed_sample_and_copy_alone() -> None:
+def test_a_stream_depends_on_seed_sample_and_index_alone() -> None:
     keys = [(0, "a", 0), (0, "a", 1), (1, "a", 0), (0, "b", 0), (0, "1/a", 0), (10, "a", 0), (1, "0/a", 0)]
     streams = {key: tuple(episode_generator(*key).random(4)) for key in keys}
     assert len(set(streams.values())) == len(keys)

@@ -228,14 +228,14 @@ def test_calls_take_the_form_of_the_run(tmp_path: Path) -> None:
 def test_replayed_episodes_are_kept_up_to_a_number_of_tokens() -> None:
     world = tiny_world()
     lengths = [len(world.environment.replay(sample).token_ids) for sample in world.samples[:4]]
-    episodes = ReplayedEpisodes(world.samples, world.environment, kept_tokens=sum(lengths[:3]))
+    episodes = ReplayedEpisodes(world.samples, world.environment, max_cached_tokens=sum(lengths[:3]))
     first = episodes[0]
     kept = [first, episodes[1], episodes[2]]
     assert episodes[0] is first and episodes[1] is kept[1]
     episodes[3]
     assert episodes[1] is kept[1], "used after the first two were asked for"
     assert episodes[2] is not kept[2] and episodes[2].token_ids == kept[2].token_ids
-    assert ReplayedEpisodes(world.samples, world.environment, kept_tokens=0)[0].token_ids == first.token_ids
+    assert ReplayedEpisodes(world.samples, world.environment, max_cached_tokens=0)[0].token_ids == first.token_ids
 
 
 def test_samples_read_by_offset_equal_the_written_ones(tmp_path: Path) -> None:

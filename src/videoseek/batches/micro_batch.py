@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from videoseek.batches.order import micro_batches
+from videoseek.batches.order import cut_rows
 from videoseek.batches.packing import PackSettings, pack_groups, tree_length
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.types import Episode
@@ -43,7 +43,7 @@ def pack_micro_batches(
 ) -> list[MicroBatch]:
     """Packs scored groups into rows of at most `max_tokens`. A longer episode gets a row of its own."""
     trees = [tree for group, advantages in groups for tree in split_group(group, advantages, max_tokens)]
-    rows = micro_batches([tree_length(group) for group, _ in trees], max_tokens)
+    rows = cut_rows([tree_length(group) for group, _ in trees], max_tokens)
     return [pack_micro_batch([trees[i] for i in row], packing, device) for row in rows]
 
 
@@ -52,7 +52,7 @@ def split_group(group: Group, advantages: Sequence[float], max_tokens: int) -> l
 
     The gradient equals that of the whole group: the loss is a sum over episodes, divided by counts of the whole batch.
     """
-    # The last prompt token belongs to every branch: its row predicts the branch's first token.
+    # The last prompt token belongs to every branch: it predicts the branch's first token.
     shared = group[0].prompt_length - 1
-    cuts = micro_batches([len(episode.token_ids) - shared for episode in group], max_tokens - shared)
+    cuts = cut_rows([len(episode.token_ids) - shared for episode in group], max_tokens - shared)
     return [([group[i] for i in cut], [advantages[i] for i in cut]) for cut in cuts]

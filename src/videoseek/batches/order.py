@@ -1,4 +1,4 @@
-"""Which samples a step sees: a pure function of the step, so that resuming needs no stored cursor."""
+"""The samples of a step, as a pure function of the step: a resumed run needs no stored cursor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 
 
 def batch_indices(step: int, batch_size: int, num_samples: int, seed: int) -> list[int]:
-    """Indices of step `step` (from 0): consecutive stretches of an endless row of shuffled epochs."""
+    """Returns the sample indices of `step`, counted from 0.
+
+    Epochs are shuffled and follow each other without a gap, so a batch may span two epochs.
+    """
     first = step * batch_size
     return [
         int(_epoch_order(position // num_samples, num_samples, seed)[position % num_samples])
@@ -22,10 +25,13 @@ def _epoch_order(epoch: int, num_samples: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices cut, in order, into rows of at most `max_tokens`; a longer item gets a row of its own."""
+def cut_rows(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Cuts the items 0, 1, .. of these lengths into rows of at most `max_tokens`, in order, and returns their indices.
+
+    A longer item gets a row of its own.
+    """
     rows: list[list[int]] = []
-    used = max_tokens + 1
+    used = max_tokens + 1  # the first item opens the first row
     for index, length in enumerate(lengths):
         if used + length > max_tokens:
             rows.append([])

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from string import ascii_uppercase
 
 from PIL import Image
 
@@ -100,7 +99,7 @@ def _question_article(number: int, choice: ChosenQuestion, models: Sequence[str]
 def _option_list(sample: Sample) -> Markup:
     """Lists the options with their letters, and marks the key. Some data sets write the letters into the options."""
     items, keys = [], []
-    for letter, option in zip(ascii_uppercase, sample.options, strict=False):
+    for letter, option in sample.lettered_options:
         shown = option if option.startswith((f"{letter}.", f"{letter})")) else f"{letter}. {option}"
         is_key = letter == sample.answer.strip()
         items.append(tag("li", shown, tag("b", " (key)") if is_key else ""))

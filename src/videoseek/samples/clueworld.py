@@ -21,7 +21,7 @@ from av.video.reformatter import VideoReformatter
 from videoseek.files import remove_abandoned, whole_folder
 from videoseek.samples.schema import read_samples, write_samples
 from videoseek.trajectory.grammar import FAULTS, FORMATS
-from videoseek.types import STRATEGIES, Call, Sample
+from videoseek.types import STRATEGIES, Call, Sample, letter_options
 
 COLOURS = {
     "red": (210, 40, 40),
@@ -91,7 +91,7 @@ class World:
 
 def phrases() -> list[str]:
     """Returns the pieces of this world's conversations, for a tokenizer that has one token for each piece."""
-    options = [" ".join(f"{letter}. {word}" for letter, word in zip("ABCD", words, strict=False)) for words in _OPTIONS]
+    options = [" ".join(f"{letter}. {word}" for letter, word in letter_options(words)) for words in _OPTIONS]
     protocol = ["<think>", "</think>\n", "<grounding>", "</grounding>", "<answer>", "</answer>", "system\n", "user\n"]
     protocol += ['{"temporal_segment": [', '], "sampling_strategy": "', '"}', *STRATEGIES, "assistant\n"]
     protocol += [_FORMAT.system_prompt(), "\nQuestion: ", "Question: ", "\nOptions: ", "Observation ", "Fault: "]
@@ -244,7 +244,7 @@ def _faults(name: str) -> random.Random:
 def _single(world: World, name: str, chance: random.Random) -> Sample:
     faults = _faults(name)
     card = chance.choice(world.cards)
-    answer = "ABCD"[PATTERNS.index(card.pattern)]
+    answer = next(letter for letter, pattern in letter_options(PATTERNS) if pattern == card.pattern)
     looks = [] if faults.random() < _NO_CALL_SHARE else _looks(card, faults)
     return Sample(
         id=name,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from string import ascii_uppercase
 
 from videoseek.rewards.accuracy import option_letter, tolerant_match
 from videoseek.samples.readers.rows import Problem
 from videoseek.samples.schema import DataError
 from videoseek.trajectory.grammar import CALL_FAULTS, CallFormat
-from videoseek.types import Interval, ParsedTurn, Sample
+from videoseek.types import MAX_OPTIONS, Interval, ParsedTurn, Sample
 from videoseek.video.decode import probe
 from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoInfo
@@ -115,8 +114,10 @@ def question_problems(sample: Sample) -> Iterator[Problem]:
     except UnicodeEncodeError as error:
         yield Problem("bad_text", f"a text holds {error.object[error.start]!r}, half of a character")
         return
-    if len(sample.options) > len(ascii_uppercase):
-        yield Problem("too_many_options", f"{len(sample.options)} options; the letters A to Z name at most 26")
+    if len(sample.options) > MAX_OPTIONS:
+        yield Problem(
+            "too_many_options", f"{len(sample.options)} options; the letters A to Z name at most {MAX_OPTIONS}"
+        )
     elif sample.options:
         yield from _option_problems(sample)
     if sample.kind == "temporal_grounding" and not sample.clues:
@@ -132,12 +133,12 @@ def _option_problems(sample: Sample) -> Iterator[Problem]:
         yield Problem("repeated_option", f"two options read {' '.join(repeated)!r}")
     if sample.kind in ("perception", "temporal_grounding"):
         return
-    letters = ascii_uppercase[: len(sample.options)]
+    letters = [letter for letter, _ in sample.lettered_options]
     answer = sample.answer.casefold().split()
-    if answer in known and option_letter(sample.answer) not in tuple(letters):
+    if answer in known and option_letter(sample.answer) not in letters:
         letter = letters[known.index(answer)]
         yield Problem("answer_not_letter", f"answer {sample.answer!r} is the text of option {letter}, not its letter")
-    elif option_letter(sample.answer) not in tuple(letters):
+    elif option_letter(sample.answer) not in letters:
         yield Problem("bad_option", f"answer {sample.answer!r} is none of the options A to {letters[-1]}")
 
 

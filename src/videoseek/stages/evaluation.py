@@ -67,12 +67,12 @@ def score_model(context: RunContext, folder: Path, name: str, samples: list[Samp
     policy, environment = load_policy(folder, config, context.device)
     engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
     own_samples = [samples[i] for i in rank_indices(len(samples))]
-    copies = config.evaluate.samples
-    with Progress(f"evaluate {name}", len(own_samples) * (copies + 1)) as progress:
+    samples_per_prompt = config.evaluate.samples
+    with Progress(f"evaluate {name}", len(own_samples) * (samples_per_prompt + 1)) as progress:
         sampled, greedy = answer_questions(
             engine,
             own_samples,
-            copies,
+            samples_per_prompt,
             config.seed,
             sampling_settings(config, config.rollout.temperature),
             on_progress=progress.track,

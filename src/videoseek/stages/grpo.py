@@ -16,7 +16,7 @@ from statistics import fmean
 
 import torch
 
-from videoseek.algorithms.losses import LOSSES, Metrics, PolicyLossSettings
+from videoseek.algorithms.losses import LOSSES, LossInputs, Metrics, PolicyLossSettings
 from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, pack_micro_batches
 from videoseek.config import TrainConfig
 from videoseek.distributed import all_sum, split_over_ranks
@@ -128,15 +128,15 @@ class Objective:
 
         def loss_of(micro: MicroBatch) -> tuple[torch.Tensor, Metrics]:
             logprobs, entropy = self.logprobs(micro)
-            loss, metrics = LOSSES[grpo.loss](
-                logprobs,
-                logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs,
-                micro.advantages,
-                micro.batch.label_documents,
-                settings,
+            inputs = LossInputs(
+                logprobs=logprobs,
+                old_logprobs=logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs,
+                advantages=micro.advantages,
+                documents=micro.batch.label_documents,
                 rollout_logprobs=micro.batch.rollout_logprobs,
                 reference_logprobs=self.reference_logprobs(micro),
             )
+            loss, metrics = LOSSES[grpo.loss](inputs, settings)
             return loss, metrics | {"entropy": entropy.sum() / num_tokens}
 
         return loss_of
@@ -153,8 +153,9 @@ class Objective:
 
     def _features(self, clip: Clip) -> torch.Tensor:
         """The rollout's features of a clip. Another rank's filler has none here: it gets zeros, at weight zero."""
-        if clip in self.sampler.features:
-            return self.sampler.features[clip]
+        features = self.sampler.features.get(clip)
+        if features is not None:
+            return features
         hidden_size = self.engine.policy.model.config.text_config.hidden_size
         return torch.zeros(clip.num_tokens, hidden_size, device=self.engine.policy.device)
 

@@ -16,9 +16,9 @@ from videoseek.distributed import all_max, all_sum, gather, rank_indices
 from videoseek.engine import TrainEngine
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rewards.trajectory_guided import REWARD_NAMES, write_rewards
+from videoseek.rollout.episode_metrics import episode_sums, means
 from videoseek.rollout.native import NativeEngine
 from videoseek.rollout.setup import sampling_settings
-from videoseek.rollout.statistics import episode_sums, means
 from videoseek.stages.stage_run import StageRun
 from videoseek.types import Episode, Sample
 
@@ -54,7 +54,7 @@ def sample_groups(
     num_rounds = 1 + grpo.max_resample_rounds
     num_wanted = len(rank_indices(grpo.prompts_per_step))
     rollouts = Rollouts()
-    sampler.forget()  # the features of the last step belong to older weights, unless the vision tower is frozen
+    sampler.features.clear()  # the features of the last step belong to older weights, unless the vision tower is frozen
     for attempt in range(num_rounds):
         # Every attempt of every step draws its own stretch of the data order, so that resuming needs no cursor.
         draw = step * num_rounds + attempt

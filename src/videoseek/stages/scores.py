@@ -17,25 +17,25 @@ Groups = list[list[Episode]]
 def answer_questions(
     engine: NativeEngine,
     samples: Sequence[Sample],
-    copies: int,
+    samples_per_prompt: int,
     seed: int,
     sampling: SamplingSettings,
     *,
     on_progress: Callable[[int, int], None] | None = None,
     skip_unreadable: bool = False,
 ) -> tuple[Groups, Groups]:
-    """`copies` sampled episodes a question, and one greedy one: what RL optimises, and what a deployed model shows.
+    """Samples `samples_per_prompt` episodes per question, as RL optimises, and one greedy one, as a user sees.
 
     Raises VideoError when a video cannot be read; with `skip_unreadable` its question's groups are empty.
     """
-    total = len(samples) * (copies + 1)
+    total = len(samples) * (samples_per_prompt + 1)
 
     def shifted(offset: int) -> Callable[[int, int], None]:
         return lambda done, _: on_progress(offset + done, total) if on_progress is not None else None
 
     rollout = partial(engine.rollout, samples, skip_unreadable=skip_unreadable)
-    sampled = rollout(copies, seed, sampling, on_progress=shifted(0))
-    first_greedy = len(samples) * copies
+    sampled = rollout(samples_per_prompt, seed, sampling, on_progress=shifted(0))
+    first_greedy = len(samples) * samples_per_prompt
     greedily = replace(sampling, temperature=0.0)
     return sampled, rollout(1, seed, greedily, on_progress=shifted(first_greedy))
 

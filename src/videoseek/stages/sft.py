@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from videoseek.algorithms.losses import Metrics, sft_loss
-from videoseek.batches.order import batch_indices, micro_batches
+from videoseek.batches.order import batch_indices, cut_rows
 from videoseek.batches.packing import masked_by_tdam, pack_documents
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import all_sum, rank_indices
@@ -63,7 +63,7 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
             if num_targets:  # otherwise no rank has anything to learn from, and the weights stay as they are
                 rows = [
                     pack_documents([batch[i] for i in row], packing).to(run.device)
-                    for row in micro_batches(
+                    for row in cut_rows(
                         [len(episode.token_ids) for episode in batch], settings.max_tokens_per_micro_batch
                     )
                 ]

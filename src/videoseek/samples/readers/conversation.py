@@ -15,7 +15,7 @@ from videoseek.samples.readers.calls import parse_turns, with_own_arguments
 from videoseek.samples.readers.kinds import answer_window, kind_from_evidence
 from videoseek.samples.readers.rows import SourceFile
 from videoseek.samples.schema import RecordError, checked_sample
-from videoseek.types import Call, Interval, ParsedTurn, Sample
+from videoseek.types import MAX_OPTIONS, Call, Interval, ParsedTurn, Sample, letter_options
 
 VIDEO_MARK = "<video>"
 _TIME_SENTENCE = re.compile(
@@ -175,7 +175,7 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
     lines = text.splitlines()
     for first in range(len(lines)):
         options: list[str] = []
-        for line, letter in zip(lines[first:], "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False):
+        for letter, line in letter_options(lines[first : first + MAX_OPTIONS]):
             option = _OPTION.fullmatch(line.strip())
             if option is None or option[1] != letter:
                 break

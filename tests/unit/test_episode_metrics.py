@@ -6,7 +6,7 @@ from statistics import fmean, pstdev
 import pytest
 from tiny_world import MALFORMED, answer, look, tiny_world
 
-from videoseek.rollout.statistics import Sums, episode_sums, means
+from videoseek.rollout.episode_metrics import Sums, episode_sums, means
 from videoseek.types import Episode, StopReason
 
 PARTS = ("accuracy", "length")
