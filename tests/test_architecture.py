@@ -112,7 +112,8 @@ def test_no_command_hides_in_a_package() -> None:
 
 def test_no_import_is_made_by_name_at_run_time() -> None:
     """`import_module` and `__import__` draw arrows that the tests above cannot see, unless the name is a literal."""
-    for module, path in modules().items():
+    shipped = {module: path for module, path in modules().items() if not module.startswith("kernel_bench")}
+    for module, path in shipped.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
                 target = node.args[0]

@@ -26,7 +26,6 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 from videoseek_kernels.block_mask import build_block_mask
-from videoseek_kernels.decode import KeyValues
 from videoseek_kernels.impl.hopper.forward import CANDIDATES as HOPPER_CANDIDATES
 from videoseek_kernels.impl.hopper.forward import TILES, hopper_launch
 from videoseek_kernels.impl.triton.backward import dkdv_launch, dq_launch
@@ -34,6 +33,7 @@ from videoseek_kernels.impl.triton.decode import merge_launch, split_launch
 from videoseek_kernels.impl.triton.forward import forward_launch
 from videoseek_kernels.impl.triton.launch import CANDIDATES, Launch, TileConfig, tile_config
 from videoseek_kernels.impl.triton.rope import rotate_launch
+from videoseek_kernels.key_values import KeyValues
 from videoseek_kernels.mask import TokenMask
 
 #: Bytes of shared memory that one block may take, by compute capability.

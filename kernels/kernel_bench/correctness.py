@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from videoseek_kernels.api import tdam_attention
 from videoseek_kernels.block_mask import build_block_mask, build_with_numpy, build_with_torch
-from videoseek_kernels.decode import KeyValues, decode_attention
+from videoseek_kernels.decode import decode_attention
+from videoseek_kernels.key_values import KeyValues
 from videoseek_kernels.mask import TokenMask
 from videoseek_kernels.reference import masked_attention
 from videoseek_kernels.rope import apply_mrope, mrope_tables

@@ -13,7 +13,6 @@ from videoseek_kernels.dispatch import (
     check_hopper_inputs,
     check_triton_inputs,
     choose,
-    kernels,
     log_choice,
 )
 from videoseek_kernels.mask import TokenMask
@@ -85,13 +84,19 @@ def tdam_attention(
         if q.device.type == "cuda":
             return segmented_attention(q, k, v, block_mask.segments, scale)
         return padded_attention(q, k, v, block_mask.documents, scale)
-    if chosen == "hopper":
-        check_hopper_inputs(q, (block_mask.block_m, block_mask.block_n))
-        forward = kernels("hopper.forward").hopper_launch
-    else:
+    # Triton is an optional package, so the modules that need it are imported by the calls that choose them.
+    if chosen == "triton":
         check_triton_inputs(q)
-        forward = None
-    out, lse = kernels("triton.autograd").attend(q, k, v, block_mask, factor, forward)
+    else:
+        check_hopper_inputs(q, (block_mask.block_m, block_mask.block_n))
+    from videoseek_kernels.impl.triton.autograd import attend
+
+    if chosen == "triton":
+        out, lse = attend(q, k, v, block_mask, factor, None)
+    else:
+        from videoseek_kernels.impl.hopper.forward import hopper_launch
+
+        out, lse = attend(q, k, v, block_mask, factor, hopper_launch)
     return (out, lse) if return_lse else out
 
 

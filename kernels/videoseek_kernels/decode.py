@@ -5,44 +5,13 @@ B sequences of R new rows each; C caches of S slots; Hq query heads on Hkv key/v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from videoseek_kernels.dispatch import check_triton_inputs, kernels, log_choice
+from videoseek_kernels.dispatch import check_triton_inputs, log_choice
+from videoseek_kernels.key_values import KeyValues
 from videoseek_kernels.reference import masked_attention
 
 IMPLEMENTATIONS = ("auto", "triton", "reference")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyValues:
-    """Keys and values of C caches, for one layer.
-
-    k and v [C, S, Hkv, D]; lengths int32 [C] says how many slots of each cache are filled. key_class int32 [C, S] as in
-    `TokenMask`; None if every row sees every key.
-    """
-
-    k: torch.Tensor
-    v: torch.Tensor
-    lengths: torch.Tensor
-    key_class: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.k.dim() != 4 or self.k.shape != self.v.shape or self.k.dtype != self.v.dtype:
-            raise ValueError(
-                f"wanted k and v [C, S, Hkv, D] of one type, got {list(self.k.shape)} {self.k.dtype} "
-                f"and {list(self.v.shape)} {self.v.dtype}"
-            )
-        if not (self.k.is_contiguous() and self.v.is_contiguous()):
-            raise ValueError("k and v must be contiguous: give the whole buffer, and say by lengths what is filled")
-        if self.lengths.shape != self.k.shape[:1] or self.lengths.dtype != torch.int32:
-            raise ValueError(f"lengths must be int32 [C], got {self.lengths.dtype} {list(self.lengths.shape)}")
-        classes = self.key_class
-        if classes is None:
-            return
-        if classes.shape != self.k.shape[:2] or classes.dtype != torch.int32 or not classes.is_contiguous():
-            raise ValueError(f"key_class must be int32 [C, S], contiguous, got {classes.dtype} {list(classes.shape)}")
 
 
 def decode_attention(
@@ -72,7 +41,9 @@ def decode_attention(
         if chosen == "reference":
             return _decode_reference(q, cache, prefix, visible, scale)
         check_triton_inputs(q)
-        return kernels("triton.decode").decode(q, cache, prefix, visible, scale)
+        from videoseek_kernels.impl.triton.decode import decode
+
+        return decode(q, cache, prefix, visible, scale)
 
 
 def _check(

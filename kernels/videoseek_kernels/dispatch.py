@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
-from types import ModuleType
 
 import torch
 
@@ -44,15 +42,10 @@ def choose_on_gpu(capability: tuple[int, int], dtype: torch.dtype, head_dim: int
     return "triton"
 
 
-def kernels(module: str) -> ModuleType:
-    """Imports a module of `impl`, such as "triton.autograd". Raises RuntimeError if Triton is not installed."""
-    if find_spec("triton") is None:
-        raise RuntimeError('impl="triton" needs the triton package, which is not installed; use "dense"')
-    return importlib.import_module(f"videoseek_kernels.impl.{module}")
-
-
 def check_triton_inputs(q: torch.Tensor) -> None:
     """Raises ValueError or RuntimeError, with the reason, if the Triton kernels cannot take these inputs."""
+    if find_spec("triton") is None:
+        raise RuntimeError('impl="triton" needs the triton package, which is not installed; use "dense"')
     if q.shape[-1] not in TRITON_HEAD_DIMS:
         raise ValueError(f'impl="triton" takes head sizes {TRITON_HEAD_DIMS}, got {q.shape[-1]}; use "dense"')
     if q.dtype not in TRITON_DTYPES:

@@ -161,7 +161,8 @@ class TrainEngine:
                 "zero_force_ds_cpu_optimizer": False,
                 "bf16": {"enabled": bf16},
                 # Sums of bf16 gradients lose 2 % over 128 rows, so rows and ranks are added up in fp32.
-                "data_types": {"grad_accum_dtype": "fp32"},
+                # Stage 0 cannot do so, and runs refuse it for bf16.
+                "data_types": {"grad_accum_dtype": "fp32" if stage else None},
                 "communication_data_type": "fp32",
                 "steps_per_print": 10**9,
             },

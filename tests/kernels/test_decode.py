@@ -11,8 +11,8 @@ from kernel_bench.correctness import decode_error
 from kernel_bench.correctness import random_cache as random_bf16_cache
 from kernel_bench.testing import ALL, CROP_VIDEO, GLOBAL_VIDEO, TEXT
 from videoseek_kernels import TokenMask, decode_attention, tdam_attention
-from videoseek_kernels.decode import KeyValues
 from videoseek_kernels.impl.triton import decode as triton_decode
+from videoseek_kernels.key_values import KeyValues
 
 
 def random_cache(

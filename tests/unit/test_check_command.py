@@ -22,7 +22,9 @@ from videoseek.command import run_command
 from videoseek.data import main
 from videoseek.samples.rules import is_error
 
-SOURCE = Path(__file__).parents[2] / "src"
+ROOT = Path(__file__).parents[2]
+#: Both packages of this checkout, whether or not another checkout is installed.
+SOURCES = os.pathsep.join([str(ROOT / "src"), str(ROOT / "kernels")])
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def run(*arguments: object) -> Done:
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "videoseek.data", *map(str, arguments)]
-    return subprocess.Popen(command, text=True, env=os.environ | {"PYTHONPATH": str(SOURCE)}, **options)
+    return subprocess.Popen(command, text=True, env=os.environ | {"PYTHONPATH": SOURCES}, **options)
 
 
 def codes_by_place(report: Path) -> dict[str, set[str]]:

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from videoseek_kernels import decode_attention
-from videoseek_kernels.decode import KeyValues
 from videoseek_kernels.dense import masked_sdpa
 from videoseek_kernels.dispatch import choose
+from videoseek_kernels.key_values import KeyValues
 
 #: Elements of the mask, and of the keys repeated over a group's query heads, in one SDPA call: 512 MiB of bfloat16
 #: each. A call takes one sequence at least.

@@ -16,7 +16,7 @@ from videoseek_kernels.impl.triton.launch import Launch, TileConfig
 from videoseek_kernels.impl.triton.primitives import online_softmax
 
 if TYPE_CHECKING:
-    from videoseek_kernels.decode import KeyValues
+    from videoseek_kernels.key_values import KeyValues
 
 SPLIT_TOKENS = 512
 #: One row per program, this many parts at a time: few rows still fill the GPU, and many parts are few iterations.
