@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from videoseek.trajectory.records import RecordedTurn, TrajectoryRecord
+from videoseek.trajectory_record import RecordedTurn, TrajectoryRecord
 from videoseek.types import Clip, Sample
 
 ROOT = Path(__file__).parents[1]

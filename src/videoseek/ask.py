@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.rollout.native import NativeEngine
     from videoseek.rollout.setup import load_policy, sampling_settings
     from videoseek.runtime import choose_device
-    from videoseek.trajectory.records import TrajectoryRecord
+    from videoseek.trajectory_record import TrajectoryRecord
 
     sample = Sample(
         id="question",

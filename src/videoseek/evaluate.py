@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.runtime import choose_accelerator
 
     choose_accelerator(config.device)
-    from videoseek.stages.evaluation import evaluate
+    from videoseek.stages.pipeline import evaluate
 
     evaluate(config, only_check=options.dry_run)
 

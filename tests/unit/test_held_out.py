@@ -7,9 +7,9 @@ import pytest
 from damaged_video import damaged_copy
 from tiny_world import TOKENS_PER_SECOND, answer, look, memorised, tiny_world
 
+from videoseek.evaluation.scores import answer_questions, clue_iou, needs_tool, scores, summarize
 from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.rollout.native import NativeEngine, SamplingSettings
-from videoseek.stages.scores import answer_questions, clue_iou, needs_tool, scores, summarize
 from videoseek.types import Episode, Sample, StopReason
 
 

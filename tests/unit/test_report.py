@@ -17,6 +17,7 @@ from PIL import Image
 
 from videoseek.config import UsageError
 from videoseek.config_merge import config_yaml, load_config
+from videoseek.evaluation.scores import scores
 from videoseek.metrics import RunError
 from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
@@ -28,7 +29,6 @@ from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeEngine, SamplingSettings
 from videoseek.rollout.trajectories import write_trajectories
 from videoseek.samples import clueworld
-from videoseek.stages.scores import scores
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Call, Episode, Sample

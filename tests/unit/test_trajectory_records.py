@@ -11,7 +11,7 @@ from tiny_world import TinyWorld, answer, look, tiny_world
 
 from videoseek.pages.run_files import read_trajectories
 from videoseek.rollout.trajectories import write_trajectories
-from videoseek.trajectory.records import TrajectoryRecord
+from videoseek.trajectory_record import TrajectoryRecord
 from videoseek.types import Episode, Fault
 
 #: The fields of a line in their order: other programs read these files.

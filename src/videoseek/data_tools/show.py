@@ -18,7 +18,7 @@ from videoseek.rollout.environment import Environment
 from videoseek.samples.readers import Reader
 from videoseek.samples.rules import Rules, call_problems, question_problems, time_problems, turn_problems
 from videoseek.samples.schema import DataError
-from videoseek.trajectory.records import RecordedTurn, TrajectoryRecord
+from videoseek.trajectory_record import RecordedTurn, TrajectoryRecord
 from videoseek.types import Sample, StopReason
 from videoseek.video.decode import probe
 

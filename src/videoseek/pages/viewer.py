@@ -15,7 +15,7 @@ from videoseek.pages.charts import Axis, swatch
 from videoseek.pages.page import Markup, join, tag
 from videoseek.pages.run_files import ChosenQuestion, Question, model_label
 from videoseek.trajectory.grammar import FORMATS
-from videoseek.trajectory.records import RecordedTurn, TrajectoryRecord
+from videoseek.trajectory_record import RecordedTurn, TrajectoryRecord
 from videoseek.types import CallRecord, Clip, Interval, Sample
 from videoseek.video import worker
 from videoseek.video.errors import VideoError

@@ -9,15 +9,19 @@ output_dir/
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from videoseek.checkpoint import is_complete, link, read_state, save_weights
 from videoseek.config import TrainConfig, UsageError, stage_steps
 from videoseek.distributed import barrier
 from videoseek.engine import TrainEngine, end_distributed
+from videoseek.evaluation.model_scores import score_model
+from videoseek.files import write_json
 from videoseek.metrics import MetricsLog
 from videoseek.model.adapters import check_peft
 from videoseek.model.load import model_folder, save_pretrained
@@ -29,13 +33,15 @@ from videoseek.rewards.functions import RewardFunction, load_reward_functions
 from videoseek.runtime import free_memory
 from videoseek.samples.clueworld import phrases
 from videoseek.stages.dry_run import dry_run
-from videoseek.stages.evaluation import score_stage, write_summary
 from videoseek.stages.grpo import train_grpo
-from videoseek.stages.loading import Data, load_data
+from videoseek.stages.loading import Data, load_data, load_split
 from videoseek.stages.run_folder import start_folder, start_run
 from videoseek.stages.sft import train_sft
 from videoseek.stages.stage_run import RunContext, StageRun, find_resume_point
 from videoseek.types import Sample
+
+#: What a stage's model is called in summary and report.
+MODEL_NAMES = {"direct": "direct", "sft": "sft", "grpo": "sft_rl"}
 
 
 def run(config: TrainConfig, *, only_plan: bool) -> None:
@@ -63,6 +69,31 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     if rank() == 0:
         write_summary(config, output_dir, time.monotonic() - started)
         say(f"report: {write_report(output_dir)}")
+    end_distributed()
+
+
+def evaluate(config: TrainConfig, *, only_check: bool) -> None:
+    """Scores the model in `config.model` on the held-out questions, under its folder's name, without training.
+
+    With `only_check` nothing but model folder and data is looked at. Raises the package's own errors.
+    """
+    started = time.monotonic()
+    context = start_run(config)
+    folder = model_folder(config.model)
+    name = folder.name
+    samples = load_split(config, "eval")[: config.evaluate.num_questions]
+    if only_check:
+        say(f"  {len(samples)} questions are in order")
+        end_distributed()
+        return
+    if rank() == 0:
+        start_folder(config, context.output_dir)
+    barrier()
+    values = score_model(config, context.device, folder, name, samples, context.output_dir)
+    if rank() == 0:
+        summary = summary_of(config, {name: values}, time.monotonic() - started)
+        write_json(context.output_dir / "summary.json", summary)
+        say(f"report: {write_report(context.output_dir)}")
     end_distributed()
 
 
@@ -144,3 +175,28 @@ def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path
         point = points[stage]
         return (stage, read_state(point).step) if point is not None else reached
     return reached
+
+
+def score_stage(context: RunContext, stage: str, samples: list[Sample]) -> None:
+    """Answers the held-out questions with a finished stage's weights, and keeps the scores."""
+    values = score_model(
+        context.config, context.device, context.output_dir / stage, MODEL_NAMES[stage], samples, context.output_dir
+    )
+    if rank() == 0:
+        write_json(context.output_dir / f"evaluation-{stage}.json", values)
+    barrier()
+
+
+def write_summary(config: TrainConfig, output_dir: Path, seconds: float) -> None:
+    """summary.json: scores by model, the time this process took, and which run it was."""
+    files = {MODEL_NAMES[stage]: output_dir / f"evaluation-{stage}.json" for stage in config.stages}
+    values = {model: json.loads(path.read_text()) for model, path in files.items() if path.is_file()}
+    write_json(output_dir / "summary.json", summary_of(config, values, seconds))
+
+
+def summary_of(config: TrainConfig, values: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
+    """`SCORE/MODEL` for every model's scores; what guessing gets is of the questions and stands without a model."""
+    summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "wall_seconds": seconds}
+    for model, of_model in values.items():
+        summary |= {name if name.startswith("chance") else f"{name}/{model}": v for name, v in of_model.items()}
+    return summary
