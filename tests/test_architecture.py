@@ -21,19 +21,8 @@ SOURCES = {
 #: A room is a package, or a file beside the packages. It may import from rooms on lower floors and from itself.
 #: Rooms on the ground floor may also import from each other.
 FLOORS = (
-    {
-        "types",
-        "trajectory_record",
-        "config",
-        "config_merge",
-        "command",
-        "files",
-        "metrics",
-        "progress",
-        "ranks",
-        "runtime",
-        "distributed",
-    },
+    {"types", "trajectory_record", "config", "config_merge", "command"}
+    | {"files", "metrics", "progress", "ranks", "runtime", "distributed"},
     {"algorithms", "video"},
     {"trajectory"},
     {"rewards", "batches"},

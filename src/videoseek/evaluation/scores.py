@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+from videoseek.config import TrainConfig
 from videoseek.rewards.clue_score import overlap
 from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.rollout.native import NativeEngine, SamplingSettings
@@ -97,3 +99,11 @@ def clue_iou(episode: Episode) -> float:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
+
+
+def summary_of(config: TrainConfig, values: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
+    """`SCORE/MODEL` for every model's scores; what guessing gets is of the questions and stands without a model."""
+    summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "wall_seconds": seconds}
+    for model, of_model in values.items():
+        summary |= {name if name.startswith("chance") else f"{name}/{model}": v for name, v in of_model.items()}
+    return summary

@@ -14,13 +14,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from videoseek.checkpoint import is_complete, link, read_state, save_weights
 from videoseek.config import TrainConfig, UsageError, stage_steps
 from videoseek.distributed import barrier
 from videoseek.engine import TrainEngine, end_distributed
 from videoseek.evaluation.model_scores import score_model
+from videoseek.evaluation.scores import summary_of
 from videoseek.files import write_json
 from videoseek.metrics import MetricsLog
 from videoseek.model.adapters import check_peft
@@ -34,7 +34,7 @@ from videoseek.runtime import free_memory
 from videoseek.samples.clueworld import phrases
 from videoseek.stages.dry_run import dry_run
 from videoseek.stages.grpo import train_grpo
-from videoseek.stages.loading import Data, load_data, load_split
+from videoseek.stages.loading import Data, load_data
 from videoseek.stages.run_folder import start_folder, start_run
 from videoseek.stages.sft import train_sft
 from videoseek.stages.stage_run import RunContext, StageRun, find_resume_point
@@ -69,31 +69,6 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     if rank() == 0:
         write_summary(config, output_dir, time.monotonic() - started)
         say(f"report: {write_report(output_dir)}")
-    end_distributed()
-
-
-def evaluate(config: TrainConfig, *, only_check: bool) -> None:
-    """Scores the model in `config.model` on the held-out questions, under its folder's name, without training.
-
-    With `only_check` nothing but model folder and data is looked at. Raises the package's own errors.
-    """
-    started = time.monotonic()
-    context = start_run(config)
-    folder = model_folder(config.model)
-    name = folder.name
-    samples = load_split(config, "eval")[: config.evaluate.num_questions]
-    if only_check:
-        say(f"  {len(samples)} questions are in order")
-        end_distributed()
-        return
-    if rank() == 0:
-        start_folder(config, context.output_dir)
-    barrier()
-    values = score_model(config, context.device, folder, name, samples, context.output_dir)
-    if rank() == 0:
-        summary = summary_of(config, {name: values}, time.monotonic() - started)
-        write_json(context.output_dir / "summary.json", summary)
-        say(f"report: {write_report(context.output_dir)}")
     end_distributed()
 
 
@@ -192,11 +167,3 @@ def write_summary(config: TrainConfig, output_dir: Path, seconds: float) -> None
     files = {MODEL_NAMES[stage]: output_dir / f"evaluation-{stage}.json" for stage in config.stages}
     values = {model: json.loads(path.read_text()) for model, path in files.items() if path.is_file()}
     write_json(output_dir / "summary.json", summary_of(config, values, seconds))
-
-
-def summary_of(config: TrainConfig, values: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
-    """`SCORE/MODEL` for every model's scores; what guessing gets is of the questions and stands without a model."""
-    summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "wall_seconds": seconds}
-    for model, of_model in values.items():
-        summary |= {name if name.startswith("chance") else f"{name}/{model}": v for name, v in of_model.items()}
-    return summary
