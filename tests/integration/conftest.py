@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import REWARD, TINY
+from support.commands import REWARD, TINY
 
 
 @pytest.fixture(scope="session")

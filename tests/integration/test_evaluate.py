@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import run
+from support.commands import run
 
 from videoseek.config_merge import config_yaml, load_config
 from videoseek.files import shipped_folder

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import clue_model
 import pytest
-from commands import environment, forked, summary
-from openai_server import Fault, ScriptedServer, schema_name, serving
+from support import clue_model
+from support.commands import environment, forked, summary
+from support.openai_server import Fault, ScriptedServer, schema_name, serving
 
 from videoseek.command import run_command
 from videoseek.data import main

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hopper_machine import Descriptor, Machine, MachineError, Pointer, load_kernels
 from kernel_bench.testing import pack, random_inputs, random_mask, trajectory_mask
+from support.hopper_machine import Descriptor, Machine, MachineError, Pointer, load_kernels
 from videoseek_kernels import TokenMask, build_block_mask, tdam_attention
 from videoseek_kernels.dispatch import HOPPER_TRITON, check_hopper_inputs
 
