@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one script: correctness, tiles, decode, benchmark, training numerics, sanitizer.
 
-    PYTHONPATH=kernels python kernels/run_on_gpu.py [--steps correctness,decode] [--lengths 16384] [--masks turns,spans]
-    PYTHONPATH=kernels python kernels/run_on_gpu.py --report kernels/results/*.json
+    python kernels/run_on_gpu.py [--steps correctness,decode] [--lengths 16384] [--masks turns,spans]
+    python kernels/run_on_gpu.py --report kernels/results/*.json
 
 The first form writes each row, as soon as it is found, to a file of its own in kernels/results (or --output FOLDER).
 Exit code 1 if any step fails; the steps after it still run. The second form needs no GPU: it puts what the given files
@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 import triton
-from videoseek_kernels.benchmark import correctness, report, suite, tiles
-from videoseek_kernels.benchmark.numerics import SliceShape, compare_training
-from videoseek_kernels.benchmark.recording import Row, Step, run_steps
+from kernel_bench import correctness, report, suite, tiles
+from kernel_bench.numerics import SliceShape, compare_training
+from kernel_bench.recording import Row, Step, run_steps
 
 HERE = Path(__file__).resolve().parent
 SANITIZER_SECONDS, HOPPER_SECONDS = 240, 90

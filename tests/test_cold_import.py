@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from videoseek.trajectory.records import RecordedTurn, TrajectoryRecord
+from videoseek.trajectory_record import RecordedTurn, TrajectoryRecord
 from videoseek.types import Clip, Sample
 
 ROOT = Path(__file__).parents[1]
@@ -150,3 +150,14 @@ import videoseek.ask, videoseek.rollout.native, videoseek.rollout.setup, videose
 print("fine")
 """
     assert run_without({"deepspeed", "tensorboard", "peft"}, code) == "fine\n"
+
+
+def test_samples_and_their_grammar_need_no_heavy_library() -> None:
+    """Commands that only read records start without torch."""
+    code = """
+import videoseek.types
+import videoseek.trajectory.grammar
+import videoseek.trajectory.wording
+print("light")
+"""
+    assert run_without(HEAVY, code) == "light\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import pytest
@@ -10,12 +9,10 @@ import pytest
 from videoseek.algorithms.advantages import KINDS as ADVANTAGES
 from videoseek.algorithms.losses import LOSSES
 from videoseek.batches.masks import RULES
-from videoseek.config import VideoConfig
 from videoseek.config_merge import config_keys, list_recipes, load_config
 from videoseek.rewards.trajectory_guided import VARIANTS
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.wording import STYLES
-from videoseek.video.quotas import FRAME_POLICIES
 
 NAMES = list(list_recipes())
 
@@ -62,14 +59,7 @@ def test_the_default_run_is_small() -> None:
         ("prompt.style", STYLES),
         ("reward.variant", VARIANTS),
         ("tdam.rule", RULES),
-        ("video.frame_policy", FRAME_POLICIES),
     ],
 )
 def test_choices_are_the_owners_table(key: str, table: object) -> None:
     assert set(config_keys()[key].limits["choices"]) == set(table)  # type: ignore[call-overload]
-
-
-def test_video_keys_are_the_limits_of_the_video_floor() -> None:
-    config = dataclasses.asdict(VideoConfig())
-    del config["cache_megabytes"], config["decode_deadline_seconds"]
-    assert VideoConfig(**config) == VideoConfig()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from videoseek_kernels.attention import tdam_attention
+from videoseek_kernels.api import tdam_attention
+from videoseek_kernels.block_mask import build_block_mask
 from videoseek_kernels.decode import decode_attention
 from videoseek_kernels.mask import TokenMask
-from videoseek_kernels.plan import plan
 
-__all__ = ["TokenMask", "decode_attention", "plan", "tdam_attention"]
+__all__ = ["TokenMask", "build_block_mask", "decode_attention", "tdam_attention"]

@@ -5,57 +5,31 @@ B sequences of R new rows each; C caches of S slots; Hq query heads on Hkv key/v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from videoseek_kernels.dispatch import check_triton_inputs, kernels, log_choice
+from videoseek_kernels.dispatch import check_triton_inputs, log_choice
+from videoseek_kernels.key_values import KeyValues
 from videoseek_kernels.reference import masked_attention
 
 IMPLEMENTATIONS = ("auto", "triton", "reference")
 
 
-@dataclass(frozen=True, slots=True)
-class KVCache:
-    """k and v [C, S, Hkv, D], of which lengths int32 [C] slots are filled; key_class int32 [C, S], None: all seen."""
-
-    k: torch.Tensor
-    v: torch.Tensor
-    lengths: torch.Tensor
-    key_class: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.k.dim() != 4 or self.k.shape != self.v.shape or self.k.dtype != self.v.dtype:
-            raise ValueError(
-                f"wanted k and v [C, S, Hkv, D] of one type, got {list(self.k.shape)} {self.k.dtype} "
-                f"and {list(self.v.shape)} {self.v.dtype}"
-            )
-        if not (self.k.is_contiguous() and self.v.is_contiguous()):
-            raise ValueError("k and v must be contiguous: give the whole buffer, and say by lengths what is filled")
-        if self.lengths.shape != self.k.shape[:1] or self.lengths.dtype != torch.int32:
-            raise ValueError(f"lengths must be int32 [C], got {self.lengths.dtype} {list(self.lengths.shape)}")
-        classes = self.key_class
-        if classes is None:
-            return
-        if classes.shape != self.k.shape[:2] or classes.dtype != torch.int32 or not classes.is_contiguous():
-            raise ValueError(f"key_class must be int32 [C, S], contiguous, got {classes.dtype} {list(classes.shape)}")
-
-
 def decode_attention(
     q: torch.Tensor,
-    cache: KVCache,
+    cache: KeyValues,
     *,
-    prefix: KVCache | None = None,
+    prefix: KeyValues | None = None,
     visible: torch.Tensor | None = None,
     scale: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """q [B, R, Hq, D], the last R tokens of each sequence, whose keys are in `cache` already -> [B, R, Hq, D].
+    """Attention of the last R tokens of each sequence, q [B, R, Hq, D], whose keys `cache` holds -> [B, R, Hq, D].
 
-    Row r of a sequence sees its own slots up to lengths - R + r and, of a prefix, all. `prefix` holds C caches, each
-    before B / C neighbouring sequences: its keys and values are read once for all of them. `visible` int32 [B, R] is
-    matched against key_class as in `TokenMask` (None sees every class); slots that no row sees are not read.
+    Row r of a sequence sees its own slots up to lengths - R + r and all slots of its prefix. `prefix` holds C caches,
+    each before B / C neighbouring sequences: their keys and values are read once for all of these. `visible` int32
+    [B, R] is matched against key_class as in `TokenMask` (None sees every class); slots that no row sees are not read.
     scale: D ** -0.5 if None. impl: "auto" takes Triton on CUDA and the reference elsewhere. No gradient is kept.
+    Raises ValueError for shapes and types that do not fit.
     """
     _check(q, cache, prefix, visible, impl)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -67,10 +41,14 @@ def decode_attention(
         if chosen == "reference":
             return _decode_reference(q, cache, prefix, visible, scale)
         check_triton_inputs(q)
-        return kernels("tier1.decode").decode(q, cache, prefix, visible, scale)
+        from videoseek_kernels.impl.triton.decode import decode
+
+        return decode(q, cache, prefix, visible, scale)
 
 
-def _check(q: torch.Tensor, cache: KVCache, prefix: KVCache | None, visible: torch.Tensor | None, impl: str) -> None:
+def _check(
+    q: torch.Tensor, cache: KeyValues, prefix: KeyValues | None, visible: torch.Tensor | None, impl: str
+) -> None:
     if q.dim() != 4 or cache.k.shape[0] != q.shape[0]:
         raise ValueError(f"wanted q [B, R, Hq, D] and one cache each, got {list(q.shape)}, {cache.k.shape[0]} caches")
     for name, held in (("cache", cache), ("prefix", prefix)):
@@ -87,9 +65,9 @@ def _check(q: torch.Tensor, cache: KVCache, prefix: KVCache | None, visible: tor
 
 
 def _decode_reference(
-    q: torch.Tensor, cache: KVCache, prefix: KVCache | None, visible: torch.Tensor, scale: float
+    q: torch.Tensor, cache: KeyValues, prefix: KeyValues | None, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Sequence by sequence: the filled slots laid out, a dense mask over them."""
+    """Computes sequence by sequence: the filled slots laid out, under a dense mask."""
     num_sequences, num_rows = q.shape[:2]
     row = torch.arange(num_rows, device=q.device)[:, None]
     results = []

@@ -1,18 +1,19 @@
-"""Which implementation answers, by a rule that can be overruled. The one place that imports Triton."""
+"""The rule that chooses an implementation: `triton`, `hopper`, `dense` or `reference`.
+
+`impl` overrules the rule; nothing falls back. Triton is imported when it is chosen, never before.
+"""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
-from types import ModuleType
 
 import torch
 
-IMPLEMENTATIONS = ("auto", "triton", "hopper", "composition", "reference")
+IMPLEMENTATIONS = ("auto", "triton", "hopper", "dense", "reference")
 TRITON_HEAD_DIMS = (32, 64, 128)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HOPPER_HEAD_DIMS = (64, 128)
@@ -25,32 +26,30 @@ _log = logging.getLogger("videoseek_kernels")
 
 
 def choose(q: torch.Tensor) -> str:
-    """What `impl="auto"` means for these inputs; the same inputs always give the same answer. See the README."""
+    """Returns what `impl="auto"` means for these inputs: "triton" or "dense". The same inputs give the same answer.
+
+    The README states the rule.
+    """
     if q.device.type != "cuda" or find_spec("triton") is None:
-        return "composition"
+        return "dense"
     return choose_on_gpu(torch.cuda.get_device_capability(q.device), q.dtype, q.shape[-1])
 
 
 def choose_on_gpu(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> str:
-    """The rule for CUDA with Triton, from plain facts."""
+    """Returns what `choose` does on CUDA with Triton; capability is (major, minor)."""
     if capability < (8, 0) or dtype not in TRITON_DTYPES or head_dim not in TRITON_HEAD_DIMS:
-        return "composition"
+        return "dense"
     return "triton"
 
 
-def kernels(module: str) -> ModuleType:
-    """A module of Triton kernels, such as "tier1.attention"; raises if Triton is not installed."""
-    if find_spec("triton") is None:
-        raise RuntimeError('impl="triton" needs the triton package, which is not installed; use "composition"')
-    return importlib.import_module(f"videoseek_kernels.{module}")
-
-
 def check_triton_inputs(q: torch.Tensor) -> None:
-    """Say plainly why the Triton kernels cannot take these inputs."""
+    """Raises ValueError or RuntimeError, with the reason, if the Triton kernels cannot take these inputs."""
+    if find_spec("triton") is None:
+        raise RuntimeError('impl="triton" needs the triton package, which is not installed; use "dense"')
     if q.shape[-1] not in TRITON_HEAD_DIMS:
-        raise ValueError(f'impl="triton" takes head sizes {TRITON_HEAD_DIMS}, got {q.shape[-1]}; use "composition"')
+        raise ValueError(f'impl="triton" takes head sizes {TRITON_HEAD_DIMS}, got {q.shape[-1]}; use "dense"')
     if q.dtype not in TRITON_DTYPES:
-        raise ValueError(f'impl="triton" takes float32, float16 or bfloat16, got {q.dtype}; use "composition"')
+        raise ValueError(f'impl="triton" takes float32, float16 or bfloat16, got {q.dtype}; use "dense"')
     if q.device.type == "cuda":
         return
     if os.environ.get("TRITON_INTERPRET") != "1":
@@ -60,13 +59,18 @@ def check_triton_inputs(q: torch.Tensor) -> None:
 
 
 def check_hopper_inputs(q: torch.Tensor, blocks: tuple[int, int]) -> None:
-    """Say plainly why the Hopper forward cannot take these inputs, or cannot run here."""
+    """Raises ValueError or RuntimeError, with the reason, if the Hopper forward cannot take these inputs or run here.
+
+    blocks: (block_m, block_n) of the block mask.
+    """
     if q.shape[-1] not in HOPPER_HEAD_DIMS:
         raise ValueError(f'impl="hopper" takes head sizes {HOPPER_HEAD_DIMS}, got {q.shape[-1]}; use "triton"')
     if q.dtype not in HOPPER_DTYPES:
         raise ValueError(f'impl="hopper" takes float16 or bfloat16, got {q.dtype}; use "triton"')
     if any(block % HOPPER_BLOCK for block in blocks):
-        raise ValueError(f'impl="hopper" takes plans of whole {HOPPER_BLOCK} x {HOPPER_BLOCK} blocks, got {blocks}')
+        raise ValueError(
+            f'impl="hopper" takes block masks of whole {HOPPER_BLOCK} x {HOPPER_BLOCK} blocks, got {blocks}'
+        )
     if not _is_hopper(q.device):
         raise RuntimeError(f'impl="hopper" needs a GPU of compute capability 9, q is on {q.device}; use "triton"')
     installed = version("triton")
@@ -81,5 +85,5 @@ def _is_hopper(device: torch.device) -> bool:
 
 @cache
 def log_choice(operation: str, requested: str, chosen: str, device: str, dtype: torch.dtype) -> None:
-    """One line per distinct choice and process."""
+    """Logs one line per distinct choice and process."""
     _log.info("%s: impl=%r runs %s on %s, %s", operation, requested, chosen, device, dtype)

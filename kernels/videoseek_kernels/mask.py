@@ -16,18 +16,18 @@ MAX_TOKENS = 2**26 - 1
 
 
 def send(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Copy to a device, without waiting on the way up; on the way down the host would read before the copy is done."""
+    """Copies to a device. A copy to the GPU does not wait; a copy to the host does, so that it is read complete."""
     return x.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenMask:
-    """Who may see whom among T packed tokens; three int32 tensors [T] on one device.
+    """Which of T packed tokens sees which; three int32 tensors [T] on one device.
 
     end: one past the last row that may see this key (end of its document, or of its subtree in a packed tree).
     key_class: one bit among bits 0..30, or 0 for a key that nobody sees (padding).
     visible: the set of class bits that this row sees; -1 for all, 0 for a padding row.
-    Shapes and types are checked always, values on the CPU only, since a check on the GPU would stall it.
+    Raises ValueError for wrong shapes and types, and for wrong values on the CPU: a check on the GPU would stall it.
     """
 
     end: torch.Tensor
@@ -62,7 +62,7 @@ class TokenMask:
 
     @classmethod
     def documents(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> TokenMask:
-        """Plain causal attention inside each of several packed documents."""
+        """Returns plain causal attention inside each of several packed documents."""
         sizes = torch.tensor(lengths, dtype=torch.int32)
         end = torch.repeat_interleave(sizes.cumsum(0).int(), sizes)
         return cls(end, torch.ones_like(end), torch.full_like(end, -1)).to(device)
@@ -78,7 +78,7 @@ class TokenMask:
         return TokenMask(*(send(x, device) for x in (self.end, self.key_class, self.visible)))
 
     def dense(self, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """The mask as bool [T, T], or [len(rows), T]: quadratic in T, for the reference path and for tests."""
+        """Returns bool [T, T], or [len(rows), T]: quadratic in T, for the reference and for tests."""
         key = torch.arange(len(self), device=self.device)
         rows = key if rows is None else rows
         structure = (key[None, :] <= rows[:, None]) & (rows[:, None] < self.end[None, :])

@@ -14,7 +14,7 @@ def masked_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q [M, Hq, D], k and v [N, Hkv, D], seen bool [M, N] -> O [M, Hq, D] in q's type and L [M, Hq].
 
-    Works in float64 if given float64, otherwise in float32, as does L. Memory grows with M * N * Hq.
+    Computes in float64 if q is float64, otherwise in float32; L has that type. Memory grows with M * N * Hq.
     """
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     group = q.shape[1] // k.shape[1]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from videoseek_kernels.dispatch import check_triton_inputs, kernels
+from videoseek_kernels.dispatch import check_triton_inputs
 
 IMPLEMENTATIONS = ("auto", "triton", "reference")
 
@@ -64,9 +64,14 @@ class _Rotation(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(cos, sin)
-        return kernels("tier1.rope").rotate(q, k, cos, sin, 1.0)
+        from videoseek_kernels.impl.triton.rope import rotate
+
+        return rotate(q, k, cos, sin, 1.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dq: torch.Tensor, dk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        return *kernels("tier1.rope").rotate(dq, dk, *ctx.saved_tensors, -1.0), None, None
+        from videoseek_kernels.impl.triton.rope import rotate
+
+        cos, sin = ctx.saved_tensors
+        return *rotate(dq, dk, cos, sin, -1.0), None, None

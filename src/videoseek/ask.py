@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_uppercase
 
 from videoseek.command import parse, recipe_of_model, run_command, wants_help
 from videoseek.config import UsageError, option
@@ -47,7 +46,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.rollout.native import NativeEngine
     from videoseek.rollout.setup import load_policy, sampling_settings
     from videoseek.runtime import choose_device
-    from videoseek.trajectory.records import TrajectoryRecord
+    from videoseek.trajectory_record import TrajectoryRecord
 
     sample = Sample(
         id="question",
@@ -94,7 +93,7 @@ def _answer_line(episode: Episode) -> str:
     """Returns the model's answer; the option follows a letter."""
     if episode.answer is None:
         return f"none ({str(episode.stop_reason).replace('_', ' ')})"
-    chosen = dict(zip(ascii_uppercase, episode.sample.options, strict=False)).get(episode.answer.strip())
+    chosen = dict(episode.sample.lettered_options).get(episode.answer.strip())
     return episode.answer if chosen is None else f"{episode.answer.strip()}. {chosen}"
 
 

@@ -19,7 +19,7 @@ from videoseek.config import UsageError
 
 USAGE = "python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]"
 #: Keys in which runs of one row may differ: they say where and when a run ran, not what it ran.
-_NOT_COMPARED = ("seed", "output_dir", "resume", "data.cache_dir", "save_every_steps", "keep_checkpoints")
+_NOT_COMPARED = ("seed", "output_dir", "resume", "save_every_steps", "keep_checkpoints")
 _COLUMNS = ("accuracy_tool", "accuracy_greedy_tool", "clue_iou", "calls_per_episode", "format")
 
 

@@ -29,10 +29,15 @@ DECODER_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pro
 class DataConfig:
     sft: list[str] = option(
         ["clueworld"],
-        "files of SFT trajectories as [FORMAT:]PATH[*WEIGHT], clueworld, or clueworld_base (perception only)",
+        "SFT trajectories: files as [FORMAT:]PATH[*WEIGHT], or generated ones as clueworld[:NUMBER], 4096 by default; "
+        "clueworld_base[:NUMBER] has perception only",
     )
-    rl: list[str] = option(["clueworld"], "files of RL questions as [FORMAT:]PATH[*WEIGHT], or clueworld")
-    eval: list[str] = option(["clueworld"], "files of held-out questions as [FORMAT:]PATH, or clueworld")
+    rl: list[str] = option(
+        ["clueworld"], "RL questions: files as [FORMAT:]PATH[*WEIGHT], or clueworld[:NUMBER], 4096 by default"
+    )
+    eval: list[str] = option(
+        ["clueworld"], "held-out questions: files as [FORMAT:]PATH, or clueworld[:NUMBER], 512 by default"
+    )
     video_root: str | None = option(
         None, "folder that videos may not leave and relative ones start from (null: each data file's own)"
     )
@@ -43,12 +48,11 @@ class DataConfig:
         "stop", "a record that cannot be used ends the run, or is passed over and named", choices=("stop", "skip")
     )
     max_unreadable_share: float = option(
-        0.25, "RL: share of a step's prompts whose video may be unreadable; above it the run ends", at_least=0, at_most=1
+        0.25,
+        "RL: share of a step's prompts whose video may be unreadable; above it the run ends",
+        at_least=0,
+        at_most=1,
     )
-    num_sft: int = option(4096, "clueworld: number of SFT samples generated", at_least=1)
-    num_rl: int = option(2048, "clueworld: number of RL questions generated", at_least=1)
-    num_eval: int = option(512, "clueworld: number of held-out questions generated", at_least=1)
-    cache_dir: str = option("~/.cache/videoseek", "folder for generated videos")
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,9 @@ class TrainConfig:
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     dtype: str = option("float32", "type of weights and activations in the model", choices=("float32", "bfloat16"))
     grad_clip: float = option(1.0, "largest gradient norm of an optimizer step", above=0)
+    max_skipped_steps: int = option(
+        5, "optimizer steps in a row that may be skipped because loss or gradient are not finite", at_least=1
+    )
     gradient_checkpointing: bool = option(False, "compute activations anew in the backward pass: slower, less memory")
     data: DataConfig = field(default_factory=DataConfig)
     video: VideoConfig = field(default_factory=VideoConfig)

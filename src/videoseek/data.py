@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from videoseek.command import run_command, wants_help
+from videoseek.command import parse_files, run_command, wants_help
 from videoseek.config import UsageError
+from videoseek.data_tools.settings import CheckSettings, ConvertSettings, ShowSettings, StatsSettings
 
 VERBS = {
     "check": "check every sample against its video; exit code 1 if one has an error",
@@ -14,6 +15,13 @@ VERBS = {
     "show": "show one sample as a page",
     "clueworld": "generate videos with questions and trajectories",
     "synthesize": "make tool trajectories from raw videos with a vision language model's endpoint",
+}
+#: Verbs whose `--help` needs their keys alone, and none of the heavy libraries that their work needs.
+_SETTINGS: dict[str, CheckSettings | ConvertSettings | StatsSettings | ShowSettings] = {
+    "check": CheckSettings(),
+    "convert": ConvertSettings(),
+    "stats": StatsSettings(),
+    "show": ShowSettings(),
 }
 USAGE = "python -m videoseek.data VERB [FILE ...] [key=value ...]"
 
@@ -26,6 +34,8 @@ def main(arguments: list[str]) -> None:
     verb, *rest = arguments
     if verb not in VERBS:
         raise UsageError(f"unknown verb {verb!r}; known are {', '.join(VERBS)}")
+    if verb in _SETTINGS and wants_help(rest):
+        parse_files(["--help"], _SETTINGS[verb], _SETTINGS[verb].usage)
     _main_of(verb)(rest)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import deepspeed
 import deepspeed.ops
@@ -27,7 +27,23 @@ from videoseek.distributed import all_max, all_sum, gather
 from videoseek.model.policy import Policy, num_projections
 from videoseek.ranks import rank, world_size
 
-Row = TypeVar("Row")
+
+class HasSamples(Protocol):
+    """A packed row that knows the ids of its samples."""
+
+    @property
+    def sample_ids(self) -> list[str]: ...
+
+
+Row = TypeVar("Row", bound=HasSamples)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSums:
+    """A batch over all ranks: `metrics` with its `loss`, and the samples of rows whose loss is not finite."""
+
+    metrics: dict[str, float]
+    not_finite: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +177,8 @@ class TrainEngine:
                 "zero_force_ds_cpu_optimizer": False,
                 "bf16": {"enabled": bf16},
                 # Sums of bf16 gradients lose 2 % over 128 rows, so rows and ranks are added up in fp32.
-                "data_types": {"grad_accum_dtype": "fp32"},
+                # Stage 0 cannot do so, and runs refuse it for bf16.
+                "data_types": {"grad_accum_dtype": "fp32" if stage else None},
                 "communication_data_type": "fp32",
                 "steps_per_print": 10**9,
             },
@@ -179,13 +196,13 @@ class TrainEngine:
 
     def accumulate(
         self, rows: Sequence[Row], loss_of: Callable[[Row], tuple[torch.Tensor, Metrics]], filler: Row | None
-    ) -> tuple[float, dict[str, float]]:
-        """Forward and backward of every row of this rank; returns the loss and the metrics, both over all ranks.
+    ) -> BatchSums:
+        """Runs forward and backward of every row of this rank; returns the sums over all rows of all ranks.
 
         `loss_of` gives a row's share of the batch's loss, and its metrics. See `pad_to_longest_rank` for `filler`.
         """
         padded = self.pad_to_longest_rank(rows, filler)
-        loss_sum, metrics = 0.0, []
+        loss_sum, metrics, not_finite = 0.0, [], []
         for index, row in enumerate(padded):
             loss, row_metrics = loss_of(row)
             is_own = index < len(rows)
@@ -194,8 +211,10 @@ class TrainEngine:
             if is_own:
                 loss_sum += loss.item()
                 metrics.append({name: value.cpu() for name, value in row_metrics.items()})
+                not_finite += [] if math.isfinite(loss.item()) else row.sample_ids
         (loss_total,) = all_sum([loss_sum], self.policy.device)
-        return loss_total, combine_metrics(gather(metrics))
+        values = combine_metrics(gather(metrics)) | {"loss": loss_total}
+        return BatchSums(values, gather(list(not_finite)) if not math.isfinite(loss_total) else [])
 
     def pad_to_longest_rank(self, rows: Sequence[Row], filler: Row | None) -> list[Row]:
         """The rows, followed by `filler` until every rank has as many rows.

@@ -9,7 +9,10 @@ output_dir/
 
 from __future__ import annotations
 
+import time
+
 from videoseek.command import FLAGS, parse, recipe_of_model, run_command
+from videoseek.ranks import rank
 
 USAGE = "python -m videoseek.evaluate model=DIR [data.eval=[FILE.jsonl, ...]] [output_dir=DIR] [key=value ...]"
 #: These values win over the run's own recipe, so that no evaluation writes to the run's folder by accident.
@@ -24,9 +27,33 @@ def main(arguments: list[str]) -> None:
     from videoseek.runtime import choose_accelerator
 
     choose_accelerator(config.device)
-    from videoseek.stages.evaluation import evaluate
+    from videoseek.distributed import barrier
+    from videoseek.engine import end_distributed
+    from videoseek.evaluation.model_scores import score_model
+    from videoseek.evaluation.scores import summary_of
+    from videoseek.files import write_json
+    from videoseek.model.load import model_folder
+    from videoseek.pages.report import write_report
+    from videoseek.progress import say
+    from videoseek.stages.loading import load_split
+    from videoseek.stages.run_folder import start_folder, start_run
 
-    evaluate(config, only_check=options.dry_run)
+    started = time.monotonic()
+    context = start_run(config)
+    folder = model_folder(config.model)
+    samples = load_split(config, "eval")[: config.evaluate.num_questions]
+    if options.dry_run:
+        say(f"  {len(samples)} questions are in order")
+    else:
+        if rank() == 0:
+            start_folder(config, context.output_dir)
+        barrier()
+        values = score_model(config, context.device, folder, folder.name, samples, context.output_dir)
+        if rank() == 0:
+            summary = summary_of(config, {folder.name: values}, time.monotonic() - started)
+            write_json(context.output_dir / "summary.json", summary)
+            say(f"report: {write_report(context.output_dir)}")
+    end_distributed()
 
 
 def with_defaults(arguments: list[str]) -> list[str]:

@@ -1,15 +1,16 @@
-"""The currencies: values that cross module borders. Each validates itself on construction.
+"""The values that cross module borders. Each validates itself on construction.
 
-Units live in names (`start_seconds`, `num_tokens`); intervals are half-open, `[start, end)`.
+Names carry the units (`start_seconds`, `num_tokens`). Intervals are half-open, `[start, end)`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-#: Data kinds. The first four cross clue cardinality with the need for the tool (Video-o3, 2601.23224);
-#: `temporal_grounding` asks for a window; `perception` is plain text about a clip, trained but never scored.
+#: Data kinds. The first four cross clue cardinality with the need for the tool (Video-o3, 2601.23224).
+#: `temporal_grounding` asks for a window. `perception` is plain text about a clip: SFT trains it, no reward scores it.
 KINDS = (
     "clue_single_w_tool",
     "clue_multi_w_tool",
@@ -20,11 +21,14 @@ KINDS = (
 )
 STRATEGIES = ("coarse", "medium", "fine")
 
+#: Options of a question have the letters A to Z.
+MAX_OPTIONS = 26
+
 Interval = tuple[float, float]
 
 
 class Role(IntEnum):
-    """What a token is. A row of attention is treated by the role of the token that it predicts."""
+    """What a token is. The role of the token that a row of attention predicts decides the row's mask."""
 
     PAD = 0
     SYSTEM = 1
@@ -35,11 +39,11 @@ class Role(IntEnum):
     THINK = 6
     CALL = 7
     ANSWER = 8
-    TAG = 9  # tags of an assistant turn and whatever else it holds outside think, call and answer
+    TAG = 9  # tags of an assistant turn, and its text outside think, call and answer
 
 
 class TurnKind(IntEnum):
-    """Which sort of turn a token stands in: not the model's, clue-seeking (holds a call), answering."""
+    """The kind of turn that a token belongs to: not the model's, clue-seeking (with a call), or answering."""
 
     NONE = 0
     SEEK = 1
@@ -47,7 +51,7 @@ class TurnKind(IntEnum):
 
 
 class StopReason(StrEnum):
-    """Why an episode ended. `overlong` reasons are no verdict on the answer and are masked from the loss."""
+    """Why an episode ended."""
 
     ANSWERED = "answered"
     NO_CALL_NO_ANSWER = "no_call_no_answer"
@@ -59,7 +63,17 @@ class StopReason(StrEnum):
 
     @property
     def overlong(self) -> bool:
+        """Whether a limit cut the episode off. Such an end says nothing about the answer (`grpo.overlong`)."""
         return self in (StopReason.TURN_LIMIT, StopReason.TOKEN_LIMIT, StopReason.CONTEXT_FULL, StopReason.DEADLINE)
+
+
+def letter_options(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs each option with its letter: [("A", "red"), ("B", "blue")].
+
+    An option after the 26th gets a character after Z. `samples.check` refuses samples with so many options, but a page
+    must be able to show them.
+    """
+    return [(chr(ord("A") + index), option) for index, option in enumerate(options)]
 
 
 def _check_intervals(name: str, intervals: tuple[Interval, ...]) -> None:
@@ -72,8 +86,8 @@ def _check_intervals(name: str, intervals: tuple[Interval, ...]) -> None:
 class Sample:
     """One question about one video, with its evidence and, for SFT, a reference trajectory.
 
-    `turns` are the assistant's texts only: observations are never stored but made again by the tool, so that SFT,
-    rollout and evaluation see the same clips. `window` limits what the prompt shows (None: the whole video).
+    `turns` are the assistant's texts only. The tool makes the observations anew, so SFT, rollout and evaluation see the
+    same clips. `window` limits the part of the video that the prompt shows (None: the whole video).
     """
 
     id: str
@@ -95,12 +109,17 @@ class Sample:
         if self.window is not None:
             _check_intervals(f"window of sample {self.id!r}", (self.window,))
 
+    @property
+    def lettered_options(self) -> list[tuple[str, str]]:
+        """The options with their letters: [("A", "red"), ("B", "blue")]. Texts are as the data set wrote them."""
+        return letter_options(self.options)
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A reference to frames: which file, which presentation times, which size. Pixels are decoded on demand.
+    """A reference to frames: their file, presentation times and size. Pixels are decoded on demand.
 
-    height and width are in pixels after resizing, multiples of 28 (two 14-px patches merged); frames come in pairs.
+    height and width are in pixels after resizing, multiples of 28 (two merged patches of 14 px). Frames come in pairs.
     """
 
     video: str
@@ -119,23 +138,24 @@ class Clip:
 
     @property
     def grid_thw(self) -> tuple[int, int, int]:
-        """Temporal, height and width patches (2 frames x 14 px x 14 px)."""
+        """Number of patches (2 frames x 14 px x 14 px) along time, height and width."""
         return len(self.frame_seconds) // 2, self.height // 14, self.width // 14
 
     @property
     def num_tokens(self) -> int:
-        """Merged tokens (2 x 2 patches each)."""
+        """Number of merged tokens (2 x 2 patches each)."""
         t, h, w = self.grid_thw
         return t * h * w // 4
 
     @property
     def second_per_grid(self) -> float:
+        """Seconds between two temporal patches."""
         return 2.0 / self.sample_fps
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What was wrong with a model's output: a stable code and the one sentence that goes back to the model."""
+    """What was wrong with a model's output: a stable code, and the sentence that the model reads."""
 
     code: str
     message: str
@@ -152,7 +172,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
-    """What an assistant's text says. `calls` and `answer` may both be there or both be missing; never raises."""
+    """The content of an assistant's text. A turn may have calls and an answer, or neither."""
 
     think: str | None
     calls: tuple[Call, ...]
@@ -162,7 +182,7 @@ class ParsedTurn:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A stretch `[start, end)` of an episode's tokens: role is system, user, assistant."""
+    """Tokens `[start, end)` of an episode. `role` is system, user or assistant."""
 
     role: str
     text: str
@@ -172,7 +192,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """A call as it went: the index of its assistant turn (0-based), and its clip or its fault."""
+    """A call and its outcome: the index of its assistant turn (0-based), and its clip or its fault."""
 
     turn: int
     call: Call | None
@@ -182,10 +202,11 @@ class CallRecord:
 
 @dataclass(slots=True)
 class Episode:
-    """One trajectory, sampled or recorded. The token ids here are the only ids that are ever trained on.
+    """One trajectory, sampled or recorded. Training uses these token ids and no others.
 
     Per-token lists have equal length: token_ids, roles (Role), turn_kinds (TurnKind), loss_mask (trained as a target),
-    logprobs (of the behaviour policy; 0 where the token was not sampled). clips follow the order of the vision blocks.
+    rollout_logprobs (of the policy that sampled the token; 0 for other tokens). clips have the order of the vision
+    blocks.
     """
 
     sample: Sample
@@ -193,7 +214,7 @@ class Episode:
     roles: list[int]
     turn_kinds: list[int]
     loss_mask: list[bool]
-    logprobs: list[float]
+    rollout_logprobs: list[float]
     clips: list[Clip]
     turns: list[Turn]
     calls: list[CallRecord]
@@ -205,9 +226,16 @@ class Episode:
     weight_version: int = 0
 
     def __post_init__(self) -> None:
-        lengths = {len(self.token_ids), len(self.roles), len(self.turn_kinds), len(self.loss_mask), len(self.logprobs)}
+        lengths = {
+            len(self.token_ids),
+            len(self.roles),
+            len(self.turn_kinds),
+            len(self.loss_mask),
+            len(self.rollout_logprobs),
+        }
         if len(lengths) != 1:
             raise ValueError(f"episode of {self.sample.id!r}: per-token lists differ in length: {sorted(lengths)}")
 
     def assistant_texts(self) -> list[str]:
+        """Returns the texts of the assistant's turns, in order."""
         return [turn.text for turn in self.turns if turn.role == "assistant"]

@@ -1,6 +1,6 @@
 """`pytest --benchmark`: what the kernels are worth on this machine, parity first.
 
-Without a GPU the plan builders are timed, and every row that could not run is named.
+Without a GPU the block-mask builders are timed, and every row that could not run is named.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from videoseek_kernels.benchmark import suite
+from kernel_bench import suite
 
 SHAPE = suite.Shape((28, 4), 128, 16384)
 RIVALS = (
-    *("tier 1", "composition", "composition, cuDNN", "cuDNN causal", "FA2 causal (torch)"),
+    *("Triton", "SDPA segments", "SDPA segments, cuDNN", "cuDNN causal", "FA2 causal (torch)"),
     *("FlexAttention", "cuDNN-frontend flex", "FA3 causal", "FA4 causal", "SDPA dense mask", "eager 4D mask"),
 )
 
@@ -30,7 +30,7 @@ def show(title: str, rows: list[dict], folder: Path, capsys: pytest.CaptureFixtu
 def test_plan_builders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = list(suite.time_builders([8192, 16384, 32768, 65536], device))
-    show("plan builders", rows, tmp_path, capsys)
+    show("block-mask builders", rows, tmp_path, capsys)
     assert rows[-1]["numpy ms"] < 50
     assert rows[-1]["KB"] < 2000
 

@@ -1,11 +1,11 @@
-"""One folder of generated videos, and one reward function, for all runs of a test process."""
+"""Arguments that all runs of a test process share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from commands import REWARD, TINY
+from support.commands import REWARD, TINY
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("shared")
     reward = folder / "reward.py"
     reward.write_text(REWARD)
-    return [*TINY.split(), f"data.cache_dir={folder / 'cache'}", f"reward.functions=[{reward}:by_ids]"]
+    return [*TINY.split(), f"reward.functions=[{reward}:by_ids]"]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from commands import finish, forked, start
+from support.commands import finish, forked, start
 
 from videoseek.config_merge import config_keys, list_recipes, load_config
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import run
+from support.commands import run
 
 from videoseek.config_merge import config_yaml, load_config
 from videoseek.files import shipped_folder
@@ -20,8 +20,13 @@ ASK = [sys.executable, "-m", "videoseek.ask"]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder as far as these commands read it: its configuration, and the base in place of final weights."""
     folder = tmp_path_factory.mktemp("run")
-    keys = ["evaluate.num_questions=4", "evaluate.samples=2", "data.num_eval=8", "rollout.max_new_tokens_per_turn=12"]
-    config = load_config(["recipe=sft_rl", *keys, f"output_dir={folder}", f"data.cache_dir={folder / 'cache'}"])
+    keys = [
+        "evaluate.num_questions=4",
+        "evaluate.samples=2",
+        "data.eval=[clueworld:8]",
+        "rollout.max_new_tokens_per_turn=12",
+    ]
+    config = load_config(["recipe=sft_rl", *keys, f"output_dir={folder}"])
     (folder / "config.yaml").write_text(config_yaml(config))
     (folder / "final").symlink_to(shipped_folder("tiny_base", "data/tiny_base"))
     return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_world import assert_same_gradients, gradients, tiny_world
+from support.tiny_world import assert_same_gradients, gradients, tiny_world
 
 from videoseek.batches.packing import pack_documents
 from videoseek.config_merge import load_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import TWO_RANKS, forked, numbers, reached, refused, run, start, stop, weights
+from support.commands import TWO_RANKS, forked, numbers, reached, refused, run, start, stop, weights
 
 from videoseek.files import shipped_folder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import TWO_RANKS, curve, environment, numbers, reached, run, start, stop, summary, weights
+from support.commands import TWO_RANKS, curve, environment, numbers, reached, run, start, stop, summary, weights
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 #: One rank cuts a batch into twice as many rows as each of two does.
@@ -18,7 +18,7 @@ COMMON = ["stages=[sft,grpo]", "save_every_steps=0", "sft.max_tokens_per_micro_b
 COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.max_resample_rounds=0"]
 
 
-UNEQUAL = Path(__file__).with_name("unequal_ranks.py")
+UNEQUAL = Path(__file__).parents[1] / "support/unequal_ranks.py"
 
 
 def unequal(case: str, stage: int, ranks: int, folder: Path) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import forked, refused, rows, run, weights
+from support.commands import forked, refused, rows, run, weights
 
 from videoseek.config import UsageError
 from videoseek.config_merge import load_config

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import forked, numbers, summary, weights
-from released import COMPANIONS, VOCABULARY, write_released
+from support.commands import forked, numbers, summary, weights
+from support.released import COMPANIONS, VOCABULARY, write_released
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from videoseek.model.load import load_model

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import numbers, reached, run, start, stop, summary, weights
+from support.commands import numbers, reached, run, start, stop, summary, weights
 
 from videoseek.checkpoint import complete_checkpoints
 

@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import clue_model
 import pytest
-from commands import environment, forked, summary
-from openai_server import Fault, ScriptedServer, schema_name, serving
+from support import clue_model
+from support.commands import environment, forked, summary
+from support.openai_server import Fault, ScriptedServer, schema_name, serving
 
 from videoseek.command import run_command
 from videoseek.data import main
 from videoseek.samples import clueworld
-from videoseek.samples.check import check_samples
+from videoseek.samples.rules import find_bad
 from videoseek.samples.schema import read_samples
 from videoseek.synthesis.items import STAGES
 from videoseek.synthesis.settings import QUADRANTS
@@ -98,7 +98,7 @@ def test_good_questions_of_all_quadrants_are_accepted(videos: Path, tmp_path: Pa
     assert (report["sources"], report["items"], report["samples"]) == (VIDEOS, ITEMS, ITEMS)
     assert {kind: count["samples"] for kind, count in report["kinds"].items()} == dict.fromkeys(QUADRANTS, VIDEOS)
     samples = read_samples(tmp_path / "samples.jsonl", videos)
-    check_samples(samples, need_turns=True)
+    assert find_bad(samples, range(len(samples)), need_turns=True) == []
     fmt = FORMATS["grounding"]()
     for sample in samples:
         parsed = [fmt.parse(turn) for turn in sample.turns]
@@ -447,7 +447,7 @@ def test_the_samples_train(videos: Path, tmp_path: Path, tiny: list[str]) -> Non
         synthesize(videos, tmp_path / "synthesis", server)
     run = tmp_path / "run"
     train = [f"data.sft=[{tmp_path / 'synthesis/samples.jsonl'}]", f"data.video_root={videos}", f"output_dir={run}"]
-    train += ["data.eval=[clueworld]", "stages=[sft]", "recipe=sft", "sft.steps=4"]
+    train += ["data.eval=[clueworld:4]", "stages=[sft]", "recipe=sft", "sft.steps=4"]
     log = forked([*(key for key in tiny if not key.startswith("recipe=")), *train], tmp_path)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and losses[-1] < losses[0], log

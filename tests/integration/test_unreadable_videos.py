@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import curve, forked, run
-from damaged_video import damaged_copy
-from test_ranks import TWO_RANKS
+from support.commands import TWO_RANKS, curve, forked, run
+from support.damaged_video import damaged_copy
 
 from videoseek.samples import clueworld
 from videoseek.samples.schema import write_samples

@@ -10,9 +10,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from videoseek_kernels import TokenMask, plan, tdam_attention
-from videoseek_kernels.dispatch import choose_on_gpu, log_choice
-from videoseek_kernels.testing import (
+from kernel_bench.testing import (
     eager_attention,
     excess,
     gradients,
@@ -21,15 +19,25 @@ from videoseek_kernels.testing import (
     random_mask,
     trajectory_mask,
 )
-from videoseek_kernels.tier1 import attention as tier1_attention
-from videoseek_kernels.tier1.launch import TileConfig
+from videoseek_kernels import TokenMask, build_block_mask, tdam_attention
+from videoseek_kernels.block_mask import BlockMask
+from videoseek_kernels.dense import padded_attention, segmented_attention
+from videoseek_kernels.dispatch import choose_on_gpu, log_choice
+from videoseek_kernels.impl.triton import autograd as triton_autograd
+from videoseek_kernels.impl.triton.launch import TileConfig
 
 NUM_MASKS = 2000
 
 
-def run(impl: str, inputs: list[torch.Tensor], mask_or_plan: object, **options: object) -> list[torch.Tensor]:
+def run(impl: str, inputs: list[torch.Tensor], mask: TokenMask | BlockMask) -> list[torch.Tensor]:
+    """[O, dq, dk, dv] by an implementation, or by one of the two cuts of the dense path, whatever the device."""
     q, k, v, upstream = inputs
-    return gradients(tdam_attention(q, k, v, mask_or_plan, impl=impl, **options), (q, k, v), upstream)
+    if impl in ("padded", "segments"):
+        block_mask = mask if isinstance(mask, BlockMask) else build_block_mask(mask)
+        if impl == "padded":
+            return gradients(padded_attention(q, k, v, block_mask.documents), (q, k, v), upstream)
+        return gradients(segmented_attention(q, k, v, block_mask.segments), (q, k, v), upstream)
+    return gradients(tdam_attention(q, k, v, mask, impl=impl), (q, k, v), upstream)
 
 
 def check_budget(got: list[torch.Tensor], inputs: list[torch.Tensor], mask: TokenMask) -> None:
@@ -45,25 +53,26 @@ def eager(inputs: list[torch.Tensor], mask: TokenMask) -> list[torch.Tensor]:
     return gradients(eager_attention(q, k, v, mask.dense(), q.shape[-1] ** -0.5), (q, k, v), upstream)
 
 
-def test_fuzz_composition_is_exact() -> None:
+@pytest.mark.parametrize("cut", ["padded", "segments"])
+def test_fuzz_dense_is_exact(cut: str) -> None:
     rng = np.random.default_rng(7)
     for case in range(NUM_MASKS // 8):
         mask = pack(random_mask(rng, int(rng.choice([1, 6, 9, 12]))) for _ in range(8))
         inputs = [x.detach().double().requires_grad_() for x in random_inputs(len(mask), (2, 1), 8, torch.float32)]
-        for got, wanted in zip(run("composition", inputs, mask), run("reference", inputs, mask), strict=True):
+        for got, wanted in zip(run(cut, inputs, mask), run("reference", inputs, mask), strict=True):
             error = (got - wanted).abs().max().item()
             assert error < 1e-12, f"case {case}: off by {error:.1e}"
 
 
 def test_fuzz_kernel(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks are packed many to a row, which tests each of them and tiles that straddle them."""
-    monkeypatch.setattr(tier1_attention, "tile_config", lambda *_: TileConfig(64, 64, 4, 2))
+    monkeypatch.setattr(triton_autograd, "tile_config", lambda *_: TileConfig(64, 64, 4, 2))
     rng = np.random.default_rng(11)
     for case in range(NUM_MASKS // 40):
         mask = pack(random_mask(rng, int(rng.choice([1, 3, 9, 14, 17]))) for _ in range(40)).to(device)
         block_m, block_n = ((64, 64), (128, 64), (64, 128), (128, 128))[case % 4]
         inputs = random_inputs(len(mask), (1, 1), 32, torch.float32, device, case)
-        got, wanted = (run(impl, inputs, plan(mask, block_m, block_n)) for impl in ("triton", "reference"))
+        got, wanted = (run(impl, inputs, build_block_mask(mask, block_m, block_n)) for impl in ("triton", "reference"))
         for name, a, b in zip(("out", "dq", "dk", "dv"), got, wanted, strict=True):
             error = (a - b).abs().max().item()
             assert error < 1e-5, f"case {case}: {name} off by {error:.1e}"
@@ -80,22 +89,22 @@ def test_kernel_keeps_the_budget(
 ) -> None:
     mask = trajectory_mask(num_tokens, 3).to(device)
     inputs = random_inputs(num_tokens, heads, head_dim, dtype, device)
-    check_budget(run("triton", inputs, plan(mask)), inputs, mask)
+    check_budget(run("triton", inputs, build_block_mask(mask)), inputs, mask)
 
 
 @pytest.mark.parametrize("tma", [False, True], ids=["pointers", "descriptors"])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_every_route_of_the_kernel(splits: int, tma: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles smaller than the plan's blocks, tensor descriptors, and dk/dv cut into parts."""
+    """Tiles smaller than the block mask's blocks, tensor descriptors, and dk/dv cut into parts."""
     tile = TileConfig(32, 16, 4, 2, tma)
-    monkeypatch.setattr(tier1_attention, "tile_config", lambda *_: tile)
-    monkeypatch.setattr(tier1_attention, "_num_splits", lambda *_: splits)
+    monkeypatch.setattr(triton_autograd, "tile_config", lambda *_: tile)
+    monkeypatch.setattr(triton_autograd, "_num_splits", lambda *_: splits)
     mask = pack(random_mask(np.random.default_rng(seed), 50) for seed in range(3)).to(device)
     inputs = random_inputs(150, (3, 1), 32, torch.float32, device)
-    check_budget(run("triton", inputs, plan(mask, 64, 64)), inputs, mask)
+    check_budget(run("triton", inputs, build_block_mask(mask, 64, 64)), inputs, mask)
 
 
-@pytest.mark.parametrize("impl", ["triton", "composition", "reference"])
+@pytest.mark.parametrize("impl", ["triton", "padded", "segments", "reference"])
 def test_blind_rows_give_zero_and_finite_gradients(impl: str, device: str) -> None:
     visible = torch.full((40,), -1, dtype=torch.int32)
     visible[[0, 7, 8, 39]] = 0
@@ -107,7 +116,7 @@ def test_blind_rows_give_zero_and_finite_gradients(impl: str, device: str) -> No
     assert not dk[39].any() and not dv[39].any()
 
 
-@pytest.mark.parametrize("impl", ["triton", "composition"])
+@pytest.mark.parametrize("impl", ["triton", "padded", "segments"])
 def test_hidden_keys_do_not_leak(impl: str, device: str) -> None:
     """NaN where a whole tile is hidden, huge values where a tile is shared with visible keys."""
     key_class = torch.ones(96, dtype=torch.int32)
@@ -122,7 +131,7 @@ def test_hidden_keys_do_not_leak(impl: str, device: str) -> None:
     with torch.no_grad():
         k[70], v[70] = 1e4, 1e4
         k[16:48], v[16:48] = (float("nan"), float("nan")) if impl == "triton" else (1e4, 1e4)
-    got = run(impl, [q, k, v, upstream], plan(mask, 16, 16))
+    got = run(impl, [q, k, v, upstream], build_block_mask(mask, 16, 16))
     torch.testing.assert_close(got[0][48:], wanted[0][48:], rtol=0, atol=1e-5)
     torch.testing.assert_close(got[1][48:], wanted[1][48:], rtol=0, atol=1e-5)
 
@@ -143,9 +152,8 @@ def test_nothing_hidden_is_plain_causal_attention_bit_for_bit(device: str) -> No
     causal = TokenMask.documents([90]).to(device)
     colourful = trajectory_mask(90, 2, "causal").to(device)
     inputs = random_inputs(90, (2, 1), 32, torch.float32, device)
-    for a, b in zip(
-        run("triton", inputs, plan(causal, 32, 32)), run("triton", inputs, plan(colourful, 32, 32)), strict=True
-    ):
+    found = [run("triton", inputs, build_block_mask(mask, 32, 32)) for mask in (causal, colourful)]
+    for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
 
 
@@ -170,7 +178,7 @@ def test_log_sum_exp_and_its_gradient(device: str) -> None:
     q, k, v, upstream = random_inputs(80, (4, 2), 32, torch.float32, device)
     results = []
     for impl in ("triton", "reference"):
-        out, lse = tdam_attention(q, k, v, plan(mask, 32, 32), impl=impl, return_lse=True)
+        out, lse = tdam_attention(q, k, v, build_block_mask(mask, 32, 32), impl=impl, return_lse=True)
         assert lse.shape == (80, 4)
         sighted = mask.dense().any(1)
         assert bool((lse[~sighted] == float("-inf")).all())
@@ -204,16 +212,16 @@ def test_gradcheck_of_the_reference() -> None:
         ({"q": torch.zeros(5, 3, 32)}, "Hq a multiple"),
         ({"k": torch.zeros(4, 2, 32)}, "k \\[4, 2, 32\\]"),
         ({"v": torch.zeros(5, 2, 32, dtype=torch.float64)}, "v torch.float64"),
-        ({"mask_or_plan": TokenMask.documents([4])}, "covers 4 tokens, q has 5"),
+        ({"mask": TokenMask.documents([4])}, "covers 4 tokens, q has 5"),
         ({"scale": 0.0}, "scale must be positive"),
         ({"impl": "flash"}, "'flash' is not one of auto"),
-        ({"impl": "composition", "return_lse": True}, "no log-sum-exp"),
+        ({"impl": "dense", "return_lse": True}, "no log-sum-exp"),
     ],
     ids=["ratio", "length", "dtype", "mask", "scale", "impl", "lse"],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
     good = {"q": torch.zeros(5, 4, 32), "k": torch.zeros(5, 2, 32), "v": torch.zeros(5, 2, 32)}
-    arguments = good | {"mask_or_plan": TokenMask.documents([5])} | change
+    arguments = good | {"mask": TokenMask.documents([5])} | change
     with pytest.raises(ValueError, match=message):
         tdam_attention(**arguments)
 
@@ -239,12 +247,12 @@ def test_a_forced_kernel_never_falls_back(
 
 
 def test_rule_on_gpu() -> None:
-    """The kernels wherever they can run: the composition on cuDNN plans anew for every length."""
+    """The kernels wherever they can run: SDPA over cuDNN plans anew for every length."""
     for capability in ((8, 0), (8, 9), (9, 0), (10, 0)):
         assert choose_on_gpu(capability, torch.bfloat16, 128) == "triton"
-    assert choose_on_gpu((7, 5), torch.float16, 128) == "composition"
-    assert choose_on_gpu((9, 0), torch.bfloat16, 80) == "composition"
-    assert choose_on_gpu((9, 0), torch.float64, 128) == "composition"
+    assert choose_on_gpu((7, 5), torch.float16, 128) == "dense"
+    assert choose_on_gpu((9, 0), torch.bfloat16, 80) == "dense"
+    assert choose_on_gpu((9, 0), torch.float64, 128) == "dense"
 
 
 def test_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -254,7 +262,7 @@ def test_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):
             tdam_attention(q, q, q, TokenMask.documents([5]))
     assert [record.getMessage() for record in caplog.records] == [
-        "tdam_attention: impl='auto' runs composition on cpu, torch.float32"
+        "tdam_attention: impl='auto' runs dense on cpu, torch.float32"
     ]
 
 
@@ -290,7 +298,7 @@ assert "triton" not in sys.modules
 def test_import_stays_below_the_product_and_leaves_the_kernels_alone() -> None:
     """Neither the parent project nor a single Triton kernel is loaded before it is asked for."""
     script = (
-        "import sys, videoseek_kernels; print([m for m in sys.modules if m.startswith('videoseek') and '.tier' in m])"
+        "import sys, videoseek_kernels; print([m for m in sys.modules if m.startswith('videoseek') and '.impl' in m])"
     )
     script += "; print('videoseek' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

@@ -8,13 +8,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from videoseek_kernels import TokenMask, plan, tdam_attention
-from videoseek_kernels.benchmark import correctness, numerics, suite
-from videoseek_kernels.benchmark.contestants import Contestant
-from videoseek_kernels.benchmark.cudnn_flex import interval_ends
-from videoseek_kernels.benchmark.numerics import BOUND, SliceShape, compare_training, recall_task
-from videoseek_kernels.benchmark.parity import sampled_excess
-from videoseek_kernels.testing import (
+from kernel_bench import correctness, numerics, suite
+from kernel_bench.contestants import Contestant
+from kernel_bench.cudnn_flex import interval_ends
+from kernel_bench.numerics import BOUND, SliceShape, compare_training, recall_task
+from kernel_bench.parity import sampled_excess
+from kernel_bench.testing import (
     FLOOR,
     budget,
     excess,
@@ -24,7 +23,8 @@ from videoseek_kernels.testing import (
     relative_error,
     trajectory_mask,
 )
-from videoseek_kernels.tier1 import attention as tier1_attention
+from videoseek_kernels import TokenMask, build_block_mask, tdam_attention
+from videoseek_kernels.impl.triton import autograd as triton_autograd
 
 
 def test_parity_on_sampled_rows_passes_the_kernel_and_fails_a_wrong_mask() -> None:
@@ -32,10 +32,10 @@ def test_parity_on_sampled_rows_passes_the_kernel_and_fails_a_wrong_mask() -> No
     inputs = random_inputs(200, (2, 1), 32, torch.bfloat16)
 
     def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return tdam_attention(q, k, v, mask, impl="composition")
+        return tdam_attention(q, k, v, mask, impl="dense")
 
     def wrong(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return tdam_attention(q, k, v, trajectory_mask(200, 2, "causal"), impl="composition")
+        return tdam_attention(q, k, v, trajectory_mask(200, 2, "causal"), impl="dense")
 
     assert max(sampled_excess(ours, inputs, mask, 150).values()) <= 1
     assert min(sampled_excess(wrong, inputs, mask, 150).values()) > 1
@@ -52,7 +52,7 @@ def test_a_rival_that_cannot_run_is_named_and_ours_must_run() -> None:
         raise Absurd("no kernel here\nsecond line")
 
     def works(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return tdam_attention(q, k, v, mask, impl="composition")
+        return tdam_attention(q, k, v, mask, impl="dense")
 
     def wrong(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return works(q, k, v) * 1.5
@@ -60,16 +60,16 @@ def test_a_rival_that_cannot_run_is_named_and_ours_must_run() -> None:
     def not_a_number(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return works(q, k, v) * float("nan")
 
-    found = [Contestant("composition", works), Contestant("rival", fails), Contestant("wrong rival", wrong)]
+    found = [Contestant("SDPA segments", works), Contestant("rival", fails), Contestant("wrong rival", wrong)]
     absent: dict[str, str] = {}
     errors = suite._gate(found, absent, inputs, mask)
-    assert absent == {"rival": "Absurd: no kernel here"} and errors["composition"] <= 1 < errors["wrong rival"]
-    assert [contestant.name for contestant in found] == ["composition", "wrong rival"]
+    assert absent == {"rival": "Absurd: no kernel here"} and errors["SDPA segments"] <= 1 < errors["wrong rival"]
+    assert [contestant.name for contestant in found] == ["SDPA segments", "wrong rival"]
     for run, why in ((fails, "no kernel here"), (wrong, "of its budget"), (not_a_number, "error is inf")):
-        found, absent = [Contestant("tier 1", run)], {}
+        found, absent = [Contestant("Triton", run)], {}
         suite._gate(found, absent, inputs, mask)
-        assert not found and why in absent["tier 1"]
-        assert "failed" in suite._reason("tier 1", absent["tier 1"])
+        assert not found and why in absent["Triton"]
+        assert "failed" in suite._reason("Triton", absent["Triton"])
     assert "not run" in suite._reason("rival", "why")
 
 
@@ -78,7 +78,7 @@ def test_a_rival_without_a_backward_pass_is_gated_without_gradients() -> None:
 
     def forward_only(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         assert not torch.is_grad_enabled()
-        return tdam_attention(q, k, v, TokenMask.documents([64]), impl="composition")
+        return tdam_attention(q, k, v, TokenMask.documents([64]), impl="dense")
 
     found, absent = [Contestant("FA3 causal", forward_only, causal=True, backward=False)], {}
     errors = suite._gate(found, absent, inputs, trajectory_mask(64, 2))
@@ -125,12 +125,12 @@ def test_poisoned_memory_is_nan_and_ends() -> None:
 
 def test_the_case_of_one_part_has_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the multiprocessors of a Hopper GPU; the other cases have several."""
-    monkeypatch.setattr(tier1_attention, "num_processors", lambda _: 132)
-    whole = plan(trajectory_mask(2048, 3))
-    assert len(tier1_attention.empty_parts(torch.zeros(2048, 32, 128), whole)[0]) == 1
-    assert len(tier1_attention.empty_parts(torch.zeros(2048, 2, 128), whole)[0]) > 1
-    sweep = plan(trajectory_mask(16384, 4))
-    assert tier1_attention._num_splits(torch.zeros(16384, 4, 1), sweep) == 1
+    monkeypatch.setattr(triton_autograd, "num_processors", lambda _: 132)
+    whole = build_block_mask(trajectory_mask(2048, 3))
+    assert len(triton_autograd.empty_parts(torch.zeros(2048, 32, 128), whole)[0]) == 1
+    assert len(triton_autograd.empty_parts(torch.zeros(2048, 2, 128), whole)[0]) > 1
+    sweep = build_block_mask(trajectory_mask(16384, 4))
+    assert triton_autograd._num_splits(torch.zeros(16384, 4, 1), sweep) == 1
 
 
 @pytest.mark.parametrize("name", suite.masks(1024))
@@ -155,7 +155,7 @@ def test_training_tells_a_wrong_mask_and_not_the_implementation() -> None:
     small = SliceShape(128, 128, (4, 2), num_layers=1, num_tokens=192, num_steps=8, num_addresses=8)
     rows = list(compare_training(small, "cpu", torch.float32, kernel="reference"))
     assert [row["against SDPA, dense mask"] for row in rows] == [
-        *("reference", "composition", "eager", "SDPA, plain causal mask")
+        *("reference", "SDPA segments", "eager", "SDPA, plain causal mask")
     ]
     assert not any("failed" in row for row in rows)
     gaps = [row["gap of loss / first loss"] for row in rows]

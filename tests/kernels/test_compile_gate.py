@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from videoseek_kernels import compile_gate as gate
+from kernel_bench import compile_gate as gate
 
 # A fresh interpreter: in this one Triton's kernels are decorated for interpretation.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-COMMAND = [sys.executable, "-m", "videoseek_kernels.compile_gate"]
+ENVIRONMENT["PYTHONPATH"] = str(Path(__file__).parents[2] / "kernels")
+COMMAND = [sys.executable, "-m", "kernel_bench.compile_gate"]
 
 
 def table(*arguments: str) -> list[str]:

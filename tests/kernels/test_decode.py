@@ -7,31 +7,31 @@ import math
 import numpy as np
 import pytest
 import torch
+from kernel_bench.correctness import decode_error
+from kernel_bench.correctness import random_cache as random_bf16_cache
+from kernel_bench.testing import ALL, CROP_VIDEO, GLOBAL_VIDEO, TEXT
 from videoseek_kernels import TokenMask, decode_attention, tdam_attention
-from videoseek_kernels.benchmark.correctness import decode_error
-from videoseek_kernels.benchmark.correctness import random_cache as random_bf16_cache
-from videoseek_kernels.decode import KVCache
-from videoseek_kernels.testing import ALL, CROP_VIDEO, GLOBAL_VIDEO, TEXT
-from videoseek_kernels.tier1 import decode as tier1_decode
+from videoseek_kernels.impl.triton import decode as triton_decode
+from videoseek_kernels.key_values import KeyValues
 
 
 def random_cache(
     rng: np.random.Generator, lengths: list[int], num_slots: int, heads: int, head_dim: int, dtype: torch.dtype
-) -> KVCache:
+) -> KeyValues:
     """Slots past the filled ones hold NaN: reading one shows."""
     k, v = (torch.from_numpy(rng.standard_normal((len(lengths), num_slots, heads, head_dim))) for _ in range(2))
     for index, length in enumerate(lengths):
         k[index, length:] = float("nan")
         v[index, length:] = float("nan")
     classes = np.array([TEXT, GLOBAL_VIDEO, CROP_VIDEO, 0], np.int32)[rng.integers(0, 4, (len(lengths), num_slots))]
-    return KVCache(k.to(dtype), v.to(dtype), torch.tensor(lengths, dtype=torch.int32), torch.from_numpy(classes))
+    return KeyValues(k.to(dtype), v.to(dtype), torch.tensor(lengths, dtype=torch.int32), torch.from_numpy(classes))
 
 
-def moved(cache: KVCache | None, device: str, dtype: torch.dtype) -> KVCache | None:
+def moved(cache: KeyValues | None, device: str, dtype: torch.dtype) -> KeyValues | None:
     if cache is None:
         return None
     classes = None if cache.key_class is None else cache.key_class.to(device)
-    return KVCache(cache.k.to(device, dtype), cache.v.to(device, dtype), cache.lengths.to(device), classes)
+    return KeyValues(cache.k.to(device, dtype), cache.v.to(device, dtype), cache.lengths.to(device), classes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
@@ -54,7 +54,7 @@ def test_kernel_equals_reference(
     device: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tier1_decode, "SPLIT_TOKENS", 64)
+    monkeypatch.setattr(triton_decode, "SPLIT_TOKENS", 64)
     rng = np.random.default_rng(5)
     cache = random_cache(rng, lengths, 71, heads[1], 32, dtype)
     prefix = random_cache(rng, prefix_lengths, 47, heads[1], 32, dtype) if prefix_lengths else None
@@ -91,9 +91,9 @@ def test_steps_equal_prefill(impl: str, device: str) -> None:
     def full(length: int, count: int) -> torch.Tensor:
         return torch.full((count,), length, dtype=torch.int32, device=device)
 
-    prefix = KVCache(k[None, :prompt], v[None, :prompt], full(prompt, 1), key_class[None, :prompt].contiguous())
+    prefix = KeyValues(k[None, :prompt], v[None, :prompt], full(prompt, 1), key_class[None, :prompt].contiguous())
     for step in range(steps):
-        cache = KVCache(k[rows], v[rows], full(step + 1, 2), key_class[rows])
+        cache = KeyValues(k[rows], v[rows], full(step + 1, 2), key_class[rows])
         now = rows[:, step : step + 1]
         got = decode_attention(q[now], cache, prefix=prefix, visible=visible[now], impl=impl)
         torch.testing.assert_close(got, wanted[now], rtol=0, atol=1e-5)
@@ -108,7 +108,7 @@ def test_merge_weighs_any_number_of_parts(num_parts: int, device: str) -> None:
     lse[: num_parts // 2, 2], lse[num_parts // 2 + 1 :, 3], lse[:, 4] = (float("-inf"),) * 3
     parts[lse.isinf()] = 0.0
     out = torch.full((5, 32), float("nan"), device=device)
-    tier1_decode.merge_launch(parts.to(device), lse.to(device), out).run()
+    triton_decode.merge_launch(parts.to(device), lse.to(device), out).run()
     weights = (lse.double() * math.log(2)).softmax(0).nan_to_num()
     wanted = (parts.double() * weights[..., None]).sum(0)
     torch.testing.assert_close(out.cpu().double(), wanted, rtol=0, atol=1e-5)
@@ -117,7 +117,7 @@ def test_merge_weighs_any_number_of_parts(num_parts: int, device: str) -> None:
 def test_a_stretch_that_is_not_read_exceeds_the_bound_of_the_gpu_check() -> None:
     """Against long caches of random values the signal itself is a few hundredths: only a relative error tells."""
     q, cache = torch.randn(1, 1, 28, 128).bfloat16(), random_bf16_cache(1, 8192, "cpu")
-    cut = KVCache(cache.k, cache.v, cache.lengths - 512)
+    cut = KeyValues(cache.k, cache.v, cache.lengths - 512)
     good, bad = (decode_attention(q, held, impl="reference") for held in (cache, cut))
     assert (good - bad).abs().max() < 5e-2
     assert "failed" not in decode_error(good, q, cache, None)
@@ -130,7 +130,7 @@ def test_result_does_not_depend_on_the_batch(device: str) -> None:
     cache = moved(random_cache(rng, [40, 7, 64], 64, 1, 32, torch.float32), device, torch.float32)
     assert cache is not None
     q = torch.from_numpy(rng.standard_normal((3, 1, 7, 32))).float().to(device)
-    alone = KVCache(*(x[1:2].contiguous() for x in (cache.k, cache.v, cache.lengths, cache.key_class)))
+    alone = KeyValues(*(x[1:2].contiguous() for x in (cache.k, cache.v, cache.lengths, cache.key_class)))
     together = decode_attention(q, cache, impl="triton")
     assert torch.equal(decode_attention(q[1:2], alone, impl="triton"), together[1:2])
 
@@ -141,13 +141,13 @@ def test_result_does_not_depend_on_the_batch(device: str) -> None:
         ({"q": torch.zeros(3, 1, 4, 32)}, "2 caches"),
         ({"q": torch.zeros(2, 1, 3, 32)}, "does not fit"),
         ({"visible": torch.zeros(2, 2, dtype=torch.int32)}, "visible must be"),
-        ({"impl": "composition"}, "not one of auto, triton, reference"),
+        ({"impl": "dense"}, "not one of auto, triton, reference"),
     ],
     ids=["sequences", "ratio", "visible", "impl"],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
     slots = torch.zeros(2, 5, 2, 32)
-    cache = KVCache(slots, slots, torch.tensor([1, 2], dtype=torch.int32))
+    cache = KeyValues(slots, slots, torch.tensor([1, 2], dtype=torch.int32))
     with pytest.raises(ValueError, match=message):
         decode_attention(**({"q": torch.zeros(2, 1, 4, 32), "cache": cache} | change))
 
@@ -155,8 +155,8 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
 def test_bad_caches_are_named() -> None:
     slots = torch.zeros(2, 5, 2, 32)
     with pytest.raises(ValueError, match="lengths must be int32"):
-        KVCache(slots, slots, torch.tensor([1, 2]))
+        KeyValues(slots, slots, torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="whole buffer"):
-        KVCache(slots[:, :4], slots[:, :4], torch.tensor([1, 2], dtype=torch.int32))
+        KeyValues(slots[:, :4], slots[:, :4], torch.tensor([1, 2], dtype=torch.int32))
     with pytest.raises(ValueError, match="key_class must be int32"):
-        KVCache(slots, slots, torch.tensor([1, 2], dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int32))
+        KeyValues(slots, slots, torch.tensor([1, 2], dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int32))

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from videoseek_kernels.benchmark import measure, report, suite
-from videoseek_kernels.benchmark.contestants import Contestant, ours
-from videoseek_kernels.benchmark.measure import interleave
-from videoseek_kernels.benchmark.recording import run_steps
-from videoseek_kernels.tier1.launch import CANDIDATES, TileConfig, tile_config
-from videoseek_kernels.tier2.forward import CANDIDATES as HOPPER_CANDIDATES
-from videoseek_kernels.tier2.forward import TILES
+from kernel_bench import measure, report, suite
+from kernel_bench.contestants import Contestant, ours
+from kernel_bench.measure import interleave
+from kernel_bench.recording import run_steps
+from videoseek_kernels.impl.hopper.forward import CANDIDATES as HOPPER_CANDIDATES
+from videoseek_kernels.impl.hopper.forward import TILES
+from videoseek_kernels.impl.triton.launch import CANDIDATES, TileConfig, tile_config
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 
@@ -48,8 +48,8 @@ def wait_for(path: Path, num_rows: int) -> dict:
 def test_rows_survive_a_kill(tmp_path: Path) -> None:
     code = """
 import pathlib, sys, time
-from videoseek_kernels.benchmark.recording import run_steps
-from videoseek_kernels.tier1.launch import CANDIDATES, TileConfig, tile_config
+from kernel_bench.recording import run_steps
+from videoseek_kernels.impl.triton.launch import CANDIDATES, TileConfig, tile_config
 def first():
     for number in range(3):
         yield {"number": number}
@@ -151,46 +151,46 @@ def test_slow_calls_end_after_their_seconds(fake_clock: None) -> None:
 
 def test_comparison_yields_a_row_for_every_stage_and_reason(fake_clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole comparison on the CPU under a made-up clock: 2 ms forward, 6 ms with backward."""
-    torch_inputs, torch_plan = suite.random_inputs, suite.plan
-    monkeypatch.setattr(suite, "random_inputs", lambda *arguments: torch_inputs(*arguments[:4]))
-    monkeypatch.setattr(suite, "plan", lambda mask: OnCpu(torch_plan(mask)))
-    monkeypatch.setattr(suite, "first_calls", lambda *_: {"composition": 500.0})
+    inputs, build = suite.random_inputs, suite.build_block_mask
+    monkeypatch.setattr(suite, "random_inputs", lambda *arguments: inputs(*arguments[:4]))
+    monkeypatch.setattr(suite, "build_block_mask", lambda mask: OnCpu(build(mask)))
+    monkeypatch.setattr(suite, "first_calls", lambda *_: {"SDPA segments": 500.0})
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(suite, "_call", lambda contestant, inputs, only: lambda: 2.0 if only else 6.0)
     monkeypatch.setattr(suite, "contestants", fake_contestants)
     rows = list(suite.compare(suite.Shape((2, 1), 16, 256), "turns", suite.masks(256)["turns"]))
     by_stage = {(row.get("stage"), row["contestant"]): row for row in rows}
-    assert by_stage[None, "tier 1"]["failed"] == "RuntimeError: cannot run"
+    assert by_stage[None, "Triton"]["failed"] == "RuntimeError: cannot run"
     assert by_stage[None, "FA4 causal"]["not run"] == "not installed"
-    assert by_stage["backward", "composition"]["ms"] == 4.0
-    assert by_stage["forward", "composition"]["first call at a new length ms"] == 500.0
+    assert by_stage["backward", "SDPA segments"]["ms"] == 4.0
+    assert by_stage["forward", "SDPA segments"]["first call at a new length ms"] == 500.0
     assert ("forward", "FA3 causal") in by_stage and ("backward", "FA3 causal") not in by_stage
-    forward = by_stage["forward", "composition"]
-    assert forward["x composition"] == 1.0
+    forward = by_stage["forward", "SDPA segments"]
+    assert forward["x SDPA segments"] == 1.0
     assert forward["x FA3 causal"] == pytest.approx(forward["visible share"], abs=1e-3)
 
 
 class OnCpu:
-    """A plan that `.to("cuda")` leaves where it is."""
+    """A block mask that `.to("cuda")` leaves where it is."""
 
-    def __init__(self, plan: object) -> None:
-        self.plan = plan
+    def __init__(self, block_mask: object) -> None:
+        self.block_mask = block_mask
 
     def to(self, device: str) -> object:
-        return self.plan
+        return self.block_mask
 
 
 def fake_contestants(
-    plan: object, heads: tuple[int, int], head_dim: int, plan_seconds: float, *, tuned: bool, hopper: bool
+    block_mask: object, heads: tuple[int, int], head_dim: int, build_seconds: float, *, tuned: bool, hopper: bool
 ) -> tuple[list[Contestant], dict[str, str]]:
     def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return suite.ours(suite.plan(suite.masks(len(q))["causal"]).to("cpu"))[1].run(q, k, v)
+        return suite.ours(suite.build_block_mask(suite.masks(len(q))["causal"]).to("cpu"))[1].run(q, k, v)
 
     def broken(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("cannot run")
 
     yardstick = Contestant("FA3 causal", causal, causal=True, backward=False)
-    return [Contestant("tier 1", broken), ours(plan)[1], yardstick], {"FA4 causal": "not installed"}
+    return [Contestant("Triton", broken), ours(block_mask)[1], yardstick], {"FA4 causal": "not installed"}
 
 
 def results(date: str, **steps: list[dict]) -> dict:
@@ -206,17 +206,17 @@ def test_report_answers_the_goals_and_says_what_was_not_measured(tmp_path: Path)
     old = results(
         "2026-01-01T00:00:00+00:00",
         benchmark=[
-            row("causal", "forward", "tier 1", 500.0),
-            row("turns", "forward", "tier 1", 480.0, **{"x FA3 causal": 0.5, "x FlexAttention": 1.5}),
-            row("turns", "forward", "tier 2", 588.0),
-            row("turns", "forward", "composition", 600.0, **{"x FA3 causal": 0.97, "x FlexAttention": 1.3}),
+            row("causal", "forward", "Triton", 500.0),
+            row("turns", "forward", "Triton", 480.0, **{"x FA3 causal": 0.5, "x FlexAttention": 1.5}),
+            row("turns", "forward", "Hopper", 588.0),
+            row("turns", "forward", "SDPA segments", 600.0, **{"x FA3 causal": 0.97, "x FlexAttention": 1.3}),
             {"shape": "28:4 D128 T16384", "mask": "turns", "contestant": "FA4 causal", "not run": "absent"},
         ],
         decode=[{"case": "copy", "GB/s": 4000}, {"case": "batch 1", "of copy": 0.9}],
     )
     new = results(
         "2026-01-02T00:00:00+00:00",
-        benchmark=[row("turns", "forward", "tier 1", 490.0, **{"x FA3 causal": 0.75, "x FlexAttention": 1.6})],
+        benchmark=[row("turns", "forward", "Triton", 490.0, **{"x FA3 causal": 0.75, "x FlexAttention": 1.6})],
         correctness=[{"case": "a", "out": 0.5}, {"case": "b", "out": 2.0, "failed": "over budget"}],
     )
     new["failures"] = {"correctness": "1 of 2 rows failed\n"}
@@ -229,10 +229,10 @@ def test_report_answers_the_goals_and_says_what_was_not_measured(tmp_path: Path)
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
     cells = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     forward = cells["forward >= 0.95 of FA3-class causal, scaled by area"]
-    assert "turns T16384 over FA3 causal: tier 1 0.75, composition 0.97 | composition |" in forward
-    assert cells["forward >= 1.4 x FlexAttention"].endswith("tier 1 1.6, composition 1.3 | tier 1 |")
-    assert "tier 1 0.98 | tier 1 |" in cells["masked against unmasked, per visible pair: >= 0.98"]
-    assert "turns T16384: tier 2 1.2 | tier 2 |" in cells["Hopper forward >= 1.1 x tier 1, or it goes"]
+    assert "turns T16384 over FA3 causal: Triton 0.75, SDPA segments 0.97 | SDPA segments |" in forward
+    assert cells["forward >= 1.4 x FlexAttention"].endswith("Triton 1.6, SDPA segments 1.3 | Triton |")
+    assert "Triton 0.98 | Triton |" in cells["masked against unmasked, per visible pair: >= 0.98"]
+    assert "turns T16384: Hopper 1.2 | Hopper |" in cells["Hopper forward >= 1.1 x Triton, or it goes"]
     assert "batch 1: decode 0.9 | decode |" in cells["decode >= 0.85 of copy bandwidth"]
     assert "1 of 2 rows failed" in cells["two-times rule; compute-sanitizer"]
     assert cells["two-times rule; compute-sanitizer"].endswith("| none |")

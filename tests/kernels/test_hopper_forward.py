@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hopper_machine import Descriptor, Machine, MachineError, Pointer, load_kernels
-from videoseek_kernels import TokenMask, plan, tdam_attention
+from kernel_bench.testing import pack, random_inputs, random_mask, trajectory_mask
+from support.hopper_machine import Descriptor, Machine, MachineError, Pointer, load_kernels
+from videoseek_kernels import TokenMask, build_block_mask, tdam_attention
 from videoseek_kernels.dispatch import HOPPER_TRITON, check_hopper_inputs
-from videoseek_kernels.testing import pack, random_inputs, random_mask, trajectory_mask
 
 D = 16
 
@@ -20,16 +20,16 @@ def forward(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """(O, L) by the machine and by the reference."""
     q, k, v, _ = (x.detach() for x in random_inputs(len(mask), heads, D, torch.float32, seed=seed))
-    ready = plan(mask)
+    block_mask = build_block_mask(mask)
     out, lse = torch.full_like(q, math.nan), torch.full((heads[0], len(mask)), math.nan)
     flat = {name: x.flatten(1) for name, x in (("q", q), ("k", k), ("v", v), ("out", out))}
     rows = {"q": 64, "k": block_n, "v": block_n, "out": 64}
-    lists = ready.by_query
+    lists = block_mask.by_query
     vectors = {
         "lse": lse.view(-1),
-        "key_word": ready.key_word,
-        "visible": ready.mask.visible,
-        "tiles": lists.tiles,
+        "key_word": block_mask.key_word,
+        "visible": block_mask.mask.visible,
+        "indices": lists.indices,
         "offsets": lists.offsets,
         "num_full": lists.num_full,
         "order": lists.order,

@@ -7,13 +7,14 @@ from functools import partial
 
 import pytest
 import torch
-from videoseek_kernels import TokenMask, plan, tdam_attention
-from videoseek_kernels.testing import pack, relative_error, trajectory_mask
+from kernel_bench.testing import pack, relative_error, trajectory_mask
+from videoseek_kernels import TokenMask, build_block_mask, tdam_attention
+from videoseek_kernels.dense import padded_attention
 
 pytest.importorskip("transformers")
 
 from videoseek.model import attention  # noqa: E402  (what it imports is looked for first)
-from videoseek.model.attention import Attends, KernelAttention, PackedAttention, adopt, plan_attention  # noqa: E402
+from videoseek.model.attention import DecoderAttention, PackedAttention, install_attention  # noqa: E402
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config  # noqa: E402
 
 
@@ -23,19 +24,29 @@ def mask() -> TokenMask:
     return pack([trajectory_mask(90, 2), trajectory_mask(41, 1)])
 
 
-def dense_path(mask: TokenMask) -> PackedAttention:
-    return PackedAttention.plan(mask.end, mask.key_class, mask.visible)
+class DensePath:
+    """The decoder's attention by padded documents, on any device."""
+
+    def __init__(self, mask: TokenMask) -> None:
+        self.documents = build_block_mask(mask).documents
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return padded_attention(*(x[0].transpose(0, 1) for x in (query, key, value)), self.documents)[None]
+
+
+def packed(mask: TokenMask, device: str) -> PackedAttention:
+    return PackedAttention.build(mask.end, mask.key_class, mask.visible, torch.device(device))
 
 
 @pytest.mark.parametrize("impl", ["triton", "auto"])
 def test_kernels_equal_the_dense_path(impl: str, mask: TokenMask, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """auto on the CPU is the composition; the kernel there is interpreted."""
+    """The kernel is interpreted on the CPU, where auto is the dense path itself."""
     monkeypatch.setattr(attention, "tdam_attention", partial(tdam_attention, impl=impl))
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, heads, len(mask), 32, generator=generator).to(device) for heads in (4, 2, 2)]
     upstream = torch.randn(1, len(mask), 4, 32, generator=generator).to(device)
     found = []
-    for attend in (KernelAttention(plan(mask).to(device)), dense_path(mask.to(device))):
+    for attend in (packed(mask, device), DensePath(mask.to(device))):
         q, k, v = (x.clone().requires_grad_() for x in inputs)
         out = attend.attend(0, q, k, v)
         found.append([out.detach(), *torch.autograd.grad(out, (q, k, v), upstream)])
@@ -44,13 +55,13 @@ def test_kernels_equal_the_dense_path(impl: str, mask: TokenMask, device: str, m
 
 
 def decoder_results(
-    attend: Callable[[], Attends], num_tokens: int, device: str, dtype: torch.dtype
+    attend: Callable[[], DecoderAttention], num_tokens: int, device: str, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """Hidden states, and the gradient of every weight of two random layers under gradient checkpointing."""
     config = tiny_config(build_tokenizer([]))
     config.text_config.num_hidden_layers = 2
     config.text_config.layer_types = config.text_config.layer_types[:2]
-    model = adopt(build_model(config, 0)).to(device, dtype).train()
+    model = install_attention(build_model(config, 0)).to(device, dtype).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     decoder = model.model.language_model
     generator = torch.Generator().manual_seed(1)
@@ -70,10 +81,9 @@ def decoder_results(
 
 
 def check_decoder(mask: TokenMask, device: str, dtype: torch.dtype, bound: float) -> None:
-    ours = plan_attention(mask.end, mask.key_class, mask.visible, torch.device("cuda"))
-    assert isinstance(ours, KernelAttention)
+    ours = packed(mask, device)
     mine = decoder_results(lambda: ours, len(mask), device, dtype)
-    wanted = decoder_results(lambda: dense_path(mask.to(device)), len(mask), device, dtype)
+    wanted = decoder_results(lambda: DensePath(mask.to(device)), len(mask), device, dtype)
     assert mine.keys() == wanted.keys()
     for name, tensor in mine.items():
         error = relative_error(tensor.float(), wanted[name].float())
@@ -90,19 +100,8 @@ def test_decoder_trains_on_the_interpreted_kernels(mask: TokenMask, monkeypatch:
         return tdam_attention(*arguments, impl="triton")
 
     monkeypatch.setattr(attention, "tdam_attention", counted)
-    monkeypatch.setattr(attention, "plan", lambda mask: StaysHere(plan(mask)))
     check_decoder(mask, "cpu", torch.float32, 1e-4)
     assert len(calls) == 4, "two layers, each once more in the backward pass"
-
-
-class StaysHere:
-    """A plan for which "cuda" is the CPU."""
-
-    def __init__(self, ready: object) -> None:
-        self.ready = ready
-
-    def to(self, device: torch.device) -> object:
-        return self.ready
 
 
 @pytest.mark.gpu

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_bench.testing import ALL, CROP_VIDEO, GLOBAL_VIDEO, TEXT
 from videoseek_kernels import TokenMask, tdam_attention
-from videoseek_kernels.testing import ALL, CROP_VIDEO, GLOBAL_VIDEO, TEXT
-from videoseek_kernels.tree import group, path_rows, predicting_rows, tree_end, tree_positions
+from videoseek_kernels.dense import find_segments, segmented_attention
+from videoseek_kernels.tree import group, tree_end
 
 # A prompt with three rollouts, the second of which branches again.
 LENGTHS = [9, 5, 1, 4, 6, 7]
@@ -16,9 +17,6 @@ PARENTS = [-1, 0, 0, 2, 2, 0]
 def test_layout_by_hand() -> None:
     lengths, parents = group(3, [2, 1])
     assert tree_end(lengths, parents).tolist() == [6, 6, 6, 5, 5, 6]
-    assert predicting_rows(lengths, parents).tolist() == [-1, 0, 1, 2, 3, 2]
-    assert tree_positions(lengths, parents).tolist() == [0, 1, 2, 3, 4, 3]
-    assert path_rows(lengths, parents, 2).tolist() == [0, 1, 2, 5]
 
 
 def test_packing_is_a_forest_of_roots() -> None:
@@ -37,7 +35,24 @@ def test_bad_trees_are_refused(lengths: list[int], parents: list[int]) -> None:
         tree_end(lengths, parents)
 
 
-@pytest.mark.parametrize("impl", ["reference", "composition"])
+def path_rows(leaf: int) -> torch.Tensor:
+    """Rows of the sequence that ends with node `leaf`, root first."""
+    starts = [sum(LENGTHS[:node]) for node in range(len(LENGTHS))]
+    parts: list[torch.Tensor] = []
+    node = leaf
+    while node >= 0:
+        parts.insert(0, torch.arange(starts[node], starts[node] + LENGTHS[node]))
+        node = PARENTS[node]
+    return torch.cat(parts)
+
+
+def attend(impl: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: TokenMask) -> torch.Tensor:
+    if impl == "segments":
+        return segmented_attention(q, k, v, find_segments(mask))
+    return tdam_attention(q, k, v, mask, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["reference", "dense", "segments"])
 def test_group_equals_separate_sequences(impl: str) -> None:
     generator = torch.Generator().manual_seed(3)
     num_tokens = sum(LENGTHS)
@@ -49,15 +64,15 @@ def test_group_equals_separate_sequences(impl: str) -> None:
     visible = rows[torch.arange(num_tokens) // 2 % 4]
     inputs = [x.requires_grad_() for x in (q, k, v)]
 
-    packed = tdam_attention(q, k, v, TokenMask(tree_end(LENGTHS, PARENTS), key_class, visible), impl=impl)
+    packed = attend(impl, q, k, v, TokenMask(tree_end(LENGTHS, PARENTS), key_class, visible))
     leaves = [node for node in range(len(LENGTHS)) if node not in PARENTS]
     separate = torch.zeros_like(packed)
     loss = torch.zeros((), dtype=torch.float64)
     filled = torch.zeros(num_tokens, dtype=torch.bool)
     for leaf in leaves:
-        path = path_rows(LENGTHS, PARENTS, leaf)
+        path = path_rows(leaf)
         end = torch.full((len(path),), len(path), dtype=torch.int32)
-        out = tdam_attention(q[path], k[path], v[path], TokenMask(end, key_class[path], visible[path]), impl=impl)
+        out = attend(impl, q[path], k[path], v[path], TokenMask(end, key_class[path], visible[path]))
         new = ~filled[path]
         filled[path] = True
         separate = separate.index_copy(0, path, out.detach())

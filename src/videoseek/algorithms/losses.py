@@ -1,13 +1,15 @@
-"""Losses of selected log-probs: supervised, and the policy losses as rows of one table.
+"""Losses of selected log-probs: the supervised loss, and the policy losses as rows of one table.
 
-All are sums divided by counts of the whole batch (all micro-batches, all ranks), so that the loss of a batch is the
-sum of the losses of its parts, however it is cut between documents. A document is one episode's sampled tokens.
+Every loss is a sum divided by counts of the whole batch (all micro-batches, all ranks). So the loss of a batch is the
+sum of the losses of its parts, for any cut between documents. A document is one episode's sampled tokens.
+
+Legend: N tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -17,11 +19,11 @@ Metrics = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class PolicyLossSettings:
-    """What the policy losses share. Counts are of the whole batch: trained tokens and trained documents.
+    """Settings of all policy losses. The counts are the trained tokens and documents of the whole batch.
 
     Ratios are clipped to [1 - clip_low, 1 + clip_high]. kl names the estimator of the divergence from the reference
-    policy (Schulman's k1, k2, k3), which kl_weight adds to the loss. importance_cap truncates the weight that corrects
-    for the rollout engine's own probabilities (None: no correction). max_document_tokens is dr_grpo's constant.
+    policy (Schulman's k1, k2, k3), and kl_weight its weight in the loss. importance_cap truncates the importance weight
+    of the current policy over the rollout engine (None: no correction). max_document_tokens is dr_grpo's constant.
     """
 
     num_tokens_global: int
@@ -46,18 +48,18 @@ class PolicyLossSettings:
 
 
 def sft_loss(logprobs: torch.Tensor, num_targets: int) -> torch.Tensor:
-    """Mean negative log-prob: the sum over these targets [N] by the count of all targets of the batch."""
+    """Returns the negative sum of the log-probs [N] of these targets, divided by the number of targets of the batch."""
     if num_targets < 1:
         raise ValueError(f"num_targets is {num_targets}, must be at least 1")
     return -logprobs.sum() / num_targets
 
 
 def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, kind: str) -> torch.Tensor:
-    """Per-token estimate [N] of KL(policy || reference), of tokens drawn from the policy, to be added to a loss.
+    """Returns the estimate [N] of KL(policy || reference) at each token, for tokens drawn from the policy.
 
-    As values, k1 and k3 are unbiased and k3 is never negative. As gradients, only k2's is that of the divergence; k1's
-    own would be 0 on average (the score function's mean), so k1 is given here with k2's. k3's gradient is that of the
-    opposite divergence, KL(reference || policy).
+    Values: k1 and k3 are unbiased, and k3 is at least 0. Gradients: k2 has the gradient of the divergence. k1's own
+    gradient is 0 on average (the mean of the score function), so k1 carries k2's gradient here. k3 has the gradient of
+    the opposite divergence, KL(reference || policy).
     """
     log_ratio = reference_logprobs - logprobs
     k2 = 0.5 * log_ratio**2
@@ -68,52 +70,67 @@ def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, kind: 
     return log_ratio.exp() - 1 - log_ratio
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LossInputs:
+    """The trained tokens of one part of the batch, [N] each. A document lies whole in one part.
+
+    logprobs carry the gradient. old_logprobs are those of the policy before the first update on this batch: with a
+    single update, `logprobs.detach()`. documents holds the index of each token's document, advantages the document's.
+    rollout_logprobs are those of the rollout engine, which sampled the tokens. reference_logprobs are those of the KL
+    term's reference policy. Raises ValueError when the shapes differ.
+    """
+
+    logprobs: torch.Tensor
+    old_logprobs: torch.Tensor
+    advantages: torch.Tensor
+    documents: torch.Tensor
+    rollout_logprobs: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            tensor = getattr(self, item.name)
+            if tensor is not None and tensor.shape != self.logprobs.shape:
+                expected = tuple(self.logprobs.shape)
+                raise ValueError(f"{item.name} has shape {tuple(tensor.shape)}, must be {expected} as logprobs")
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """One policy-gradient loss: over which ratio, with which surrogate, averaged how.
+    """One policy-gradient loss: its probability ratio, its surrogate objective and its average.
 
     ratio: of each `token`, or of the whole `document` (geometric mean over its tokens, GSPO). surrogate: `clip` takes
-    the lesser of the plain and the clipped objective (PPO); `weight` is REINFORCE weighted by the ratio, cut above and
-    held constant (CISPO). average: over tokens within a document and then over `documents`; over all `tokens`; or
-    over documents of a `constant` length.
+    the minimum of the plain and the clipped objective (PPO). `weight` is REINFORCE weighted by the ratio, which is
+    clipped above and held constant (CISPO). average: `documents` is a mean over the tokens of a document and then over
+    documents, `tokens` a mean over all tokens, `constant` divides by documents of a constant length.
     """
 
     ratio: Literal["token", "document"]
     surrogate: Literal["clip", "weight"]
     average: Literal["documents", "tokens", "constant"]
 
-    def __call__(
-        self,
-        logprobs: torch.Tensor,
-        old_logprobs: torch.Tensor,
-        advantages: torch.Tensor,
-        documents: torch.Tensor,
-        settings: PolicyLossSettings,
-        *,
-        rollout_logprobs: torch.Tensor | None = None,
-        reference_logprobs: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, Metrics]:
-        """Loss (scalar) and metrics of this part of the batch; `combine_metrics` joins those of several parts.
+    def __call__(self, inputs: LossInputs, settings: PolicyLossSettings) -> tuple[torch.Tensor, Metrics]:
+        """Returns the loss (scalar) and the metrics of a part of the batch. `combine_metrics` joins several parts.
 
-        All inputs are [N], a document lies whole in one part. logprobs carry the gradient; old_logprobs are those of
-        the policy before the first step on this batch (`logprobs.detach()` when there is one step only).
+        The loss of a part without tokens is 0 and has a gradient, so that its rank takes part in the backward pass.
         """
+        logprobs, advantages = inputs.logprobs, inputs.advantages
         if logprobs.numel() == 0:
             return logprobs.sum(), {}
-        _, document, lengths = torch.unique(documents, return_inverse=True, return_counts=True)
-        log_ratio = logprobs - old_logprobs
+        _, document, lengths = torch.unique(inputs.documents, return_inverse=True, return_counts=True)
+        log_ratio = logprobs - inputs.old_logprobs
         if self.ratio == "document":
             log_ratio = (log_ratio.new_zeros(len(lengths)).index_add(0, document, log_ratio) / lengths)[document]
         ratio = log_ratio.exp()
         per_token = -self._objective(ratio, logprobs, advantages, settings)
-        low, high = self._cut(ratio.detach(), advantages, settings)
+        low, high = self._clipped(ratio.detach(), advantages, settings)
         metrics = _clip_metrics(low, high, document, lengths, settings)
-        if rollout_logprobs is not None:
-            weight, gap_metrics = _importance(old_logprobs.detach(), rollout_logprobs, settings)
+        if inputs.rollout_logprobs is not None:
+            weight, gap_metrics = _importance(inputs.old_logprobs.detach(), inputs.rollout_logprobs, settings)
             per_token = per_token * weight
             metrics |= gap_metrics
-        if reference_logprobs is not None:
-            kl = kl_estimate(logprobs, reference_logprobs, settings.kl)
+        if inputs.reference_logprobs is not None:
+            kl = kl_estimate(logprobs, inputs.reference_logprobs, settings.kl)
             per_token = per_token + settings.kl_weight * kl
             metrics["kl"] = kl.detach().sum() / settings.num_tokens_global
         return (per_token / self._divisor(lengths[document], settings)).sum(), metrics
@@ -126,11 +143,11 @@ class PolicyLoss:
         clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
         return torch.minimum(ratio * advantages, clipped * advantages)
 
-    def _cut(
+    def _clipped(
         self, ratio: torch.Tensor, advantages: torch.Tensor, settings: PolicyLossSettings
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which tokens the bounds act on, below and above, [N] float 0 or 1."""
-        if self.surrogate == "weight":
+        """Returns which tokens the lower and the upper bound clip, two [N] of 0.0 or 1.0."""
+        if self.surrogate == "weight":  # has no lower bound
             return torch.zeros_like(ratio), (ratio > 1 + settings.clip_high).to(ratio.dtype)
         low = (ratio < 1 - settings.clip_low) & (advantages < 0)
         high = (ratio > 1 + settings.clip_high) & (advantages > 0)
@@ -146,7 +163,7 @@ class PolicyLoss:
         return settings.num_documents_global * settings.max_document_tokens
 
 
-#: grpo 2402.03300, dr_grpo 2503.20783, dapo 2503.14476, gspo 2507.18071, cispo 2506.13585 (no lower cut there).
+#: grpo 2402.03300, dr_grpo 2503.20783, dapo 2503.14476, gspo 2507.18071, cispo 2506.13585 (without a lower bound).
 LOSSES = {
     "grpo": PolicyLoss("token", "clip", "documents"),
     "dr_grpo": PolicyLoss("token", "clip", "constant"),
@@ -159,7 +176,7 @@ LOSSES = {
 def _clip_metrics(
     low: torch.Tensor, high: torch.Tensor, document: torch.Tensor, lengths: torch.Tensor, settings: PolicyLossSettings
 ) -> Metrics:
-    """Shares of tokens that are cut, of all tokens of the batch; the extremes are over documents."""
+    """Returns the fraction of the batch's tokens that are clipped. `_min` and `_max` are over documents."""
     zeros = low.new_zeros(len(lengths))
     return {
         "clip_ratio/low_mean": low.sum() / settings.num_tokens_global,
@@ -173,7 +190,7 @@ def _clip_metrics(
 def _importance(
     old_logprobs: torch.Tensor, rollout_logprobs: torch.Tensor, settings: PolicyLossSettings
 ) -> tuple[torch.Tensor, Metrics]:
-    """Truncated weight of each token for old policy / rollout engine, and how far the two are apart."""
+    """Returns the truncated importance weight [N] of old policy over rollout engine, and metrics of their gap."""
     log_ratio = old_logprobs - rollout_logprobs
     gap, ratio = log_ratio.abs(), log_ratio.exp()
     metrics = {
@@ -189,7 +206,7 @@ def _importance(
 
 
 def combine_metrics(parts: Sequence[Metrics]) -> dict[str, float]:
-    """Metrics of a whole batch from those of its parts: means add up (they are by global counts), extremes do not."""
+    """Joins the metrics of a batch's parts. Means add up, since they are divided by global counts. Extremes do not."""
     merged: dict[str, float] = {}
     for part in parts:
         for name, tensor in part.items():

@@ -1,8 +1,9 @@
 """Task-decoupled attention masking (TDAM) as one class bit per key and one visible set per row.
 
-Row m sees key n iff n <= m, both stand in one document, and visible[m] & key_class[n] is not 0. A row is treated by
-what it predicts: row p - 1 by the role (or the kind of turn) of token p. Video-o3 (arXiv 2601.23224) masks during SFT
-only, a tenth of the tool-using samples; its public code treats row p by token p, which the rule `reference` keeps.
+Row m sees key n iff n <= m, both belong to one document, and visible[m] & key_class[n] is not 0. The token that a row
+predicts decides its mask: row p - 1 follows the role (or the kind of turn) of token p. Video-o3 (2601.23224) masks
+during SFT only, a tenth of the tool-using samples. Its public code lets token p decide the mask of row p, as the rule
+`reference` does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ RULES = ("off", "spans", "turns", "isolated", "reference")
 
 @dataclass(frozen=True, slots=True)
 class ReferenceTags:
-    """The fixed token ids by which the public code finds its spans. Closing `>` is left out: it fuses with text."""
+    """The fixed token ids by which the public code finds its spans. A closing `>` fuses with text and is no part."""
 
     vision_start: int
     vision_end: int
@@ -34,7 +35,7 @@ class ReferenceTags:
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Mapping[str, int]) -> ReferenceTags:
-        """Look the tags up in a tokenizer's vocabulary (token -> id, added tokens included)."""
+        """Finds the tags in a tokenizer's vocabulary (token -> id, with added tokens). Raises ValueError."""
 
         def ids(*tokens: str) -> tuple[int, ...]:
             missing = [token for token in tokens if token not in vocabulary]
@@ -54,7 +55,7 @@ class ReferenceTags:
 
 
 def selects(sample_id: str, seed: int, share: float) -> bool:
-    """Whether masking is drawn for a sample: a pure function of its id and the run's seed, true for `share` of ids."""
+    """Returns whether a sample is masked: a pure function of its id and the run's seed, true for `share` of all ids."""
     if not 0 <= share <= 1:
         raise ValueError(f"tdam.share is {share}, must lie between 0 and 1")
     digest = hashlib.blake2b(f"{seed}:{sample_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -69,11 +70,12 @@ def token_masks(
     *,
     reference_tags: ReferenceTags | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """key_class and visible, int32 [T], of one document under a rule of `RULES`.
+    """Returns key_class and visible, int32 [T], of one document under a rule of `RULES`.
 
-    Rules act from the first crop token on, so a document without crops sees everything. The last row predicts nothing
-    and sees everything. Under `turns` and `isolated` a row's mask depends on how its turn will end, in a call or in an
-    answer, which a policy that samples the turn cannot know; under `spans` only on the token that the row predicts.
+    Rules act from the first crop token on, so a document without crops sees everything. The last row predicts no token
+    and sees everything. Under `spans` the mask of a row depends on the token that it predicts. Under `turns` and
+    `isolated` it depends on how the turn ends, in a call or in an answer. A policy that samples the turn cannot know
+    that, so TDAM acts on recorded text only.
     """
     if rule not in RULES:
         raise ValueError(f"tdam.rule {rule!r} is not one of {', '.join(RULES)}")
@@ -103,7 +105,7 @@ def token_masks(
 
 
 def _find(ids: np.ndarray, tag: tuple[int, ...]) -> list[int]:
-    """Where a tag begins."""
+    """Returns the positions at which a tag begins."""
     if len(ids) < len(tag):
         return []
     windows = np.lib.stride_tricks.sliding_window_view(ids, len(tag))
@@ -111,7 +113,7 @@ def _find(ids: np.ndarray, tag: tuple[int, ...]) -> list[int]:
 
 
 def _pairs(starts: list[int], ends: list[int]) -> list[tuple[int, int]]:
-    """Each start with the first unused end after it: the public code's pairing, nesting unknown to it."""
+    """Pairs each start with the first unused end after it, as the public code does. Nesting is ignored."""
     pairs: list[tuple[int, int]] = []
     remaining = iter(ends)
     for start in starts:
@@ -123,10 +125,10 @@ def _pairs(starts: list[int], ends: list[int]) -> list[tuple[int, int]]:
 
 
 def _reference_masks(ids: np.ndarray, roles: np.ndarray, tags: ReferenceTags) -> tuple[np.ndarray, np.ndarray]:
-    """The public code's rule, bit for bit: rows of the span's own tokens, found by fixed ids in assistant turns.
+    """Applies the public code's rule, bit for bit: it masks the rows of a span's own tokens, found by fixed ids.
 
-    It misses spans whose tags fuse otherwise, skips the first call, masks the last answer only, and leaves the row
-    that predicts an option's letter untouched.
+    The rule misses spans whose tags fuse with other text, skips the first call, masks the last answer only, and leaves
+    the row that predicts an option's letter untouched.
     """
     key_class = np.full(len(ids), TEXT, dtype=np.int32)
     visible = np.full(len(ids), ALL_VISIBLE, dtype=np.int32)

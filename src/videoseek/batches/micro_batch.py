@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from videoseek.batches.packing import PackSettings, pack_groups
-from videoseek.batches.planning import GroupShape, Tree, plan_rows
+from videoseek.batches.planning import GroupShape, Tree, num_planned_tokens, plan_rows
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import gather
 from videoseek.ranks import rank, world_size
@@ -32,6 +32,18 @@ class MicroBatch:
     advantages: torch.Tensor
     old_logprobs: torch.Tensor | None = None
 
+    @property
+    def sample_ids(self) -> list[str]:
+        return self.batch.sample_ids
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAccount:
+    """Tokens of a minibatch over all ranks: as the plan runs them, and as separate episodes."""
+
+    num_tokens: int
+    num_tokens_apart: int
+
 
 def pack_micro_batch(groups: Sequence[ScoredGroup], packing: PackSettings, device: torch.device) -> MicroBatch:
     """Packs scored groups into one row on `device`."""
@@ -42,8 +54,8 @@ def pack_micro_batch(groups: Sequence[ScoredGroup], packing: PackSettings, devic
 
 def plan_micro_batches(
     groups: Sequence[ScoredGroup], max_tokens: int, packing: PackSettings, device: torch.device
-) -> tuple[list[MicroBatch], list[GroupShape]]:
-    """Packs the groups of all ranks by one plan; returns this rank's micro-batches and the shapes of all groups.
+) -> tuple[list[MicroBatch], PlanAccount]:
+    """Packs the groups of all ranks by one plan; returns this rank's micro-batches and the account of the whole plan.
 
     A row that the plan gives to another rank travels there, as token ids and references to clips, never as pixels.
     """
@@ -55,7 +67,7 @@ def plan_micro_batches(
     if moved:
         trees |= dict(gather([(tree, scored) for tree, scored in trees.items() if tree in moved]))
     rows = [pack_micro_batch([trees[tree] for tree in row], packing, device) for row in plan[rank()]]
-    return rows, shapes
+    return rows, PlanAccount(num_planned_tokens(plan), sum(shape.tokens_apart for shape in shapes))
 
 
 def _scored(groups: Sequence[ScoredGroup], tree: Tree) -> ScoredGroup:
@@ -63,12 +75,9 @@ def _scored(groups: Sequence[ScoredGroup], tree: Tree) -> ScoredGroup:
     return [episodes[i] for i in tree.episodes], [advantages[i] for i in tree.episodes]
 
 
-def plan_metrics(shapes: Sequence[GroupShape], micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
-    """The plan's account over all ranks: tokens run, tokens of separate episodes, and how many times fewer they are."""
-    num_tokens = sum(gather([len(micro.batch) for micro in micro_batches]))
-    num_apart = sum(shape.tokens_apart for shape in shapes)
-    return {
-        "plan/tokens": num_tokens,
-        "plan/tokens_apart": num_apart,
-        "plan/saving": num_apart / num_tokens if num_tokens else 1.0,
-    }
+def plan_metrics(accounts: Sequence[PlanAccount]) -> dict[str, float]:
+    """The account of a batch: tokens run, tokens of separate episodes, and how many times fewer the plan runs."""
+    num_tokens = sum(account.num_tokens for account in accounts)
+    num_apart = sum(account.num_tokens_apart for account in accounts)
+    saving = num_apart / num_tokens if num_tokens else 1.0
+    return {"plan/tokens": num_tokens, "plan/tokens_apart": num_apart, "plan/saving": saving}

@@ -1,4 +1,4 @@
-"""Which samples a step sees: a pure function of the step, so that resuming needs no stored cursor."""
+"""The samples of a step, as a pure function of the step: a resumed run needs no stored cursor."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from functools import lru_cache
 
 import numpy as np
 
-
 #: The data order of a run, and the order that dynamic sampling draws further prompts from.
 MAIN, RESERVE = 0, 1
 
 
 def batch_indices(step: int, batch_size: int, num_samples: int, seed: int, order: int = MAIN) -> list[int]:
-    """Sample indices of step `step` (from 0): consecutive stretches of an endless row of shuffled epochs.
+    """Returns the sample indices of `step`, counted from 0.
 
-    The reserve is a permutation of its own, so that reserves do not shorten the epochs of the main order.
+    Epochs are shuffled and follow each other without a gap, so a batch may span two epochs. The reserve is a
+    permutation of its own, so that reserves do not shorten the epochs of the main order.
     """
     first = step * batch_size
     return [
@@ -37,10 +37,13 @@ def stream_seed(seed: int, *counters: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices cut, in order, into rows of at most `max_tokens`; a longer item gets a row of its own."""
+def cut_rows(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Cuts the items 0, 1, .. of these lengths into rows of at most `max_tokens`, in order, and returns their indices.
+
+    A longer item gets a row of its own.
+    """
     rows: list[list[int]] = []
-    used = max_tokens + 1
+    used = max_tokens + 1  # the first item opens the first row
     for index, length in enumerate(lengths):
         if used + length > max_tokens:
             rows.append([])

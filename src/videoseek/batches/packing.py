@@ -1,6 +1,6 @@
-"""Episodes to one packed row: documents side by side, or a group as a tree with its prompt once.
+"""Packs episodes into one row: as documents side by side, or as trees that hold the prompt of a group once.
 
-Legend: T packed tokens. The mask form is `visible(m, n) = n <= m < end[n] and visible[m] & key_class[n]`.
+Legend: T packed tokens. Row m sees key n iff n <= m < end[n] and visible[m] & key_class[n].
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from videoseek.batches.positions import mrope_positions
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.types import Clip, Episode, Role
 
+_VIDEO_ROLES = (int(Role.GLOBAL_VIDEO), int(Role.CROP_VIDEO))
+
 
 @dataclass(frozen=True, slots=True)
 class PackSettings:
@@ -30,75 +32,9 @@ class PackSettings:
     reference_tags: ReferenceTags | None = None
 
 
-class _Row:
-    """The growing packed row."""
-
-    def __init__(self) -> None:
-        self.token_ids: list[int] = []
-        self.positions: list[torch.Tensor] = []
-        self.end: list[int] = []
-        self.key_class: list[np.ndarray] = []
-        self.visible: list[np.ndarray] = []
-        self.clips: dict[Clip, int] = {}  # -> first feature row
-        self.num_features = 0
-        self.vision_rows: list[int] = []
-        self.feature_rows: list[int] = []
-        self.label_rows: list[int] = []
-        self.labels: list[int] = []
-        self.label_documents: list[int] = []
-        self.logprobs: list[float] = []
-        self.num_documents = 0
-
-    def append(self, view: _View, start: int, stop: int, clips: Sequence[Clip]) -> None:
-        """Tokens [start, stop) of a document, with the clips whose pads lie there."""
-        base = len(self.token_ids)
-        self.token_ids += view.episode.token_ids[start:stop]
-        self.positions.append(view.positions[:, start:stop])
-        self.key_class.append(view.key_class[start:stop])
-        self.visible.append(view.visible[start:stop])
-        roles = view.episode.roles
-        self.vision_rows += [base + i - start for i in range(start, stop) if roles[i] in _VIDEO_ROLES]
-        for clip in clips:
-            if clip not in self.clips:
-                self.clips[clip] = self.num_features
-                self.num_features += clip.num_tokens
-            first = self.clips[clip]
-            self.feature_rows += range(first, first + clip.num_tokens)
-
-    def label(self, view: _View, start: int, base: int) -> None:
-        """Labels for the trained tokens from `start` on; token p stands at row base + p - start, its label a row up."""
-        episode = view.episode
-        trained = [i for i in range(start, len(episode.token_ids)) if episode.loss_mask[i]]
-        self.label_rows += [base + i - start - 1 for i in trained]
-        self.labels += [episode.token_ids[i] for i in trained]
-        self.logprobs += [episode.logprobs[i] for i in trained]
-        self.label_documents += [self.num_documents] * len(trained)
-        self.num_documents += 1
-
-    def batch(self) -> TokenBatch:
-        return TokenBatch(
-            token_ids=torch.tensor(self.token_ids),
-            positions=torch.cat(self.positions, dim=1),
-            end=torch.tensor(self.end, dtype=torch.int32),
-            key_class=torch.from_numpy(np.concatenate(self.key_class)),
-            visible=torch.from_numpy(np.concatenate(self.visible)),
-            clips=list(self.clips),
-            vision_rows=torch.tensor(self.vision_rows, dtype=torch.long),
-            feature_rows=torch.tensor(self.feature_rows, dtype=torch.long),
-            label_rows=torch.tensor(self.label_rows, dtype=torch.long),
-            labels=torch.tensor(self.labels, dtype=torch.long),
-            label_documents=torch.tensor(self.label_documents, dtype=torch.long),
-            rollout_logprobs=torch.tensor(self.logprobs, dtype=torch.float32),
-            num_documents=self.num_documents,
-        )
-
-
-_VIDEO_ROLES = (int(Role.GLOBAL_VIDEO), int(Role.CROP_VIDEO))
-
-
 @dataclass(slots=True)
-class _View:
-    """An episode with what the packed row needs of each of its tokens."""
+class _Document:
+    """An episode with the positions and the masks of its tokens, as if it stood alone."""
 
     episode: Episode
     positions: torch.Tensor
@@ -106,7 +42,7 @@ class _View:
     visible: np.ndarray
 
     @classmethod
-    def of(cls, episode: Episode, settings: PackSettings) -> _View:
+    def of(cls, episode: Episode, settings: PackSettings) -> _Document:
         positions, _ = mrope_positions(
             episode.token_ids,
             episode.clips,
@@ -121,54 +57,123 @@ class _View:
         return cls(episode, positions, key_class, visible)
 
 
+class _PackedRow:
+    """The fields of a TokenBatch while documents are appended."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.positions: list[torch.Tensor] = []
+        self.end: list[int] = []
+        self.key_class: list[np.ndarray] = []
+        self.visible: list[np.ndarray] = []
+        self.first_feature: dict[Clip, int] = {}  # where a clip's features begin, in the order of first appearance
+        self.num_features = 0
+        self.vision_rows: list[int] = []
+        self.feature_rows: list[int] = []
+        self.label_rows: list[int] = []
+        self.labels: list[int] = []
+        self.label_documents: list[int] = []
+        self.rollout_logprobs: list[float] = []
+        self.sample_ids: list[str] = []  # of each document
+
+    def append(self, document: _Document, start: int, stop: int, clips: Sequence[Clip]) -> int:
+        """Appends tokens [start, stop) of a document with `clips`, those of its pads. Returns the row of the first."""
+        first_row = len(self.token_ids)
+        self.token_ids += document.episode.token_ids[start:stop]
+        # Positions are those of the document alone, so attention in a tree equals attention in each episode apart.
+        self.positions.append(document.positions[:, start:stop])
+        self.key_class.append(document.key_class[start:stop])
+        self.visible.append(document.visible[start:stop])
+        roles = document.episode.roles
+        self.vision_rows += [first_row + i - start for i in range(start, stop) if roles[i] in _VIDEO_ROLES]
+        for clip in clips:
+            # Episodes of a group often crop the same window. The vision tower encodes an equal clip once.
+            if clip not in self.first_feature:
+                self.first_feature[clip] = self.num_features
+                self.num_features += clip.num_tokens
+            first_feature = self.first_feature[clip]
+            self.feature_rows += range(first_feature, first_feature + clip.num_tokens)
+        return first_row
+
+    def append_labels(self, document: _Document, start: int, first_row: int) -> None:
+        """Appends the labels of a document whose token `start` stands at `first_row`, and closes the document."""
+        episode = document.episode
+        trained = [i for i in range(start, len(episode.token_ids)) if episode.loss_mask[i]]
+        # The row before a token predicts it.
+        self.label_rows += [first_row + i - start - 1 for i in trained]
+        self.labels += [episode.token_ids[i] for i in trained]
+        self.rollout_logprobs += [episode.rollout_logprobs[i] for i in trained]
+        self.label_documents += [len(self.sample_ids)] * len(trained)
+        self.sample_ids.append(episode.sample.id)
+
+    def to_batch(self) -> TokenBatch:
+        """Returns the row as tensors on the host."""
+        return TokenBatch(
+            token_ids=torch.tensor(self.token_ids),
+            positions=torch.cat(self.positions, dim=1),
+            end=torch.tensor(self.end, dtype=torch.int32),
+            key_class=torch.from_numpy(np.concatenate(self.key_class)),
+            visible=torch.from_numpy(np.concatenate(self.visible)),
+            clips=list(self.first_feature),
+            vision_rows=torch.tensor(self.vision_rows, dtype=torch.long),
+            feature_rows=torch.tensor(self.feature_rows, dtype=torch.long),
+            label_rows=torch.tensor(self.label_rows, dtype=torch.long),
+            labels=torch.tensor(self.labels, dtype=torch.long),
+            label_documents=torch.tensor(self.label_documents, dtype=torch.long),
+            rollout_logprobs=torch.tensor(self.rollout_logprobs, dtype=torch.float32),
+            sample_ids=self.sample_ids,
+        )
+
+
 def masked_by_tdam(episode: Episode, settings: PackSettings) -> bool:
-    """Whether the draw for this sample puts it among the `tdam_share` of tool-using samples that the rule is for."""
+    """Returns whether TDAM masks this episode: it shows a crop, and the draw of `tdam_share` chose its sample."""
     return len(episode.clips) > 1 and selects(episode.sample.id, settings.seed, settings.tdam_share)
 
 
 def pack_documents(episodes: Sequence[Episode], settings: PackSettings) -> TokenBatch:
-    """Each episode a document of its own. Raises ValueError for an empty list."""
+    """Packs each episode as a document of its own. Raises ValueError for an empty list."""
     if not episodes:
         raise ValueError("nothing to pack")
-    row = _Row()
+    row = _PackedRow()
     for episode in episodes:
-        view, base = _View.of(episode, settings), len(row.token_ids)
-        row.append(view, 0, len(episode.token_ids), episode.clips)
-        row.end += [len(row.token_ids)] * len(episode.token_ids)
-        row.label(view, 0, base)
-    return row.batch()
+        document, length = _Document.of(episode, settings), len(episode.token_ids)
+        first_row = row.append(document, 0, length, episode.clips)
+        row.end += [first_row + length] * length
+        row.append_labels(document, 0, first_row)
+    return row.to_batch()
 
 
 def pack_groups(groups: Sequence[Sequence[Episode]], settings: PackSettings) -> TokenBatch:
-    """Each group a tree: the prompt once, then one branch an episode.
+    """Packs each group as a tree: the prompt once, then one branch per episode.
 
-    A branch opens with its own copy of the last prompt token: that row predicts the branch's first token, so under
-    TDAM it may see something else in each branch. Raises ValueError when the prompts of a group differ, and for an
-    empty list.
+    A branch opens with its own copy of the last prompt token. Raises ValueError when the prompts of a group differ, and
+    for an empty list.
     """
     if not groups:
         raise ValueError("nothing to pack")
-    row = _Row()
+    row = _PackedRow()
     for group in groups:
-        shared = group[0].prompt_length - 1
-        prompt = group[0].token_ids[: shared + 1], group[0].clips[0]
-        if any((episode.token_ids[: shared + 1], episode.clips[0]) != prompt for episode in group):
+        # The last prompt token predicts the first token of a branch. One row for all branches could carry one label
+        # only, and under TDAM it could not see different things in each branch. So the trunk leaves that token out.
+        trunk = group[0].prompt_length - 1
+        prompt = group[0].token_ids[: trunk + 1], group[0].clips[0]
+        if any((episode.token_ids[: trunk + 1], episode.clips[0]) != prompt for episode in group):
             raise ValueError(f"episodes of group {group[0].sample.id!r} do not share one prompt")
-        base = len(row.token_ids)
-        views = [_View.of(episode, settings) for episode in group]
-        row.append(views[0], 0, shared, group[0].clips[:1])
-        ends = []
-        for view in views:
-            branch = len(row.token_ids)
-            length = len(view.episode.token_ids)
-            row.append(view, shared, length, view.episode.clips[1:])
-            ends += [len(row.token_ids)] * (length - shared)
-            row.label(view, shared, branch)
-        row.end += [base + shared + len(ends)] * shared + ends
-    return row.batch()
+        documents = [_Document.of(episode, settings) for episode in group]
+        # Before the first crop, the masks of a document do not depend on its turns: any document gives the trunk.
+        first_row = row.append(documents[0], 0, trunk, group[0].clips[:1])
+        branch_ends: list[int] = []
+        for document in documents:
+            length = len(document.episode.token_ids)
+            branch_row = row.append(document, trunk, length, document.episode.clips[1:])
+            # Keys of a branch end with it, so no later branch sees them. Keys of the trunk end with the whole tree.
+            branch_ends += [branch_row + length - trunk] * (length - trunk)
+            row.append_labels(document, trunk, branch_row)
+        row.end += [first_row + trunk + len(branch_ends)] * trunk + branch_ends
+    return row.to_batch()
 
 
 def tree_length(group: Sequence[Episode]) -> int:
-    """Tokens that `pack_groups` spends on a group."""
-    shared = group[0].prompt_length - 1
-    return shared + sum(len(episode.token_ids) - shared for episode in group)
+    """Returns the number of tokens that `pack_groups` spends on a group."""
+    trunk = group[0].prompt_length - 1
+    return trunk + sum(len(episode.token_ids) - trunk for episode in group)

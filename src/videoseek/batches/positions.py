@@ -1,4 +1,4 @@
-"""M-RoPE position ids: the one function that every part of the toolkit uses.
+"""M-RoPE position ids. SFT, GRPO, rollout and evaluation all use this one function.
 
 Legend: T tokens. Rows of a position tensor are time, height, width.
 """
@@ -11,13 +11,13 @@ import torch
 
 from videoseek.types import Clip
 
-#: `max_all`: after a vision block text resumes one past the largest of the three axes, as the code that shipped with
-#: the released weights and vLLM do. `v5`: as transformers 5.x does, past max(height, width) alone.
+#: Where text resumes after a vision block. `max_all`: one past the largest position of all three axes, as in vLLM and
+#: the code that shipped with the released weights. `v5`: past max(height, width) alone, as in transformers 5.x.
 RULES = ("max_all", "v5")
 
 
 def clip_positions(clip: Clip, start: int, tokens_per_second: float) -> torch.Tensor:
-    """Positions [3, num_tokens] of a clip whose first token stands at `start`.
+    """Returns the positions [3, num_tokens] of a clip whose first token has position `start`.
 
     The time axis advances `tokens_per_second` for each second of the clip's true sampling interval, truncated after
     the product (Qwen2.5-VL, 2502.13923, section 2.1.2).
@@ -38,14 +38,14 @@ def mrope_positions(
     start: int = 0,
     rule: str = "max_all",
 ) -> tuple[torch.Tensor, int]:
-    """Positions [3, T] of a stretch of tokens whose runs of `video_pad_id` stand for `clips`, in order.
+    """Returns the positions [3, T] of tokens whose runs of `video_pad_id` stand for `clips`, in order.
 
-    Returns the positions and the position of the token that follows, so that a sequence can be continued piece by
-    piece. A stretch may not cut a clip in two. Raises ValueError when pad tokens and clips do not match.
+    Returns the position of the next token as well, so that a caller can continue the sequence: it is the next call's
+    `start`. All tokens of a clip belong to one call. Raises ValueError when pad tokens and clips do not match.
     """
     if rule not in RULES:
         raise ValueError(f"position rule {rule!r} is not one of {', '.join(RULES)}")
-    pieces: list[torch.Tensor] = []
+    blocks: list[torch.Tensor] = []
     remaining = iter(clips)
     index, position, num_tokens = 0, start, len(token_ids)
     while index < num_tokens:
@@ -66,9 +66,9 @@ def mrope_positions(
                 stop += 1
             block = (torch.arange(stop - index) + position).expand(3, -1)
             position += stop - index
-        pieces.append(block)
+        blocks.append(block)
         index = stop
     if next(remaining, None) is not None:
         raise ValueError(f"{len(clips)} clips were given for fewer runs of video pad tokens")
-    positions = torch.cat(pieces, dim=1) if pieces else torch.zeros(3, 0, dtype=torch.long)
+    positions = torch.cat(blocks, dim=1) if blocks else torch.zeros(3, 0, dtype=torch.long)
     return positions, position

@@ -14,11 +14,12 @@ from videoseek.types import Clip
 class TokenBatch:
     """One packed row of several documents (T tokens), ready for the model.
 
-    token_ids [T]; positions [3, T] (M-RoPE axes: time, height, width); end, key_class, visible [T] int32 (the mask:
-    row m sees key n iff n <= m < end[n] and visible[m] & key_class[n]); clips are distinct, vision_rows [V] are the
-    token rows that take the concatenated features `feature_rows` [V] of those clips.
-    Row label_rows[i] predicts labels[i] [N]; label_documents[i] is the index of its episode in the batch, and
-    rollout_logprobs[i] the log-prob under the policy that sampled it (0 for recorded text).
+    token_ids [T]; positions [3, T] (M-RoPE axes: time, height, width).
+    end, key_class, visible [T] int32 are the mask: row m sees key n iff n <= m < end[n] and visible[m] & key_class[n].
+    clips are distinct. Token row vision_rows[i] takes row feature_rows[i] of their concatenated features ([V] each).
+    Row label_rows[i] predicts labels[i] ([N] each). label_documents[i] is the index of the label's episode, and
+    rollout_logprobs[i] its log-prob under the policy that sampled it (0 for recorded text). sample_ids names the
+    sample of each document.
     """
 
     token_ids: torch.Tensor
@@ -33,23 +34,27 @@ class TokenBatch:
     labels: torch.Tensor
     label_documents: torch.Tensor
     rollout_logprobs: torch.Tensor
-    num_documents: int
+    sample_ids: list[str]
 
     def __post_init__(self) -> None:
         (num_tokens,) = self.token_ids.shape
         for name in ("end", "key_class", "visible"):
             if getattr(self, name).shape != (num_tokens,):
-                raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, wanted ({num_tokens},)")
+                raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, expected ({num_tokens},)")
         if self.positions.shape != (3, num_tokens):
-            raise ValueError(f"positions have shape {tuple(self.positions.shape)}, wanted (3, {num_tokens})")
+            raise ValueError(f"positions have shape {tuple(self.positions.shape)}, expected (3, {num_tokens})")
         if self.vision_rows.shape != self.feature_rows.shape:
             raise ValueError(f"{len(self.vision_rows)} vision tokens but {len(self.feature_rows)} features")
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.sample_ids)
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
 
     def to(self, device: torch.device) -> TokenBatch:
-        """The same batch with its tensors on `device`, but for the mask, which is planned on the host."""
+        """Returns the batch with its tensors on `device`. The mask stays on the host, which plans the attention."""
         mask = ("end", "key_class", "visible")
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in mask}
         moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)}

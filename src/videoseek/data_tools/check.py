@@ -1,100 +1,92 @@
-"""`python -m videoseek.data check`: is this data what a run can train on? A table of what is not, and exit code 1."""
+"""`python -m videoseek.data check`: prints what a run cannot train on; exit code 1 if there is anything."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from videoseek.config import option
 from videoseek.data_tools.lengths import PlannedCrop
 from videoseek.data_tools.paths import existing_files, output_file
+from videoseek.data_tools.protocol import protocol_rules, replay_environment
 from videoseek.data_tools.resumable_cache import ResumableCache
-from videoseek.data_tools.settings import MeasureSettings, parse_sources
+from videoseek.data_tools.settings import CheckSettings, parse_sources
 from videoseek.data_tools.validator import Finding, Validator
 from videoseek.data_tools.video_probe import VideoProbe, decode_workers
 from videoseek.files import write_text
-from videoseek.samples.check import is_error
+from videoseek.samples.rules import is_error
 from videoseek.samples.schema import DataError
 
-USAGE = "python -m videoseek.data check FILE|FOLDER ... [held_out=[FILE ...]] [report=FILE.json] [key=value ...]"
 _EXAMPLES = 3
 
 
-@dataclass(frozen=True)
-class CheckSettings(MeasureSettings):
-    need_turns: bool = option(False, "every record must have the assistant's turns, as SFT needs them")
-    held_out: list[str] = option([], "files whose videos must not be among those that are checked")
-    report: str | None = option(None, "JSON file for every finding")
-
-
 def main(arguments: list[str]) -> None:
-    files, settings = parse_sources(arguments, CheckSettings(), USAGE, written="report")
+    files, settings = parse_sources(arguments, CheckSettings(), written="report")
     held_out = existing_files(settings.held_out)
     report = output_file("report", settings.report, (".json",)) if settings.report is not None else None
-    audit = validate(files, held_out, settings)
-    findings = audit.findings()
+    validator = validate(files, held_out, settings)
+    findings = validator.findings()
     num_errors = sum(is_error(finding.code) for finding in findings)
     print(table(findings))
     print(
-        f"{audit.num_records} records of {len(files)} files, {len(audit.by_video)} videos: "
+        f"{validator.num_records} records of {len(files)} files, {len(validator.by_video)} videos: "
         f"{num_errors} errors, {len(findings) - num_errors} warnings"
     )
     if report is not None:
-        write_text(report, report_json(files, audit, findings))
+        write_text(report, report_json(files, validator, findings))
     if num_errors:
         raise DataError(f"{num_errors} errors were found; the data cannot be trained on as it is")
 
 
 def validate(files: Sequence[Path], held_out: Sequence[Path], settings: CheckSettings) -> Validator:
-    """Raises UsageError, and DataError for held-out files that cannot be read."""
-    audit = Validator(settings.rules, need_turns=settings.need_turns, max_tokens=settings.max_tokens)
+    """Applies all rules to the files. Raises UsageError, and DataError for held-out files that cannot be read."""
+    validator = Validator(protocol_rules(settings), need_turns=settings.need_turns, max_tokens=settings.max_tokens)
 
     def read() -> None:
-        audit.read(files, settings.format, settings.paths)
-        audit.find_leaks(held_out, settings.format, settings.paths)
+        validator.read(files, settings.format, settings.paths)
+        validator.find_leaks(held_out, settings.format, settings.paths)
 
     if settings.metadata_only:
         read()
-        audit.find_missing_files()
-        return audit
+        validator.find_missing_files()
+        return validator
     with (
-        ResumableCache(settings.cache_file) as journal,
+        ResumableCache(settings.cache_file) as cache,
         decode_workers(settings.deadline_seconds, settings.num_workers),
     ):
-        # First, since a model that is not there should not be said after an hour of reading.
-        measurer = VideoProbe(settings.environment(PlannedCrop), journal, decode=True)
+        # Built first: a missing model should be reported at once, and not after an hour of reading.
+        video_probe = VideoProbe(replay_environment(settings, PlannedCrop), cache, decode=True)
         read()
-        audit.measure(measurer, settings.num_workers)
-    return audit
+        validator.measure(video_probe, settings.num_workers)
+    return validator
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """One block a code, errors first: how often it was found, and the first examples."""
+    """Returns a block for each code, errors first: how often it was found, and the first examples."""
     by_code: dict[str, list[Finding]] = {}
     for finding in findings:
         by_code.setdefault(finding.code, []).append(finding)
     lines = []
-    for code, found in sorted(by_code.items(), key=lambda item: (not is_error(item[0]), -len(item[1]), item[0])):
-        lines.append(f"{'error' if is_error(code) else 'warning':<8} {code:<20} {len(found):>8}")
-        lines += [f"    {_printable(_sentence(finding))}" for finding in found[:_EXAMPLES]]
+    for code, group in sorted(by_code.items(), key=lambda item: (not is_error(item[0]), -len(item[1]), item[0])):
+        lines.append(f"{'error' if is_error(code) else 'warning':<8} {code:<20} {len(group):>8}")
+        lines += [f"    {_printable(_sentence(finding))}" for finding in group[:_EXAMPLES]]
     return "\n".join(lines) if lines else "no findings"
 
 
 def _sentence(finding: Finding) -> str:
-    """What is wrong with a file as a whole names it already."""
-    names_it = finding.message.startswith(finding.where)
-    return finding.message if names_it else f"{finding.where}: {finding.message}"
+    """Returns the finding with its place; a message about a whole file names the file already."""
+    is_named = finding.message.startswith(finding.where)
+    return finding.message if is_named else f"{finding.where}: {finding.message}"
 
 
-def report_json(files: Sequence[Path], audit: Validator, findings: Sequence[Finding]) -> str:
+def report_json(files: Sequence[Path], validator: Validator, findings: Sequence[Finding]) -> str:
+    """Returns every finding, and their numbers, as JSON."""
     errors = [finding for finding in findings if is_error(finding.code)]
     value = {
         "version": 1,
         "files": [str(path) for path in files],
-        "num_records": audit.num_records,
-        "num_videos": len(audit.by_video),
+        "num_records": validator.num_records,
+        "num_videos": len(validator.by_video),
         "num_errors": len(errors),
         "num_warnings": len(findings) - len(errors),
         "findings": [
@@ -112,5 +104,5 @@ def report_json(files: Sequence[Path], audit: Validator, findings: Sequence[Find
 
 
 def _printable(text: str) -> str:
-    """Records are strangers' texts: none of their control characters reaches the terminal."""
+    """Escapes control characters: a record's text must not control the terminal."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -1,4 +1,4 @@
-"""`python -m videoseek.data clueworld`: generated videos, questions and trajectories, as many as are wanted."""
+"""`python -m videoseek.data clueworld`: generates videos, questions and trajectories."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ USAGE = "python -m videoseek.data clueworld out=DIR [num=N] [seed=S] [split=SPLI
 
 @dataclass(frozen=True)
 class ClueWorldSettings:
-    out: str | None = option(None, "folder to make, which is not there yet")
+    out: str | None = option(None, "folder to make, which must not exist yet")
     num: int = option(1000, "number of samples", at_least=1)
     seed: int = option(0, "of everything that is drawn", at_least=0)
     split: str = option(
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"out= is missing; {USAGE}")
     folder = Path(settings.out).expanduser().absolute()
     if folder.exists():
-        raise UsageError(f"out={settings.out} is there already; name a new folder")
+        raise UsageError(f"out={settings.out} exists already; name a new folder")
     remove_abandoned(folder.parent, folder.name)
     with Progress("videos", 1) as progress:
         generate(folder, settings.split, settings.num, settings.seed, progress.track)

@@ -1,46 +1,28 @@
-"""`python -m videoseek.data convert`: files of any format that is read to one file of a format that is written."""
+"""`python -m videoseek.data convert`: reads files of any known format and writes one file of a chosen format."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from videoseek.command import parse_files
-from videoseek.config import UsageError, option
+from videoseek.config import UsageError
 from videoseek.data_tools.paths import existing_files
+from videoseek.data_tools.settings import ConvertSettings
 from videoseek.data_tools.writers import WRITERS
 from videoseek.progress import Progress
-from videoseek.samples.readers import FORMATS, Reader
+from videoseek.samples.readers import Reader
 from videoseek.samples.readers.rows import Problem, VideoPaths, problem_lines
 from videoseek.samples.schema import DataError
 from videoseek.types import Sample
 
-USAGE = "python -m videoseek.data convert FILE|FOLDER ... out=FILE [to=FORMAT] [key=value ...]"
 _REPORT_EVERY = 256
 
 
-@dataclass(frozen=True)
-class ConvertSettings:
-    out: str | None = option(None, "file to write; videos inside its folder are named from there, others absolutely")
-    to: str = option("videoseek", "format of that file", choices=tuple(WRITERS))
-    format: str | None = option(
-        None, "format of the files that are read (null: told from the first record of each)", choices=tuple(FORMATS)
-    )
-    video_root: str | None = option(
-        None, "folder that videos may not leave and relative ones start from (null: each file's own)"
-    )
-    video_prefixes: list[str] = option([], "FROM=>TO rules for the paths of videos; the first that fits is applied")
-    bad_samples: str = option(
-        "stop", "records that cannot be used: write nothing and fail, or pass them over", choices=("stop", "skip")
-    )
-    overwrite: bool = option(False, "replace a file that is there already")
-
-
 class _Conversion:
-    """The good samples of all files in one pass; what is not good is kept by name, and the folders of videos."""
+    """Reads the good samples of all files in one pass; keeps the bad records and the folders of videos."""
 
     def __init__(self, readers: Sequence[Reader], settings: ConvertSettings) -> None:
         self._readers, self._settings = readers, settings
@@ -49,21 +31,24 @@ class _Conversion:
         self.num_written = 0
 
     def samples(self) -> Iterator[Sample]:
-        """Raises DataError at the end when a record was bad and bad ones stop the conversion, or none was good."""
-        seen: set[str] = set()
+        """Yields the good samples.
+
+        Raises DataError at the end if no record was good, or if a record was bad and bad_samples=stop.
+        """
+        ids: set[str] = set()
         total = sum(reader.records.size for reader in self._readers)
         done = 0
         with Progress("convert", total) as progress:
             for reader in self._readers:
-                for place, number, row in reader.rows(seen):
+                for row in reader.rows(ids):
                     if row.problem is not None:
                         self.bad.append((row.where, row.problem))
                     elif row.sample is not None:
                         self.num_written += 1
                         self.folders.add(os.path.dirname(row.sample.video))
                         yield row.sample
-                    if number % _REPORT_EVERY == 0:
-                        progress.track(done + place, total)
+                    if row.number % _REPORT_EVERY == 0:
+                        progress.track(done + row.offset, total)
                 done += reader.records.size
                 progress.track(done, total)
         if self.bad and self._settings.bad_samples == "stop":
@@ -76,13 +61,13 @@ class _Conversion:
 
 
 def main(arguments: list[str]) -> None:
-    files, settings = parse_files(arguments, ConvertSettings(), USAGE)
+    files, settings = parse_files(arguments, ConvertSettings(), ConvertSettings.usage)
     if not files or settings.out is None:
-        raise UsageError(f"{'out= is' if files else 'files to read are'} missing; {USAGE}")
+        raise UsageError(f"{'out= is' if files else 'files to read are'} missing; {settings.usage}")
     out, writer = Path(settings.out).expanduser(), WRITERS[settings.to]
     writer.check_name(out)
     if out.exists() and not settings.overwrite:
-        raise UsageError(f"out={settings.out} is there already; overwrite=true replaces it")
+        raise UsageError(f"out={settings.out} exists already; overwrite=true replaces it")
     paths = VideoPaths.of(settings.video_root, settings.video_prefixes)
     readers = [Reader(file, settings.format, paths) for file in existing_files(files, settings.out)]
     conversion = _Conversion(readers, settings)

@@ -1,4 +1,4 @@
-"""What a video file is: its name on disk, its content, its length, and whether its frames come out."""
+"""Inspects a video file: its size and content, its length, and whether its frames can be decoded."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from videoseek.video.errors import VideoError
 from videoseek.video.folder import FrameFolder
 from videoseek.video.index import VideoIndex, VideoInfo
 
-#: Instants that are decoded in each second that is looked at.
-_INSTANTS = 8
-#: A header may round up, count the last frame's time differently, or give the length of a sound that goes on longer.
+#: Frames that are decoded in each inspected second.
+_FRAMES_PER_SECOND = 8
+#: A header may round up, count the last frame's time differently, or give the length of a longer audio track.
 _HEADER_SLACK_SECONDS, _HEADER_SLACK_SHARE = 1.0, 0.02
 _FRAME_SIDE = 28
-#: A film is steady when this share of its frames, of at least so many, or all but a few are equally far apart. Screen
-#: recordings and slides are not: there a frame that stays is meant to stay.
+#: A film has a steady rate if this share of its frames (of at least so many), or all but a few, are equally far apart.
+#: Screen recordings and slides have none: there, a frame that stays on screen is intended.
 _STEADY_SHARE, _STEADY_FRAMES, _FEW = 0.99, 24, 3
-#: What is a hole in a steady film; the loss of a few frames does no harm.
+#: The shortest gap that counts as a hole in a steady film; the loss of a few frames does no harm.
 _HOLE_SECONDS, _HOLE_FRAMES = 1.0, 10
 
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """`info` is None for a file that cannot be opened; `problems` say why, or what else is wrong with it."""
+    """The facts about a video; `info` is None if it cannot be opened. `problems` are all its faults."""
 
     info: VideoInfo | None
     problems: tuple[Problem, ...] = ()
 
 
 def content_size(video: str) -> int:
-    """Bytes of a file, or of all images of a folder. Raises VideoError."""
+    """Returns the bytes of a file, or of all images of a folder. Raises VideoError."""
     with _reachable(video):
         return sum(os.stat(file).st_size for file in _files(video))
 
 
 def content_digest(video: str) -> str:
-    """SHA-256 of a file's bytes, or of those of a folder's images in order. Raises VideoError."""
+    """Returns the SHA-256 of the digests of a file, or of a folder's images in order. Raises VideoError."""
     whole = hashlib.sha256()
     with _reachable(video):
         for name in _files(video):
@@ -66,8 +66,8 @@ def _files(video: str) -> list[str]:
     return [video] if folder is None else [file for _, file in sorted(folder.numbered_images().items())]
 
 
-def look(video: str, *, decode: bool) -> VideoFacts:
-    """Opens a video and, with `decode`, takes frames from its first, middle and last second."""
+def inspect_video(video: str, *, decode: bool) -> VideoFacts:
+    """Opens a video and, with `decode`, decodes frames of its first, middle and last second."""
     try:
         index = load_index(video)
     except VideoError as error:
@@ -84,17 +84,17 @@ def look(video: str, *, decode: bool) -> VideoFacts:
 
 
 def _three_seconds(info: VideoInfo) -> Iterator[Clip]:
-    """The first, the middle and the last second, each once where the video is shorter than that."""
+    """Yields the first, the middle and the last second, without repetition if the video is shorter."""
     last = max(info.duration_seconds - 1, 0.0)
     for start_seconds in sorted({0.0, last / 2, last}):
         end_seconds = min(start_seconds + 1, info.duration_seconds)
-        step = (end_seconds - start_seconds) / _INSTANTS
-        times = tuple(start_seconds + index * step for index in range(_INSTANTS))
+        step = (end_seconds - start_seconds) / _FRAMES_PER_SECOND
+        times = tuple(start_seconds + index * step for index in range(_FRAMES_PER_SECOND))
         yield Clip(info.path, start_seconds, end_seconds, times, _FRAME_SIDE, _FRAME_SIDE, 1 / step)
 
 
 def _hole(index: VideoIndex) -> Iterator[Problem]:
-    """Whether frames are missing within an otherwise steady film: a still takes the place of what was there."""
+    """Yields a problem if frames are missing in a film of steady rate: a still replaces what was there."""
     seconds = index.seconds(slice(None))
     steps = np.diff(seconds)
     if len(steps) < _STEADY_FRAMES:
@@ -108,7 +108,7 @@ def _hole(index: VideoIndex) -> Iterator[Problem]:
 
 
 def _cut_off(info: VideoInfo) -> Iterator[Problem]:
-    """Whether the frames end before the header says."""
+    """Yields a problem if the frames end before the header says."""
     claimed_seconds = info.header_seconds or 0.0
     if claimed_seconds * (1 - _HEADER_SLACK_SHARE) > info.duration_seconds + _HEADER_SLACK_SECONDS:
         yield Problem(

@@ -1,4 +1,4 @@
-"""How many tokens a recorded episode takes: the real builder's own count, with crops planned and never decoded."""
+"""Counts the tokens of a recorded episode with the builder of training; crops are planned and never decoded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class PlannedCrop(VideoCrop):
-    """Answers calls as the tool does, from the file's index alone."""
+    """Answers calls as the tool does, but from the file's index alone."""
 
     def run(self, video: str, call: Call) -> Clip | Fault:
         try:
@@ -35,9 +35,10 @@ class PlannedCrop(VideoCrop):
 
 
 def measure_lengths(sample: Sample, environment: Environment) -> Lengths | None:
-    """The whole trajectory, or the prompt alone where there is none; None when it goes on after its end.
+    """Counts the tokens of a whole trajectory, or of the prompt alone if there is no trajectory.
 
-    `environment` holds a PlannedCrop. Raises VideoError when the video cannot be opened or shown.
+    `environment` holds a PlannedCrop. Returns None for a trajectory that continues after its end. Raises VideoError
+    when the video cannot be opened or shown.
     """
     if sample.turns:
         try:

@@ -1,4 +1,4 @@
-"""Names on the command line as files: those that are read, and those that are written."""
+"""Turns names on the command line into files: data files to read, and files to write."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videoseek.config import UsageError
+from videoseek.progress import say
 from videoseek.samples.readers.messages import DATASET_INFO
 
-#: Endings of the data files of a folder; the description of them that LLaMA-Factory keeps beside them is none.
+#: Endings of data files. LLaMA-Factory's dataset_info.json lies beside them and is not data.
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+#: Most names in one message.
+_NUM_NAMED = 5
 
 
 def existing_files(names: Sequence[str], written: str | None = None) -> list[Path]:
-    """Data files by their names; a folder stands for those that lie in it. Raises UsageError where there is none.
+    """Returns data files by their names; a folder stands for the data files in it. Raises UsageError if there is none.
 
-    `written` is what the command writes: in such a folder it is left over from an earlier run, and not read.
+    `written` is the file that the command writes. It is not read: an earlier run may have left it in such a folder.
     """
-    found = [path for name in names for path in _data_files(name)]
-    own = Path(written).expanduser().resolve() if written is not None else None
-    return [path for path in found if path.resolve() != own]
+    files = [path for name in names for path in _data_files(name)]
+    output = Path(written).expanduser().resolve() if written is not None else None
+    return [path for path in files if path.resolve() != output]
 
 
 def _data_files(name: str) -> list[Path]:
@@ -28,14 +31,25 @@ def _data_files(name: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UsageError(f"data file {name!r} does not exist")
-    inside = sorted(file for file in path.iterdir() if file.suffix in DATA_SUFFIXES and file.name != DATASET_INFO)
+    files = sorted(file for file in path.iterdir() if file.name != DATASET_INFO)
+    inside = [file for file in files if file.suffix in DATA_SUFFIXES]
+    # Compressed files and endings in capitals look like data files, but none of the readers takes them.
+    passed_over = [
+        repr(file.name)
+        for file in files
+        if file.suffix not in DATA_SUFFIXES and {suffix.lower() for suffix in file.suffixes} & set(DATA_SUFFIXES)
+    ]
+    more = f" and {len(passed_over) - _NUM_NAMED} more" if len(passed_over) > _NUM_NAMED else ""
+    note = f"; not read: {', '.join(passed_over[:_NUM_NAMED])}{more}" if passed_over else ""
     if not inside:
-        raise UsageError(f"folder {name!r} holds no data file ({' '.join(DATA_SUFFIXES)})")
+        raise UsageError(f"folder {name!r} holds no data file ({' '.join(DATA_SUFFIXES)}){note}")
+    if passed_over:
+        say(f"folder {name!r}: only files in {' '.join(DATA_SUFFIXES)} are read{note}")
     return inside
 
 
 def output_file(key: str, name: str, suffixes: Sequence[str]) -> Path:
-    """A file to write, with one of the suffixes, in a folder that is there. Raises UsageError."""
+    """Returns a file to write, with one of the suffixes, in an existing folder. Raises UsageError."""
     path = Path(name).expanduser()
     if path.suffix not in suffixes:
         raise UsageError(f"{key}={name} must end in {' or '.join(suffixes)}")

@@ -1,4 +1,4 @@
-"""Spreads as one PNG picture, for places that show no page."""
+"""Draws histograms in one PNG picture."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _PANEL_INCHES = (4.2, 2.6)
 _DOTS_PER_INCH = 120
 
 
-def write_picture(path: Path, title: str, shown: Sequence[Histogram]) -> None:
-    """Raises UsageError when matplotlib is not installed."""
+def write_picture(path: Path, title: str, histograms: Sequence[Histogram]) -> None:
+    """Writes the histograms to one picture. Raises UsageError when matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(f"out={path.name} needs matplotlib: pip install 'videoseek[data]'") from error
-    rows = max(1, math.ceil(len(shown) / _COLUMNS))
+    rows = max(1, math.ceil(len(histograms) / _COLUMNS))
     figure = Figure((_COLUMNS * _PANEL_INCHES[0], rows * _PANEL_INCHES[1] + 0.5), layout="constrained")
-    figure.suptitle(title.replace("$", r"\$"))  # a dollar begins a formula there
-    for number, item in enumerate(shown, 1):
+    figure.suptitle(title.replace("$", r"\$"))  # matplotlib reads a dollar as the start of a formula
+    for number, item in enumerate(histograms, 1):
         panel = figure.add_subplot(rows, _COLUMNS, number)
         panel.stairs(item.counts, item.edges, fill=True, color=MODEL_COLOURS[-1])
         panel.set_title(item.title, fontsize=9)

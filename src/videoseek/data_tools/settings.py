@@ -1,4 +1,4 @@
-"""Keys that several data commands share: where records come from, and the protocol that they are held against."""
+"""The keys of the data commands. `--help` imports this module alone, so it imports neither torch nor FFmpeg."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from videoseek.command import parse_files
 from videoseek.config import PromptConfig, UsageError, VideoConfig, option
 from videoseek.config_merge import load_config
 from videoseek.data_tools.paths import existing_files
-from videoseek.model.load import load_tokenizer, model_folder
-from videoseek.rollout.crop_tool import VideoCrop
-from videoseek.rollout.environment import Environment
-from videoseek.samples.check import Rules
+from videoseek.data_tools.writers import WRITERS
+from videoseek.samples.readers import FORMATS
 from videoseek.samples.readers.rows import VideoPaths
-from videoseek.trajectory.grammar import FORMATS, CallFormat
-from videoseek.trajectory.vocabulary import Vocabulary
+from videoseek.trajectory.grammar import FORMATS as CALL_FORMATS
+from videoseek.trajectory.grammar import CallFormat
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """`recipe` replaces the defaults of the keys below it; what stands on the command line wins over both."""
+    """Where records come from, and the protocol that they must keep.
 
-    format: str | None = option(None, "format of the files (null: told from their first records)")
+    `recipe` replaces the defaults of the keys below it; the command line wins over both.
+    """
+
+    usage: ClassVar[str]
+
+    format: str | None = option(None, "format of the files (null: detected from their first records)")
     video_root: str | None = option(None, "folder that relative video paths start from (null: each file's own)")
     video_prefixes: list[str] = option([], "rules FROM=>TO for the beginnings of video paths")
     recipe: str | None = option(None, "recipe whose model, grammar, limits and quotas apply (null: the code's own)")
@@ -41,17 +44,7 @@ class SourceSettings:
 
     @property
     def call_format(self) -> CallFormat:
-        return FORMATS[self.prompt.format](self.prompt.style)
-
-    @property
-    def rules(self) -> Rules:
-        return Rules(self.call_format, self.max_turns, self.video.min_window_seconds)
-
-    def environment(self, tool: type[VideoCrop] = VideoCrop) -> Environment:
-        """What recorded trajectories are replayed in. Raises ModelError for a model without a usable tokenizer."""
-        tokenizer = load_tokenizer(model_folder(self.model))
-        vocabulary = Vocabulary(tokenizer, len(tokenizer))
-        return Environment(vocabulary, self.call_format, tool(self.video), self.max_turns, self.max_tokens)
+        return CALL_FORMATS[self.prompt.format](self.prompt.style)
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class MeasureSettings(SourceSettings):
     metadata_only: bool = option(False, "open no video: leaves out lengths, frames and tokens")
     workers: int = option(0, "processes that open videos (0: one for each core)", at_least=0)
     deadline_seconds: float = option(60.0, "most seconds that opening a video, or decoding from it, may take", above=0)
-    cache: str | None = option(None, "file that keeps what was measured, for the next run or one that was interrupted")
+    cache: str | None = option(None, "file that keeps measurements for later runs, also when this run is interrupted")
 
     @property
     def num_workers(self) -> int:
@@ -72,18 +65,65 @@ class MeasureSettings(SourceSettings):
         return Path(self.cache) if self.cache is not None else None
 
 
+@dataclass(frozen=True)
+class CheckSettings(MeasureSettings):
+    usage = "python -m videoseek.data check FILE|FOLDER ... [held_out=[FILE ...]] [report=FILE.json] [key=value ...]"
+
+    need_turns: bool = option(False, "every record must have the assistant's turns, as SFT needs them")
+    held_out: list[str] = option([], "files whose videos must not be among the checked ones")
+    report: str | None = option(None, "JSON file for every finding")
+
+
+@dataclass(frozen=True)
+class StatsSettings(MeasureSettings):
+    usage = (
+        "python -m videoseek.data stats FILE|FOLDER ... [out=FILE.html|FILE.png|FILE.json] [cache=FILE] [key=value ...]"
+    )
+
+    out: str | None = option(None, "a page (.html), a picture (.png) or the numbers (.json)")
+
+
+@dataclass(frozen=True)
+class ShowSettings(SourceSettings):
+    usage = "python -m videoseek.data show FILE id=ID|index=N out=FILE.html [key=value ...]"
+
+    id: str | None = option(None, "id of the sample")
+    index: int | None = option(None, "or its number among the file's records, from 1", at_least=1)
+    out: str | None = option(None, "page to write (.html)")
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    usage: ClassVar[str] = "python -m videoseek.data convert FILE|FOLDER ... out=FILE [to=FORMAT] [key=value ...]"
+
+    out: str | None = option(None, "file to write; videos inside its folder are named from there, others absolutely")
+    to: str = option("videoseek", "format of that file", choices=tuple(WRITERS))
+    format: str | None = option(
+        None, "format of the files that are read (null: detected from the first record of each)", choices=tuple(FORMATS)
+    )
+    video_root: str | None = option(
+        None, "folder that videos may not leave and relative ones start from (null: each file's own)"
+    )
+    video_prefixes: list[str] = option([], "FROM=>TO rules for the paths of videos; the first that fits is applied")
+    bad_samples: str = option(
+        "stop", "records that cannot be used: write nothing and fail, or pass them over", choices=("stop", "skip")
+    )
+    overwrite: bool = option(False, "replace the file `out` if it exists")
+
+
 Settings = TypeVar("Settings", bound=SourceSettings)
 
 
-def parse_sources(
-    arguments: Sequence[str], defaults: Settings, usage: str, written: str = "out"
-) -> tuple[list[Path], Settings]:
-    """The data files, at least one, and the settings; `written` is the key of the file to write. Raises UsageError."""
-    names, settings = parse_files(arguments, defaults, usage)
+def parse_sources(arguments: Sequence[str], defaults: Settings, written: str = "out") -> tuple[list[Path], Settings]:
+    """Returns the data files, at least one, and the settings; `written` is the key of the file to write.
+
+    Raises UsageError.
+    """
+    names, settings = parse_files(arguments, defaults, defaults.usage)
     if settings.recipe is not None:
-        names, settings = parse_files(arguments, _of_recipe(defaults, settings.recipe), usage)
+        names, settings = parse_files(arguments, _of_recipe(defaults, settings.recipe), defaults.usage)
     if not names:
-        raise UsageError(f"no data file was given; {usage}")
+        raise UsageError(f"no data file was given; {defaults.usage}")
     return existing_files(names, getattr(settings, written)), settings
 
 

@@ -1,66 +1,58 @@
-"""`python -m videoseek.data show`: one sample as a page: what the model is shown, what it says, what it sees then."""
+"""`python -m videoseek.data show`: writes one sample as a page: its prompt, its turns, and the clips of its calls."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from videoseek.config import UsageError, option
+from videoseek.config import UsageError
 from videoseek.data_tools.paths import output_file
-from videoseek.data_tools.settings import SourceSettings, parse_sources
+from videoseek.data_tools.protocol import protocol_rules, replay_environment
+from videoseek.data_tools.settings import ShowSettings, parse_sources
 from videoseek.data_tools.video_probe import decode_workers
 from videoseek.files import write_text
 from videoseek.pages.page import document
 from videoseek.pages.viewer import record_article
 from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.rollout.environment import Environment
-from videoseek.samples.check import Rules, call_problems, question_problems, time_problems, turn_problems
 from videoseek.samples.readers import Reader
+from videoseek.samples.rules import Rules, call_problems, question_problems, time_problems, turn_problems
 from videoseek.samples.schema import DataError
-from videoseek.trajectory.records import RecordedTurn, TrajectoryRecord
+from videoseek.trajectory_record import RecordedTurn, TrajectoryRecord
 from videoseek.types import Sample, StopReason
 from videoseek.video.decode import probe
 
-USAGE = "python -m videoseek.data show FILE id=ID|index=N out=FILE.html [key=value ...]"
-
-
-@dataclass(frozen=True)
-class ShowSettings(SourceSettings):
-    id: str | None = option(None, "id of the sample")
-    index: int | None = option(None, "or its number among the file's records, from 1", at_least=1)
-    out: str | None = option(None, "page to write (.html)")
-
 
 def main(arguments: list[str]) -> None:
-    files, settings = parse_sources(arguments, ShowSettings(), USAGE)
+    files, settings = parse_sources(arguments, ShowSettings())
     if len(files) != 1:
-        raise UsageError(f"one data file is wanted, got {len(files)}; {USAGE}")
+        raise UsageError(f"show reads one data file, got {len(files)}; {settings.usage}")
     if (settings.id is None) == (settings.index is None):
-        raise UsageError(f"give either id= or index=; {USAGE}")
+        raise UsageError(f"give either id= or index=; {settings.usage}")
     if settings.out is None:
-        raise UsageError(f"out= is missing; {USAGE}")
+        raise UsageError(f"out= is missing; {settings.usage}")
     out = output_file("out", settings.out, (".html",))
     sample = find(files[0], settings)
     with decode_workers(settings.video.decode_deadline_seconds, 1):
-        write_text(out, page(sample, settings.environment(), settings.rules))
+        write_text(out, page(sample, replay_environment(settings), protocol_rules(settings)))
     print(out)
 
 
 def find(path: Path, settings: ShowSettings) -> Sample:
-    """The sample with the wanted id or number. Raises DataError when there is none, or it cannot be read."""
+    """Returns the sample with the id or number of the settings. Raises DataError if it is missing or cannot be read."""
     reader = Reader(path, settings.format, settings.paths, settings.prompt.format)
     number = 0
-    for number, (_, _, row) in enumerate(reader.rows(set()), 1):
+    for number, row in enumerate(reader.rows(set()), 1):
         if row.problem is not None and number == settings.index:
             raise DataError(f"{row.where}: {row.problem.message}")
         if row.sample is not None and (number == settings.index or row.sample.id == settings.id):
             return row.sample
-    wanted = f"id {settings.id!r}" if settings.id is not None else f"index {settings.index}"
-    raise DataError(f"{path} has no readable record with {wanted} among its {number}")
+    name = f"id {settings.id!r}" if settings.id is not None else f"index {settings.index}"
+    raise DataError(f"{path} has no readable record with {name} among its {number}")
 
 
 def page(sample: Sample, environment: Environment, rules: Rules) -> str:
-    """One HTML file. Raises VideoError when the video cannot be read, DataError for a text that no tokenizer takes."""
+    """Returns one HTML file. Raises VideoError if the video cannot be read, DataError for text that is not Unicode."""
     problems = list(question_problems(sample))
     if any(problem.code == "bad_text" for problem in problems):
         raise DataError(f"sample {sample.id!r}: {problems[0].message}")
@@ -71,7 +63,7 @@ def page(sample: Sample, environment: Environment, rules: Rules) -> str:
 
 
 def recorded(sample: Sample, environment: Environment) -> TrajectoryRecord:
-    """The recorded trajectory replayed, with its rewards; one that goes on after its end is shown without crops."""
+    """Replays the recorded trajectory and adds its rewards; one that continues after its end is shown without crops."""
     builder = environment.open(sample)
     prompt = TrajectoryRecord.from_episode(builder.finish(StopReason.REFERENCE))
     if not sample.turns:

@@ -1,4 +1,4 @@
-"""Every record against every rule: what the `check` command finds, before anything is printed."""
+"""Applies every rule to every record, for the `check` command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import TypeVar
 from videoseek.data_tools.inspect_video import content_digest, content_size
 from videoseek.data_tools.video_probe import Length, VideoProbe, in_parallel
 from videoseek.progress import Progress
-from videoseek.samples.check import (
+from videoseek.samples.readers import Reader
+from videoseek.samples.readers.rows import Problem, VideoPaths
+from videoseek.samples.rules import (
     Rules,
     call_problems,
     is_error,
@@ -22,8 +24,6 @@ from videoseek.samples.check import (
     time_problems,
     turn_problems,
 )
-from videoseek.samples.readers import Reader
-from videoseek.samples.readers.rows import Problem, VideoPaths
 from videoseek.samples.schema import DataError
 from videoseek.types import Sample
 from videoseek.video.errors import VideoError
@@ -35,7 +35,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem and where it is: the record's place in words, and its id where one could be read."""
+    """A problem, the record that has it (`FILE, line 3`), and the record's id if one could be read."""
 
     where: str
     id: str | None
@@ -45,22 +45,23 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A readable record, as little of it as must stay in memory. `number` runs over all files."""
+    """A readable record: the little of it that must stay in memory. `number` counts from 1 over all files."""
 
     number: int
     where: str
     id: str
     reader: Reader
-    place: int
+    offset: int
     number_in_file: int
     is_sound: bool
 
     def sample(self) -> Sample:
-        return self.reader.sample(self.place, self.number_in_file)
+        """Parses the record again."""
+        return self.reader.sample(self.offset, self.number_in_file)
 
 
 class Validator:
-    """Grows by one step after the other: `read` first, then those that look at the videos."""
+    """Collects findings step by step: `read` comes first, then the steps that look at the videos."""
 
     def __init__(self, rules: Rules, *, need_turns: bool, max_tokens: int) -> None:
         self.num_records = 0
@@ -68,37 +69,41 @@ class Validator:
         self._rules = rules
         self._need_turns = need_turns
         self._max_tokens = max_tokens
-        self._found: list[tuple[int, Finding]] = []
-        self._asked: dict[bytes, str] = {}
+        self._findings: list[tuple[int, Finding]] = []
+        self._questions: dict[bytes, str] = {}
 
     def findings(self) -> list[Finding]:
-        """In the order of the records."""
-        return [finding for _, finding in sorted(self._found, key=lambda item: item[0])]
+        """Returns all findings in the order of the records."""
+        return [finding for _, finding in sorted(self._findings, key=lambda item: item[0])]
 
     def read(self, files: Iterable[Path], fmt: str | None, paths: VideoPaths) -> None:
-        """Every record by itself, and among the others. Raises UsageError for an unknown format."""
+        """Applies the rules that need no video to every record. Raises UsageError for an unknown format."""
         ids: set[str] = set()
         for path in files:
             try:
                 reader = Reader(path, fmt, paths, self._rules.fmt.name)
             except DataError as error:
-                self._found.append((self.num_records, Finding(str(path), None, "unreadable_file", str(error))))
+                self._findings.append((self.num_records, Finding(str(path), None, "unreadable_file", str(error))))
                 continue
             self._read_file(reader, ids)
 
     def _read_file(self, reader: Reader, ids: set[str]) -> None:
         with Progress(f"read {reader.path.name}", reader.records.size) as progress:
-            for place, number_in_file, row in reader.rows(ids):
+            for row in reader.rows(ids):
                 self.num_records += 1
-                progress.update(place, {"records": self.num_records})
+                progress.update(row.offset, {"records": self.num_records})
+                if (key := reader.records.repeated_key(row.offset)) is not None:
+                    message = f"an object holds the key {key!r} twice; its last value is taken"
+                    id_ = row.sample.id if row.sample is not None else None
+                    self._findings.append((self.num_records, Finding(row.where, id_, "repeated_key", message)))
                 if row.problem is not None:
                     problem = row.problem
-                    self._found.append((self.num_records, Finding(row.where, None, problem.code, problem.message)))
+                    self._findings.append((self.num_records, Finding(row.where, None, problem.code, problem.message)))
                 if row.sample is not None:
                     sample = row.sample
                     problems = list(self._record_problems(sample, row.where))
                     is_sound = not any(is_error(problem.code) for problem in problems)
-                    record = Record(self.num_records, row.where, sample.id, reader, place, number_in_file, is_sound)
+                    record = Record(self.num_records, row.where, sample.id, reader, row.offset, row.number, is_sound)
                     self.by_video[sample.video].append(record)
                     self._add(record, problems)
             progress.update(reader.records.size, {"records": self.num_records})
@@ -108,21 +113,22 @@ class Validator:
         if self._need_turns:
             yield from missing_turns(sample)
         yield from turn_problems(sample, self._rules)
-        if sample.kind == "perception":  # asks the same of every video, and more than once
+        if sample.kind == "perception":  # perception asks the same few questions about every video
             return
-        asked = repr((sample.video, sample.question, sample.options, sample.window))
-        first = self._asked.setdefault(hashlib.blake2b(asked.encode(), digest_size=16).digest(), where)
+        question = repr((sample.video, sample.question, sample.options, sample.window))
+        first = self._questions.setdefault(hashlib.blake2b(question.encode(), digest_size=16).digest(), where)
         if first != where:
             yield Problem("duplicate_question", f"asks the same about the same video as {first}")
 
     def find_leaks(self, held_out: Iterable[Path], fmt: str | None, paths: VideoPaths) -> None:
-        """Records whose video is, byte for byte, that of a held-out record. Raises DataError and UsageError.
+        """Finds records whose video is, byte for byte, the video of a held-out record.
 
-        Held-out records and videos that cannot be read are found too: nothing could be said of them.
+        Held-out records and videos that cannot be read are findings too, since they may hide a leak. Raises DataError
+        and UsageError.
         """
         videos: dict[str, tuple[str, str]] = {}
         for path in held_out:
-            for _, _, row in Reader(path, fmt, paths).rows(set()):
+            for row in Reader(path, fmt, paths).rows(set()):
                 if row.problem is not None:
                     self._add_held_out(row.where, None, row.problem)
                 if row.sample is not None:
@@ -138,10 +144,10 @@ class Validator:
                 self._add(record, [problem])
 
     def _add_held_out(self, where: str, id_: str | None, problem: Problem) -> None:
-        self._found.append((self.num_records + 1, Finding(where, id_, problem.code, problem.message)))
+        self._findings.append((self.num_records + 1, Finding(where, id_, problem.code, problem.message)))
 
     def find_missing_files(self) -> None:
-        """Without opening any: that there is a file for every video."""
+        """Finds videos without a file; opens none of them."""
         with Progress("files", len(self.by_video)) as progress:
             for done, (video, records) in enumerate(self.by_video.items(), 1):
                 try:
@@ -151,37 +157,38 @@ class Validator:
                         self._add(record, [Problem(error.code, error.message)])
                 progress.update(done, {})
 
-    def measure(self, measurer: VideoProbe, num_workers: int) -> None:
-        """Every video once: that it opens and decodes, and what its records say about it."""
-        function = partial(self._measure_video, measurer)
+    def measure(self, video_probe: VideoProbe, num_workers: int) -> None:
+        """Opens every video once, and finds faults of the video and of what its records say about it."""
+        function = partial(self._measure_video, video_probe)
         with Progress("videos", len(self.by_video)) as progress:
-            for done, found in enumerate(in_parallel(function, self.by_video.items(), num_workers), 1):
-                for record, problems in found:
+            for done, results in enumerate(in_parallel(function, self.by_video.items(), num_workers), 1):
+                for record, problems in results:
                     self._add(record, problems)
-                progress.update(done, {"findings": len(self._found)})
+                progress.update(done, {"findings": len(self._findings)})
 
     def _measure_video(
-        self, measurer: VideoProbe, item: tuple[str, Sequence[Record]]
+        self, video_probe: VideoProbe, item: tuple[str, Sequence[Record]]
     ) -> list[tuple[Record, list[Problem]]]:
-        """Episodes are counted for records without an error: others may have no episode."""
+        """Counts tokens for records without an error only: other records may have no valid episode."""
         video, records = item
         samples = {record.number: record.sample() for record in records}
         sound = [record.number for record in records if record.is_sound]
-        result = measurer.measure(video, [samples[number] for number in sound])
-        lengths = dict(zip(sound, result.lengths, strict=True))
-        found = []
+        measurement = video_probe.measure(video, [samples[number] for number in sound])
+        lengths = dict(zip(sound, measurement.lengths, strict=True))
+        info = measurement.facts.info
+        results = []
         for record in records:
-            problems = list(result.facts.problems)
-            if result.facts.info is not None:
-                problems += self._video_problems(samples[record.number], result.facts.info, lengths.get(record.number))
-            found.append((record, problems))
-        return found
+            problems = list(measurement.facts.problems)
+            if info is not None:
+                problems += self._video_problems(samples[record.number], info, lengths.get(record.number))
+            results.append((record, problems))
+        return results
 
     def _video_problems(self, sample: Sample, info: VideoInfo, length: Length) -> list[Problem]:
         problems = [*time_problems(sample, info), *call_problems(sample, info, self._rules)]
         if isinstance(length, Problem):
-            known = {problem.code for problem in problems}
-            problems += [length] if length.code not in known else []
+            codes = {problem.code for problem in problems}
+            problems += [length] if length.code not in codes else []
         elif length is not None and length.total > self._max_tokens:
             parts = f"{length.overview} of the overview, {length.crops} of crops, {length.text} of text"
             message = f"{length.total} tokens ({parts}); at most {self._max_tokens} are allowed"
@@ -190,24 +197,25 @@ class Validator:
 
     def _add(self, record: Record, problems: Iterable[Problem]) -> None:
         for problem in problems:
-            self._found.append((record.number, Finding(record.where, record.id, problem.code, problem.message)))
+            self._findings.append((record.number, Finding(record.where, record.id, problem.code, problem.message)))
 
 
 def _same_content(videos: Iterable[str], held_out: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Pairs with the same bytes. Only files of one size are read; those that cannot be read have no content."""
-    digest = cache(partial(_known, content_digest))
+    """Yields (video, held-out video) with the same bytes. Reads files of equal size only; skips unreadable ones."""
+    digest = cache(partial(_or_none, content_digest))
     by_size: dict[int, list[str]] = defaultdict(list)
     for video in held_out:
-        if (size := _known(content_size, video)) is not None:
+        if (size := _or_none(content_size, video)) is not None:
             by_size[size].append(video)
     for video in videos:
-        alike = by_size.get(_known(content_size, video) or 0, [])
+        alike = by_size.get(_or_none(content_size, video) or 0, [])
         twin = next((other for other in alike if digest(video) is not None and digest(other) == digest(video)), None)
         if twin is not None:
             yield video, twin
 
 
-def _known(function: Callable[[str], Value], video: str) -> Value | None:
+def _or_none(function: Callable[[str], Value], video: str) -> Value | None:
+    """Returns None for a video that cannot be read."""
     try:
         return function(video)
     except VideoError:

@@ -1,4 +1,4 @@
-"""Opening every video once, in parallel: its facts, and the lengths of the episodes about it."""
+"""Opens every video once, in parallel, for its facts and for the lengths of the episodes about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
-from videoseek.data_tools.inspect_video import VideoFacts, look
+from videoseek.data_tools.inspect_video import VideoFacts, inspect_video
 from videoseek.data_tools.lengths import Lengths, measure_lengths
 from videoseek.data_tools.resumable_cache import ResumableCache
 from videoseek.rollout.environment import Environment
@@ -27,29 +27,29 @@ from videoseek.video.worker import use_worker
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: May be the machine's state, not the file's: looked at again by the next run.
-_PASSING = frozenset(("missing_file", "timeout", "crashed"))
-#: What is known of one sample's length: the count, why its video cannot be shown, or nothing (see `measure_lengths`).
+#: Codes that may tell of the machine's state instead of the file's: the next run inspects such a video again.
+_TRANSIENT = frozenset(("missing_file", "timeout", "crashed"))
+#: The length of one sample: the counts, why its video cannot be shown, or None (see `measure_lengths`).
 Length = Lengths | Problem | None
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One video, and the lengths of its samples in the order in which they were given."""
+    """The facts about one video, and the lengths of its samples in the order of the samples."""
 
     facts: VideoFacts
     lengths: tuple[Length, ...]
 
 
 class VideoProbe:
-    """Measures through a journal: what is known of an unchanged file is not measured again. Safe to use from threads.
+    """Measures videos through a cache, which holds the results for unchanged files. Safe to use from threads.
 
-    `decode`: whether frames are taken, too, and not the index alone. `environment` holds a PlannedCrop.
+    With `decode`, frames are decoded too, and not the index alone read. `environment` holds a PlannedCrop.
     """
 
-    def __init__(self, environment: Environment, journal: ResumableCache, *, decode: bool) -> None:
+    def __init__(self, environment: Environment, cache: ResumableCache, *, decode: bool) -> None:
         self._environment = environment
-        self._journal = journal
+        self._cache = cache
         self._decode = decode
         self._tokenizer_lock = Lock()
         self._protocol = _digest(
@@ -63,7 +63,7 @@ class VideoProbe:
         )
 
     def measure(self, video: str, samples: Sequence[Sample]) -> Measurement:
-        """All `samples` are about `video`. Never raises for anything that the file can cause."""
+        """Measures a video and the samples about it. No fault of the file raises an exception."""
         try:
             stamp = source_stamp(video)
         except VideoError as error:
@@ -76,33 +76,33 @@ class VideoProbe:
         return Measurement(facts, tuple(self._length(sample, file_key) for sample in samples))
 
     def _facts(self, video: str, file_key: str) -> VideoFacts:
-        for depth in ("frames",) if self._decode else ("frames", "index"):  # who decoded has seen the index
-            if f"{depth}|{file_key}" in self._journal:
-                return _facts_from_json(self._journal[f"{depth}|{file_key}"])
-        facts = look(video, decode=self._decode)
-        if not _PASSING & {problem.code for problem in facts.problems}:
-            self._journal.put(f"{'frames' if self._decode else 'index'}|{file_key}", asdict(facts))
+        for depth in ("frames",) if self._decode else ("frames", "index"):  # decoding includes reading the index
+            if f"{depth}|{file_key}" in self._cache:
+                return _facts_from_json(self._cache[f"{depth}|{file_key}"])
+        facts = inspect_video(video, decode=self._decode)
+        if not _TRANSIENT & {problem.code for problem in facts.problems}:
+            self._cache.put(f"{'frames' if self._decode else 'index'}|{file_key}", asdict(facts))
         return facts
 
     def _length(self, sample: Sample, file_key: str) -> Length:
         record = sample_to_record(sample) | {"id": "", "video": ""}
         key = f"tokens|{file_key}|{_digest([self._protocol, record])}"
-        if key in self._journal:
-            return _length_from_json(self._journal[key])
+        if key in self._cache:
+            return _length_from_json(self._cache[key])
         length: Length
         try:
-            probe(sample.video)  # outside the lock: demuxing is what takes long
+            probe(sample.video)  # outside the lock, since reading the index takes most of the time
             with self._tokenizer_lock:
                 length = measure_lengths(sample, self._environment)
         except VideoError as error:
             length = Problem(error.code, error.message)
-        self._journal.put(key, None if length is None else asdict(length))
+        self._cache.put(key, None if length is None else asdict(length))
         return length
 
 
 @contextmanager
 def decode_workers(deadline_seconds: float | None, num_workers: int) -> Iterator[None]:
-    """Videos are read in processes that a damaged file can hang or crash without harm to this one."""
+    """Reads videos in other processes inside the `with` block: a damaged file may hang or crash those."""
     use_worker(deadline_seconds, num_workers)
     try:
         yield
@@ -111,7 +111,7 @@ def decode_workers(deadline_seconds: float | None, num_workers: int) -> Iterator
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
-    """Results as they come; `items` are drawn only as far ahead as keeps the threads busy."""
+    """Yields results in the order of completion; draws `items` only as far ahead as keeps the threads busy."""
     pending: set[Future[Result]] = set()
     with ThreadPoolExecutor(num_threads) as pool:
         for item in items:

@@ -1,8 +1,8 @@
-"""Samples to files that other trainers read, and back without a loss.
+"""Writes samples to files of other trainers' formats, from which the readers restore them exactly.
 
-Each format gets what it has columns for. What it has none for (kind, clues, options, window, the question apart from
-its prompt) travels as the project's own record in a further column `videoseek`, as JSON text, which the readers here
-prefer and other trainers pass over. Observations are written as the turns that would hold the clips.
+A further column `videoseek` holds the project's own record as JSON text, for the fields that a format has no column for
+(kind, clues, options, window, the question apart from its prompt). The readers here prefer that column, and other
+trainers ignore it. Observations are written as the user turns that would hold the clips.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ _WHOLE = [-1.0, -1.0]  # the crop of a video that is shown whole
 
 
 def conversation_record(sample: Sample, folder: Path) -> dict[str, Any]:
-    """Messages and videos as in Seeker-173K SFT. Raises DataError where a text cannot stand in a conversation."""
+    """Returns messages and videos as in Seeker-173K SFT.
+
+    Raises DataError for a text that holds a video's mark, and for turns that mix two call forms.
+    """
     try:
         fmt = FORMATS[form_of(sample.turns) or "grounding"]()
         parsed = parse_turns(sample.turns)
@@ -40,14 +43,14 @@ def conversation_record(sample: Sample, folder: Path) -> dict[str, Any]:
     num_calls = 0
     for text, turn in zip(sample.turns, parsed, strict=True):
         messages.append({"role": "assistant", "content": text})
-        shown = []
+        observations = []
         for call in turn.calls:
             num_calls += 1
             before, after = fmt.observation_text(num_calls, "")
-            shown.append(f"{before}{VIDEO_MARK}{after}")
+            observations.append(f"{before}{VIDEO_MARK}{after}")
             window = [call.start_seconds, call.end_seconds]
             videos.append({"url": video, "crop": window, "sample": call.strategy})
-        messages.append(_user("\n".join(shown) or fmt.fault_text(list(turn.faults) or [fault("no_action")])))
+        messages.append(_user("\n".join(observations) or fmt.fault_text(list(turn.faults) or [fault("no_action")])))
     if sample.turns:  # nothing is observed after the last turn
         videos = videos[: len(videos) - len(parsed[-1].calls)]
         messages.pop()
@@ -56,7 +59,7 @@ def conversation_record(sample: Sample, folder: Path) -> dict[str, Any]:
 
 
 def verl_record(sample: Sample, index: int, folder: Path) -> dict[str, Any]:
-    """verl's columns for one question; a recorded trajectory has none and travels in `extra_info.videoseek`."""
+    """Returns verl's columns for one question; a recorded trajectory goes to `extra_info.videoseek`."""
     fmt = FORMATS[prompt_form(sample)]()
     extra = {"index": index, "split": "train", "question": sample.question, "answer": sample.answer}
     own = {"video_segment": [list(clue) for clue in sample.clues], "videoseek": _own(sample, without=("video",))}
@@ -71,7 +74,7 @@ def verl_record(sample: Sample, index: int, folder: Path) -> dict[str, Any]:
 
 
 def prompt_form(sample: Sample) -> str:
-    """The call form that a sample's prompt explains. Raises DataError when its turns mix two."""
+    """Returns the call form that a sample's prompt explains. Raises DataError when its turns mix two forms."""
     try:
         return form_of(sample.turns) or "grounding"
     except RecordError as error:
@@ -95,7 +98,10 @@ def _own(sample: Sample, without: tuple[str, ...]) -> str:
 
 
 def write_sharegpt(path: Path, samples: Iterable[Sample]) -> None:
-    """A JSON list (or JSONL by the ending), and its entry in the `dataset_info.json` of the folder."""
+    """Writes a JSON list (or JSONL, by the ending), and its entry in the `dataset_info.json` of the folder.
+
+    Raises DataError if that entry's name belongs to another file.
+    """
     folder = path.parent.resolve()
     info = path.with_name(DATASET_INFO)
     entries = json.loads(info.read_bytes()) if info.is_file() else {}
@@ -119,7 +125,7 @@ def write_sharegpt(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def write_verl(path: Path, samples: Iterable[Sample]) -> None:
-    """Parquet with verl's columns, written by row groups. Raises DataError without pyarrow."""
+    """Writes Parquet with verl's columns, row group by row group. Raises DataError if pyarrow is not installed."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -153,7 +159,7 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A format that samples are written in, and the endings of its files."""
+    """A format of written files: the function that writes them, and their endings."""
 
     write: Callable[[Path, Iterable[Sample]], None]
     suffixes: tuple[str, ...]

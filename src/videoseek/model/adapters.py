@@ -1,7 +1,7 @@
-"""LoRA (2106.09685): small matrices beside the decoder's, trained in their place. peft does the work.
+"""LoRA (2106.09685) by peft: small matrices beside the decoder's are trained instead of the decoder's own.
 
-The rest of the toolkit sees a model as before: what is saved are whole weights with the adapters merged in, which any
-tool loads, and the adapters alone in peft's own layout, from which training goes on.
+A checkpoint holds whole weights with the adapters merged, which any tool loads, and the adapters alone in peft's own
+layout, from which training resumes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from videoseek.config import LoRAConfig, UsageError
 
 _NAME = "default"
 _WEIGHTS = "adapter_model.safetensors"
-#: What peft puts before the names of the model that it wraps.
+#: Prefix that peft adds to the names of the model that it wraps.
 _WRAPPED = "base_model.model."
 
 
 def check_peft(settings: LoRAConfig) -> None:
-    """Raises UsageError when adapters are asked for and peft is not there."""
+    """Raises UsageError when the settings ask for adapters and peft is not installed."""
     if settings.rank and find_spec("peft") is None:
         raise UsageError(
             f"lora.rank={settings.rank} needs the package peft, which is not installed: pip install 'videoseek[lora]'"
@@ -30,7 +30,7 @@ def check_peft(settings: LoRAConfig) -> None:
 
 
 def add_adapters(model: Qwen2_5_VLForConditionalGeneration, settings: LoRAConfig, seed: int) -> None:
-    """Puts adapters, which change nothing yet, beside the decoder's matrices; nothing else is trained from here on."""
+    """Adds adapters to the decoder's matrices and freezes all other weights. New adapters do not change the output."""
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = rf".*language_model.*\.({'|'.join(settings.targets)})"
@@ -40,12 +40,13 @@ def add_adapters(model: Qwen2_5_VLForConditionalGeneration, settings: LoRAConfig
 
 
 def has_adapters(model: Qwen2_5_VLForConditionalGeneration) -> bool:
+    """Returns whether `add_adapters` was called on the model."""
     return hasattr(model, "peft_config")
 
 
 @torch.no_grad()
 def merged_weights(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """The weights, by name, of the plain model that computes what this one does with its adapters."""
+    """Returns the weights by name of a plain model that computes the same as this model with its adapters."""
     from peft.tuners.lora import Linear
 
     weights = {
@@ -58,7 +59,7 @@ def merged_weights(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch
 
 
 def save_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Adapters as peft's `PeftModel.from_pretrained` loads them."""
+    """Writes the adapters in the layout of peft's `PeftModel.from_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.peft_config[_NAME].save_pretrained(str(folder))
     named = {name: tensor.contiguous() for name, tensor in _adapters(model).items()}
@@ -66,17 +67,19 @@ def save_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> No
 
 
 def load_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Puts what `save_adapters` wrote into adapters of the same shape. Raises ValueError when the shapes differ."""
-    mine, saved = _adapters(model), load_file(folder / _WEIGHTS)
-    if {name: tensor.shape for name, tensor in mine.items()} != {name: tensor.shape for name, tensor in saved.items()}:
+    """Loads the files of `save_adapters` into adapters of the same shape. Raises ValueError when the shapes differ."""
+    adapters, saved = _adapters(model), load_file(folder / _WEIGHTS)
+    if {name: tensor.shape for name, tensor in adapters.items()} != {
+        name: tensor.shape for name, tensor in saved.items()
+    }:
         raise ValueError(f"the adapters in {folder} are of another lora.rank or other lora.targets")
     with torch.no_grad():
-        for name, tensor in mine.items():
+        for name, tensor in adapters.items():
             tensor.copy_(saved[name])
 
 
 def _adapters(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """The adapters' own tensors, by the names that peft gives them in files."""
+    """Returns the tensors of the adapters by their names in peft's files."""
     return {
         _WRAPPED + name.replace(f".{_NAME}.", "."): parameter.data
         for name, parameter in model.named_parameters()

@@ -1,4 +1,4 @@
-"""From a folder to a policy and back: safetensors and JSON only, never code from a checkpoint."""
+"""Loads and saves model folders: safetensors and JSON only. Code in a checkpoint never runs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from transformers.utils.logging import disable_progress_bar
 from videoseek.files import shipped_folder
 from videoseek.model.attention import install_attention
 
-#: What a released checkpoint carries beside weights and tokenizer; copied along so that other tools can load ours.
+#: Files of a released checkpoint beside weights and tokenizer. Other tools need them, so we copy them.
 _COMPANIONS = ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
 
 
 class ModelError(Exception):
-    """A model folder that cannot be used; the message names the folder and what is missing."""
+    """A model folder that cannot be used. The message names the folder and what is missing."""
 
 
 def model_folder(name: str) -> Path:
-    """The folder that `model=NAME` means: `tiny` is the one that ships with the package. Raises ModelError."""
+    """Returns the folder of `model=NAME`. `tiny` is the folder that ships with the package. Raises ModelError."""
     folder = shipped_folder("tiny_base", "data/tiny_base") if name == "tiny" else Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: no config.json in {folder}; give 'tiny' or a folder of a Qwen2.5-VL model")
@@ -43,7 +43,7 @@ def model_folder(name: str) -> Path:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Raises ModelError when the folder has no usable tokenizer."""
+    """Loads the tokenizer of a folder. Raises ModelError when the folder has no usable one."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError) as error:
@@ -51,8 +51,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2_5_VLForConditionalGeneration:
-    """The model with its decoder and vision tower on our attention. Raises ModelError when weights do not fit."""
-    disable_progress_bar()  # one for each load and save, between ours
+    """Loads a model, its decoder and vision tower on our attention. Raises ModelError when weights do not fit."""
+    disable_progress_bar()  # it would break into our own progress bars
     try:
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder,
@@ -61,7 +61,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2_
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported below, as missing ones are
+            ignore_mismatched_sizes=True,  # refused below, together with missing ones
             output_loading_info=True,
         )
     except SafetensorError as error:
@@ -80,11 +80,11 @@ def save_pretrained(
     source: Path | None = None,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes what `from_pretrained` loads: config, safetensors, tokenizer, and `source`'s preprocessor files."""
+    """Writes a folder for `from_pretrained`: config, safetensors, tokenizer, and `source`'s preprocessor files."""
     model.save_pretrained(folder, state_dict=state_dict)
     try:
         tokenizer.save_pretrained(folder)
-    except Exception as error:  # the Rust library reports a full disk by this class itself
+    except Exception as error:  # the Rust library raises a bare Exception for a full disk
         raise OSError(str(error)) from error
     for name in _COMPANIONS:
         if source is not None and (source / name).is_file():
@@ -92,5 +92,5 @@ def save_pretrained(
 
 
 def tokens_per_second(config: Qwen2_5_VLConfig) -> float:
-    """Time-axis positions for each second of video."""
+    """Returns the number of time-axis positions per second of video."""
     return float(config.vision_config.tokens_per_second)

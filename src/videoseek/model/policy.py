@@ -1,4 +1,4 @@
-"""The policy: Qwen2.5-VL called on packed rows and on growing sequences.
+"""Policy: Qwen2.5-VL on packed rows (training) and on growing sequences (generation).
 
 Legend: T packed tokens, V vision tokens, N labelled rows, B sequences, C hidden size.
 """
@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videoseek.batches.token_batch import TokenBatch
-from videoseek.model.attention import Attends, KVCache, plan_attention
-from videoseek.model.branches import SharedPrefixCache
+from videoseek.model.attention import DecoderAttention, PackedAttention
+from videoseek.model.kv_cache import SequenceCache
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
@@ -26,18 +26,18 @@ _PROJECTION_ROWS = 4096
 
 
 def num_projections(num_labels: int) -> int:
-    """How many calls of the vocabulary projection so many labels take; no labels take one too."""
+    """Returns the number of calls of the vocabulary projection for `num_labels`, at least one."""
     return max(1, math.ceil(num_labels / _PROJECTION_ROWS))
 
 
 class Policy(nn.Module):
     """Wraps the model so that one `forward` serves SFT and RL, and ZeRO-3 hooks see every call.
 
-    The vision tower runs once per distinct clip, the vocabulary projection on labelled rows only.
+    The vision tower runs once per distinct clip, and the vocabulary projection on labelled rows only.
     """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, freeze_vision: str = "none") -> None:
-        """freeze_vision: `none`; the `tower`, with its projector (`merger`) still trained; or `all` of it."""
+        """freeze_vision: `none`, the `tower` without its projector (`merger`), or `all` of the vision model."""
         super().__init__()
         self.model = model
         self.vision_is_frozen = freeze_vision == "all"
@@ -49,7 +49,7 @@ class Policy(nn.Module):
         return self.model.model.language_model.embed_tokens.weight.device
 
     def encode(self, clips: Sequence[Clip]) -> torch.Tensor:
-        """Features [V, C] of distinct clips, concatenated in order."""
+        """Returns the features [V, C] of distinct clips, concatenated in order. Raises VideoError."""
         visual = self.model.model.visual
         if not clips:
             return torch.zeros(0, self.model.config.text_config.hidden_size, dtype=visual.dtype, device=self.device)
@@ -59,12 +59,12 @@ class Policy(nn.Module):
             return visual(patches, grid_thw=grids).pooler_output
 
     def embed(self, token_ids: torch.Tensor, vision_rows: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Token embeddings [T, C] with `features` put into `vision_rows`."""
+        """Returns the embeddings [T, C] of token ids [T], with `features` [V, C] at `vision_rows` [V]."""
         embeddings = self.model.model.language_model.embed_tokens(token_ids)
         return embeddings.index_copy(0, vision_rows, features.to(embeddings.dtype))
 
-    def decode(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: Attends) -> torch.Tensor:
-        """Final hidden states [B, L, C] of embeddings [B, L, C] at positions [3, B, L]."""
+    def decode(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: DecoderAttention) -> torch.Tensor:
+        """Returns the final hidden states [B, L, C] of embeddings [B, L, C] at positions [3, B, L]."""
         return self.model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=positions,
@@ -79,31 +79,32 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         least_projections: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob [N] of every label and entropy [N] (no gradient) of the distribution it was drawn from.
+        """Returns the log-prob [N] of every label, and the entropy [N], without gradient, of its row's distribution.
 
-        `features` [V, C], if given, are those of `batch.clips`; otherwise they are computed here. The vocabulary
-        projection is called `least_projections` times at least: ranks that share its weights must agree on a number.
+        `features` [V, C] are those of `batch.clips`; None computes them here. The vocabulary projection runs at least
+        `least_projections` times: ranks that share its weights must run it equally often.
         """
         features = self.encode(batch.clips) if features is None else features
         embeddings = self.embed(batch.token_ids, batch.vision_rows, features[batch.feature_rows])
-        attention = plan_attention(batch.end, batch.key_class, batch.visible, self.device)
+        attention = PackedAttention.build(batch.end, batch.key_class, batch.visible, self.device)
         hidden = self.decode(embeddings[None], batch.positions[:, None], attention)[0]
         return self.label_logprobs(hidden[batch.label_rows], batch.labels, temperature, least_projections)
 
     def label_logprobs(
         self, hidden: torch.Tensor, labels: torch.Tensor, temperature: float, least_projections: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """hidden [N, C], labels [N] -> log-probs [N], entropies [N]; of several pieces, no logits are kept."""
+        """Returns log-probs [N] and entropies [N] of hidden [N, C] and labels [N], projected in chunks of rows."""
         surplus = max(0, least_projections - num_projections(len(labels)))
-        rows = [*hidden.split(_PROJECTION_ROWS), *[hidden[:0]] * surplus]
-        wanted = [*labels.split(_PROJECTION_ROWS), *[labels[:0]] * surplus]
-        pieces = [
-            checkpoint(self._project, *piece, temperature, use_reentrant=False)
-            if torch.is_grad_enabled() and len(rows) > 1
-            else self._project(*piece, temperature)
-            for piece in zip(rows, wanted, strict=True)
+        hidden_chunks = [*hidden.split(_PROJECTION_ROWS), *[hidden[:0]] * surplus]
+        label_chunks = [*labels.split(_PROJECTION_ROWS), *[labels[:0]] * surplus]
+        # Checkpointing recomputes the logits of a chunk in the backward pass, so at most one chunk's are in memory.
+        chunks = [
+            checkpoint(self._project, *chunk, temperature, use_reentrant=False)
+            if torch.is_grad_enabled() and len(hidden_chunks) > 1
+            else self._project(*chunk, temperature)
+            for chunk in zip(hidden_chunks, label_chunks, strict=True)
         ]
-        logprobs, entropies = zip(*pieces, strict=True)
+        logprobs, entropies = zip(*chunks, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _project(
@@ -117,15 +118,15 @@ class Policy(nn.Module):
     @torch.no_grad()
     def extend(
         self,
-        cache: KVCache | SharedPrefixCache,
+        cache: SequenceCache,
         embeddings: torch.Tensor,
         positions: torch.Tensor,
         num_valid: torch.Tensor,
     ) -> torch.Tensor:
-        """Appends up to L new tokens to each of B cached sequences; logits [B, vocabulary] after the last valid one.
+        """Appends up to L tokens to each of B cached sequences. Returns the logits [B, vocabulary] after the last one.
 
-        embeddings [B, L, C] and positions [3, B, L] are padded on the right; num_valid [B] counts what is real; a
-        sequence with none keeps its cache as it was, and its logits mean nothing.
+        embeddings [B, L, C] and positions [3, B, L] are padded on the right. num_valid [B] counts the real tokens. A
+        sequence without real tokens keeps its cache as it was, and its logits are meaningless.
         """
         cache.begin(embeddings.shape[1])
         hidden = self.decode(embeddings, positions, cache)

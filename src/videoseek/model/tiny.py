@@ -1,6 +1,6 @@
 """A tiny but real Qwen2.5-VL: the class, configuration keys and special tokens of the 7B model, about 1M parameters.
 
-Nothing is fetched: the tokenizer is built here (bytes, plus phrases as single tokens), the weights start random or
+Nothing is downloaded. The tokenizer is built here, of bytes and of phrases as single tokens. The weights are random, or
 come from the folder that ships with the package.
 """
 
@@ -13,7 +13,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-#: The special tokens that Qwen2.5-VL's code and template rely on, under their released names.
+#: The special tokens that Qwen2.5-VL's code and template need, with their released names.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -27,14 +27,14 @@ SPECIAL_TOKENS = (
 
 
 def build_tokenizer(phrases: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Byte-level tokenizer that encodes any text and takes each of `phrases` as one token (longest match first)."""
+    """Builds a byte-level tokenizer that encodes any text, each of `phrases` as one token (longest match first)."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
-    wanted = dict.fromkeys(phrase for phrase in phrases if len(phrase.encode()) > 1)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in wanted])
+    long_phrases = dict.fromkeys(phrase for phrase in phrases if len(phrase.encode()) > 1)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in long_phrases])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -44,10 +44,10 @@ def build_tokenizer(phrases: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    """Qwen2.5-VL's configuration at a width that trains on two CPU cores.
+    """Returns Qwen2.5-VL's configuration at a width that trains on two CPU cores.
 
-    Initial weights are of the order of 1 / sqrt(width): with the released 0.02, signals of this width fade on their
-    way through the tower and the first 500 steps learn nothing.
+    Initial weights are of the order of 1 / sqrt(width). With the released 0.02, signals of this width fade inside the
+    tower, and the first 500 steps learn nothing.
     """
     token = tokenizer.convert_tokens_to_ids
     return Qwen2_5_VLConfig(
@@ -85,7 +85,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
 
 
 def build_model(config: Qwen2_5_VLConfig, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """Random fp32 weights from `seed`, without touching the caller's random state or configuration."""
+    """Builds a model with random fp32 weights from `seed`. The caller's random state and configuration stay."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Qwen2_5_VLForConditionalGeneration._from_config(deepcopy(config), dtype=torch.float32)

@@ -11,7 +11,7 @@ from typing import Any
 
 from videoseek.config import UsageError
 from videoseek.metrics import RunError, read_metrics
-from videoseek.trajectory.records import TrajectoryRecord
+from videoseek.trajectory_record import TrajectoryRecord
 from videoseek.types import Sample
 
 #: Models that a run compares, in the order of training, with their names on the page.

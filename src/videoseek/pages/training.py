@@ -9,7 +9,7 @@ from statistics import fmean
 from videoseek.pages.page import Markup, join, tag
 from videoseek.pages.run_files import RunFiles, read_trajectories
 from videoseek.pages.viewer import window_text
-from videoseek.trajectory.records import TrajectoryRecord
+from videoseek.trajectory_record import TrajectoryRecord
 from videoseek.types import CallRecord
 
 

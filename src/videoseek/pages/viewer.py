@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from string import ascii_uppercase
 
 from PIL import Image
 
@@ -16,7 +15,7 @@ from videoseek.pages.charts import Axis, swatch
 from videoseek.pages.page import Markup, join, tag
 from videoseek.pages.run_files import ChosenQuestion, Question, model_label
 from videoseek.trajectory.grammar import FORMATS
-from videoseek.trajectory.records import RecordedTurn, TrajectoryRecord
+from videoseek.trajectory_record import RecordedTurn, TrajectoryRecord
 from videoseek.types import CallRecord, Clip, Interval, Sample
 from videoseek.video import worker
 from videoseek.video.errors import VideoError
@@ -100,7 +99,7 @@ def _question_article(number: int, choice: ChosenQuestion, models: Sequence[str]
 def _option_list(sample: Sample) -> Markup:
     """Lists the options with their letters, and marks the key. Some data sets write the letters into the options."""
     items, keys = [], []
-    for letter, option in zip(ascii_uppercase, sample.options, strict=False):
+    for letter, option in sample.lettered_options:
         shown = option if option.startswith((f"{letter}.", f"{letter})")) else f"{letter}. {option}"
         is_key = letter == sample.answer.strip()
         items.append(tag("li", shown, tag("b", " (key)") if is_key else ""))

@@ -1,1 +1,1 @@
-"""Episodes: the environment that answers the model's turns, and the engines that sample them."""
+"""Episodes: the environment, which answers the model's turns, and the engine, which samples the turns."""

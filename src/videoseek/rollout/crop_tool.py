@@ -1,4 +1,4 @@
-"""VideoCrop: the tool that shows a window of the video again, from the source file, at a chosen price in tokens."""
+"""VideoCrop: the tool that shows a window of the video again, read from the source file, at a chosen token quota."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from videoseek.video.quotas import crop_clip
 
 @dataclass(frozen=True, slots=True)
 class VideoCrop:
-    """Runs calls against files. A fault's sentence is for the model: it states what is allowed and shows no path."""
+    """Runs calls on video files. The model reads a fault's sentence: it states what is allowed and shows no path."""
 
     limits: VideoConfig
 
     def run(self, video: str, call: Call) -> Clip | Fault:
-        """The clip that the call asks for, decoded into the frame cache; or what was wrong with it. Never raises
-        for anything that a model can write or a broken file can cause."""
+        """Returns the clip of the call, decoded into the frame cache, or the fault of the call.
+
+        A call that a model can write and a file that is broken lead to a fault, not to an exception.
+        """
         try:
             clip = self.plan(video, call)
             if isinstance(clip, Clip):
-                read_frames(clip)
+                read_frames(clip)  # decodes now, while a failure can still become a fault that the model reads
         except VideoError as error:
             warn_once(error.message)
             return Fault(error.code, "This part of the video cannot be shown; try another window or answer now.")
         return clip
 
     def plan(self, video: str, call: Call) -> Clip | Fault:
-        """The clip that `run` would decode, or why it would refuse the call. Raises VideoError."""
+        """Returns the clip of the call without decoding it, or the fault of the call.
+
+        Raises VideoError when the video cannot be opened.
+        """
         info = probe(video)
         fault = self._check(info, call)
         if fault is not None:
@@ -42,22 +47,22 @@ class VideoCrop:
 
     def _check(self, info: VideoInfo, call: Call) -> Fault | None:
         duration = info.duration_seconds
-        asked = f"[{call.start_seconds:.6g}, {call.end_seconds:.6g}]"
+        window = f"[{call.start_seconds:.6g}, {call.end_seconds:.6g}]"
         if call.strategy not in STRATEGIES:
             return Fault("bad_strategy", f"The sampling strategy must be one of {', '.join(STRATEGIES)}.")
         if not (math.isfinite(call.start_seconds) and math.isfinite(call.end_seconds)):
             return Fault("window_outside", f"The window must be two numbers between 0 and {duration:.1f} seconds.")
         if call.end_seconds <= call.start_seconds:
-            return Fault("window_reversed", f"The window {asked} must start before it ends.")
+            return Fault("window_reversed", f"The window {window} must start before it ends.")
         if call.start_seconds >= duration or call.end_seconds <= 0:
             return Fault(
-                "window_outside", f"The window {asked} must lie between 0 and {duration:.1f} seconds of the video."
+                "window_outside", f"The window {window} must lie between 0 and {duration:.1f} seconds of the video."
             )
         start_seconds, end_seconds = _clamp(info, call)
         if end_seconds - start_seconds < self.limits.min_window_seconds - 1e-6:
             return Fault(
                 "window_too_short",
-                f"The window {asked} must cover at least {self.limits.min_window_seconds:g} seconds "
+                f"The window {window} must cover at least {self.limits.min_window_seconds:g} seconds "
                 f"between 0 and {duration:.1f}.",
             )
         return None

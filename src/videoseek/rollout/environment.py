@@ -1,6 +1,6 @@
-"""What the model acts in: it opens an episode, answers each turn, and says when the episode is over.
+"""Environment: opens an episode, answers each of the model's turns, and decides when the episode is over.
 
-SFT replays recorded turns through it; rollout and evaluation sample turns into it. All see the same observations.
+SFT replays recorded turns through the environment. Rollout and evaluation sample turns. All see the same observations.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from videoseek.types import Call, CallRecord, Clip, Episode, Fault, ParsedTurn, 
 from videoseek.video.decode import probe
 from videoseek.video.quotas import crop_clip, overview_clip
 
-#: What answers a call about a video: `VideoCrop.run` or `VideoCrop.plan`.
-Look = Callable[[str, Call], Clip | Fault]
+#: Answers a call about a video: `VideoCrop.run` or `VideoCrop.plan`.
+CallHandler = Callable[[str, Call], Clip | Fault]
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The rules of an episode. `max_turns` counts assistant turns, `max_context_tokens` all tokens of an episode."""
+    """The rules of an episode. `max_turns` limits assistant turns, `max_context_tokens` all tokens of an episode."""
 
     vocabulary: Vocabulary
     fmt: CallFormat
@@ -32,7 +32,7 @@ class Environment:
     max_context_tokens: int
 
     def open(self, sample: Sample) -> EpisodeBuilder:
-        """An episode with its prompt. Raises VideoError when the video cannot be read."""
+        """Returns an episode with its prompt. Raises VideoError when the video cannot be read."""
         info = probe(sample.video)
         if sample.window is None:
             clip = overview_clip(info, self.tool.limits)
@@ -43,42 +43,47 @@ class Environment:
         return builder
 
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
-        """Ends the episode with a reason, or appends the observation that answers the turn, if it fits.
-
-        An answer ends it even beside a call: it was given before the call's evidence. Perception has one turn only.
-        """
+        """Answers the last turn: appends an observation and returns None, or returns why the episode ends."""
         return self._respond(builder, parsed, self.tool.run, self.max_context_tokens)
 
-    def _respond(self, builder: EpisodeBuilder, parsed: ParsedTurn, look: Look, max_tokens: int) -> StopReason | None:
+    def _respond(
+        self, builder: EpisodeBuilder, parsed: ParsedTurn, handler: CallHandler, max_tokens: int
+    ) -> StopReason | None:
+        # An answer beside a call ends the episode: the model gave the answer before it saw the call's evidence.
+        # A perception sample has one turn, whatever the turn says.
         if parsed.answer is not None or builder.sample.kind == "perception":
             return StopReason.ANSWERED
+        # The last turn must answer. No turn would read the observation of its call.
         if builder.num_turns >= self.max_turns:
             return StopReason.TURN_LIMIT if parsed.calls else StopReason.NO_CALL_NO_ANSWER
         turn = builder.num_turns - 1
-        records = [CallRecord(turn, call, *_outcome(look(builder.sample.video, call))) for call in parsed.calls]
+        records = [_record(turn, call, handler(builder.sample.video, call)) for call in parsed.calls]
+        # A turn without a readable call is recorded too: the model reads its faults and may try again.
         records = records or [CallRecord(turn, None)]
         fits = builder.observe(records, parsed.faults, max_tokens=max_tokens)
         return None if fits else StopReason.CONTEXT_FULL
 
     def replay(self, sample: Sample) -> Episode:
-        """The episode of a recorded trajectory: its turns as they stand, observations made anew.
+        """Returns the episode of a recorded trajectory, with the recorded turns and new observations.
 
-        Crops are planned, not decoded: their pixels are read when they are encoded, and what cannot be read is no
-        observation to train on. `max_context_tokens` limits what is sampled, not what is recorded. Raises ValueError
-        when the sample has no trajectory, or one that goes on after its answer or `max_turns`, and VideoError when its
-        video cannot be opened.
+        Crops are planned here and decoded when they are encoded. A crop that cannot be decoded then raises VideoError:
+        SFT must not train on an answer that was read from a crop which is not there. `max_context_tokens` limits
+        sampled episodes only. Raises ValueError when the sample has no turns, or turns after its answer or after
+        `max_turns`, and VideoError when its video cannot be opened.
         """
         if not sample.turns:
             raise ValueError(f"sample {sample.id!r} has no turns to train on")
         builder = self.open(sample)
         *before, last = sample.turns
         for number, text in enumerate(before, 1):
-            stop = self._respond(builder, builder.assistant_text(text), self.tool.plan, sys.maxsize)
-            if stop is not None:
-                raise ValueError(f"turn {number} of {len(sample.turns)} ends the episode of {sample.id!r}: {stop}")
+            reason = self._respond(builder, builder.assistant_text(text), self.tool.plan, sys.maxsize)
+            if reason is not None:
+                raise ValueError(f"turn {number} of {len(sample.turns)} ends the episode of {sample.id!r}: {reason}")
         builder.assistant_text(last)
         return builder.finish(StopReason.REFERENCE)
 
 
-def _outcome(shown: Clip | Fault) -> tuple[Fault | None, Clip | None]:
-    return (None, shown) if isinstance(shown, Clip) else (shown, None)
+def _record(turn: int, call: Call, result: Clip | Fault) -> CallRecord:
+    if isinstance(result, Clip):
+        return CallRecord(turn, call, clip=result)
+    return CallRecord(turn, call, fault=result)

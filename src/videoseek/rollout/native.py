@@ -1,43 +1,41 @@
 """The native engine: batched multi-turn generation on the training model itself.
 
-A group shares the encoding and the prefill of its prompt, and on a GPU its keys and values; they are kept across turns,
-so that a turn costs its own new tokens only. Episodes go through turns side by side; within a turn every running
-episode takes one token a pass.
+The episodes of a prompt share its encoding and its prefill, and on a GPU its keys and values. Keys and values are kept
+across turns, so a turn costs its own new tokens only. All episodes of a batch go through their turns together: within a
+turn, one forward pass samples one token of every running episode.
+
+Legend: B sequences, V vocabulary.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from videoseek.batches.order import micro_batches
+from videoseek.batches.order import cut_rows
 from videoseek.batches.positions import mrope_positions
-from videoseek.model.attention import KVCache
-from videoseek.model.branches import SharedPrefixCache, branch
+from videoseek.model.kv_cache import KVCache, SequenceCache, fork
 from videoseek.model.policy import Policy
+from videoseek.rollout.clip_features import ClipFeatures
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampling import episode_generator, sample_tokens
-from videoseek.trajectory.builder import EpisodeBuilder
-from videoseek.types import Clip, Episode, Sample, StopReason
+from videoseek.rollout.sequence import SequenceState, finish_group
+from videoseek.types import Episode, Sample, StopReason
 from videoseek.video.errors import VideoError, warn_once
 
-#: What sequences under way are kept in.
-Cache = KVCache | SharedPrefixCache
-
-#: Tokens that one pass feeds to the decoder, and merged tokens that one encodes: activations of 7B take 3.5 GiB in
-#: the wider of the two (gate, up and product of 18,944 in bfloat16). A pass takes one sequence or clip at least.
-_TOKENS_PER_PASS = 2**15
+#: Tokens of one decoder pass, and merged tokens of one vision pass: activations of 7B take 3.5 GiB in the wider of the
+#: two (gate, up and product of 18,944 in bfloat16).
+MAX_TOKENS_PER_PASS = 2**15
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How turns are sampled; limits per turn and per episode. `temperature` 0 is greedy.
+    """How turns are sampled, and the limits of a turn and of a batch. `temperature` 0 is greedy.
 
-    The deadline counts from when a batch's prompts are in the cache: opening videos is not the model's time.
+    `deadline_seconds` counts from the end of the batch's prefill. Reading videos is not the model's time.
     """
 
     temperature: float = 1.0
@@ -47,45 +45,34 @@ class SamplingSettings:
     episodes_per_batch: int = 64
 
 
-@dataclass(slots=True)
-class _Runner:
-    """An episode under way: what the cache holds of it, and the turn that is being sampled."""
-
-    builder: EpisodeBuilder
-    generator: np.random.Generator
-    cached_tokens: int
-    next_position: int
-    turn_ids: list[int] = field(default_factory=list)
-    turn_logprobs: list[float] = field(default_factory=list)
-    turn_over: bool = False
-    stop: StopReason | None = None
-
-    def pending(self) -> tuple[list[int], list[Clip]]:
-        """What must be fed before the next token: the end of the last turn and the observation after it."""
-        token_ids = self.builder.token_ids[self.cached_tokens :]
-        num_clips = token_ids.count(self.builder.vocabulary.vision_start)
-        return token_ids, self.builder.clips[len(self.builder.clips) - num_clips :]
-
-
 class NativeEngine:
-    """Samples episodes from a policy; the policy's weights may change between calls of `rollout`."""
+    """Samples episodes from a policy. The policy's weights may change between two calls of `rollout`."""
 
     def __init__(
-        self, policy: Policy, environment: Environment, tokens_per_second: float, *, keep_features: bool = False
+        self,
+        policy: Policy,
+        environment: Environment,
+        tokens_per_second: float,
+        *,
+        keep_features: bool = False,
+        max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
     ) -> None:
-        """`keep_features` keeps every clip's features until `forget`, for a trainer whose vision tower is frozen."""
+        """`keep_features` keeps `features` after a rollout, for a trainer whose vision tower is frozen.
+
+        `max_tokens_per_pass` limits the tokens of one pass. A longer sequence or clip gets a pass of its own.
+        """
         self.policy = policy
         self.environment = environment
         self.tokens_per_second = tokens_per_second
         self.keep_features = keep_features
-        self.features: dict[Clip, torch.Tensor] = {}
-        self.num_encoded_clips = 0
+        self.max_tokens_per_pass = max_tokens_per_pass
+        self.features = ClipFeatures(policy, max_tokens_per_pass)
 
     @torch.no_grad()
     def rollout(
         self,
         samples: Sequence[Sample],
-        copies: int,
+        samples_per_prompt: int,
         seed: int,
         settings: SamplingSettings,
         *,
@@ -93,80 +80,97 @@ class NativeEngine:
         on_progress: Callable[[int, int], None] | None = None,
         skip_unreadable: bool = False,
     ) -> list[list[Episode]]:
-        """`copies` episodes for each sample, grouped by sample.
+        """Returns one group of `samples_per_prompt` episodes for each of `samples`.
 
-        Raises VideoError when a video cannot be read; with `skip_unreadable` it is named, and its sample's group empty.
+        `on_progress` is called with the number of finished episodes and of all episodes. Raises VideoError when a video
+        cannot be read. With `skip_unreadable` the video is named in a warning and its group is empty.
         """
         training = self.policy.training
+        # Gradient checkpointing acts in training mode only, and generation has no gradient.
         self.policy.eval()
-        per_wave = max(1, settings.episodes_per_batch // copies)
-        groups: list[list[Episode]] = []
-        for first in range(0, len(samples), per_wave):
-            wave = self._open(samples[first : first + per_wave], copies, seed, skip_unreadable)
-            self._play([group for group in wave if group], settings, skip_unreadable)
-            groups += [_finished(group, weight_version) for group in wave]
+        prompts_per_batch = max(1, settings.episodes_per_batch // samples_per_prompt)
+        episodes: list[list[Episode]] = []
+        for first in range(0, len(samples), prompts_per_batch):
+            batch = samples[first : first + prompts_per_batch]
+            groups = self._start(batch, samples_per_prompt, seed, skip_unreadable)
+            self._generate([group for group in groups if group], settings, skip_unreadable)
+            episodes += [finish_group(group, weight_version) for group in groups]
             if not self.keep_features:
-                self.forget()
+                self.features.clear()
             if on_progress is not None:
-                on_progress(len(groups) * copies, len(samples) * copies)
+                on_progress(len(episodes) * samples_per_prompt, len(samples) * samples_per_prompt)
         self.policy.train(training)
-        return groups
+        return episodes
 
-    def forget(self) -> None:
-        """Drops all features, which belong to the weights that made them."""
-        self.features.clear()
-
-    def _open(self, samples: Sequence[Sample], copies: int, seed: int, skip_unreadable: bool) -> list[list[_Runner]]:
-        """The runners of each sample, whose prompts' clips are encoded; none where the video is unreadable."""
-        groups: list[list[_Runner]] = []
+    def _start(
+        self, samples: Sequence[Sample], samples_per_prompt: int, seed: int, skip_unreadable: bool
+    ) -> list[list[SequenceState]]:
+        """Starts the sequences of each sample and encodes their prompts' clips. An unreadable video gives []."""
+        groups: list[list[SequenceState]] = []
         for sample in samples:
             try:
-                builders = [self.environment.open(sample) for _ in range(copies)]
+                builders = [self.environment.open(sample) for _ in range(samples_per_prompt)]
             except VideoError as error:
                 if not skip_unreadable:
                     raise
                 warn_once(f"passed over: {error}")
                 builders = []
-            streams = [episode_generator(seed, sample.id, copy) for copy in range(copies)]
-            groups.append([_Runner(*pair, 0, 0) for pair in zip(builders, streams, strict=False)])
-        self._encode(
-            [clip for group in groups for runner in group[:1] for clip in runner.builder.clips], skip_unreadable
-        )
-        return [group if all(map(self._can_be_fed, group)) else [] for group in groups]
+            # The randomness of an episode depends on seed, sample and index alone: batch size and rank do not matter,
+            # and a resumed run needs no random state.
+            groups.append(
+                [
+                    SequenceState(builder, episode_generator(seed, sample.id, index))
+                    for index, builder in enumerate(builders)
+                ]
+            )
+        # All sequences of a group show the clip of the first one.
+        prompt_clips = [clip for group in groups for sequence in group[:1] for clip in sequence.builder.clips]
+        self.features.encode(prompt_clips, skip_unreadable=skip_unreadable)
+        return [group if all(map(self._has_features, group)) else [] for group in groups]
 
-    def _play(self, groups: list[list[_Runner]], settings: SamplingSettings, skip_unreadable: bool) -> None:
-        """Plays all runners to their end, side by side; one whose crop cannot be read is left without a stop."""
+    def _generate(
+        self, groups: Sequence[Sequence[SequenceState]], settings: SamplingSettings, skip_unreadable: bool
+    ) -> None:
+        """Generates all sequences to their end. A sequence whose crop cannot be read gets no stop reason."""
         if not groups:
             return
-        runners = [runner for group in groups for runner in group]
         cache, logits = self._prefill(groups)
+        # The clock starts after the prefill: a slow disk must not cut answers short.
         deadline = time.monotonic() + settings.deadline_seconds
-        running = list(range(len(runners)))
+        running = [sequence for group in groups for sequence in group]
         while running:
-            self._sample_turn([runners[i] for i in running], cache, logits, settings, deadline)
-            for index in running:
-                self._finish_turn(runners[index], settings, deadline)
-            going_on = [runners[i] for i in running if runners[i].stop is None]
-            self._encode([clip for runner in going_on for clip in runner.pending()[1]], skip_unreadable)
-            kept = [row for row, i in enumerate(running) if runners[i].stop is None and self._can_be_fed(runners[i])]
-            running = [running[row] for row in kept]
+            self._sample_turn(running, cache, logits, settings, deadline)
+            for sequence in running:
+                self._finish_turn(sequence, deadline)
+            unfinished = [sequence for sequence in running if sequence.stop_reason is None]
+            clips = [clip for sequence in unfinished for clip in sequence.pending_clips()]
+            self.features.encode(clips, skip_unreadable=skip_unreadable)
+            # `running` and the cache have the same order. Finished sequences leave both.
+            rows = [
+                row
+                for row, sequence in enumerate(running)
+                if sequence.stop_reason is None and self._has_features(sequence)
+            ]
+            running = [running[row] for row in rows]
             if running:
-                logits = self._feed_pending([runners[i] for i in running], cache, kept)
+                logits = self._feed_observations(running, cache, rows)
 
-    def _can_be_fed(self, runner: _Runner) -> bool:
-        """Whether all clips that it waits for could be read."""
-        return all(clip in self.features for clip in runner.pending()[1])
+    def _has_features(self, sequence: SequenceState) -> bool:
+        return self.features.has_all(sequence.pending_clips())
 
-    def _prefill(self, groups: list[list[_Runner]]) -> tuple[Cache, torch.Tensor]:
-        """Prompts are fed once a group; their cache is then shared out to the group's runners."""
+    def _prefill(self, groups: Sequence[Sequence[SequenceState]]) -> tuple[SequenceCache, torch.Tensor]:
+        """Feeds each group's prompt once, and returns a cache for all sequences and their logits [B, V]."""
         prompts = [group[0] for group in groups]
         cache = self._new_cache(len(prompts), max(len(prompt.builder.token_ids) for prompt in prompts))
-        logits = self._extend(prompts, cache)
+        logits = self._feed_pending(prompts, cache)
         for group in groups:
-            for runner in group[1:]:
-                runner.cached_tokens, runner.next_position = group[0].cached_tokens, group[0].next_position
+            for sequence in group[1:]:
+                sequence.num_cached_tokens = group[0].num_cached_tokens
+                sequence.next_position = group[0].next_position
         sizes = [len(group) for group in groups]
-        return branch(cache, sizes), logits.repeat_interleave(torch.tensor(sizes, device=logits.device), dim=0)
+        # On a GPU the sequences share their prompt's keys and values: a copy for each would take 15 GiB for a 7B group
+        # of 16 with an overview of 17k tokens. On a CPU each sequence gets a copy, which is cheaper there.
+        return fork(cache, sizes), logits.repeat_interleave(torch.tensor(sizes, device=logits.device), dim=0)
 
     def _new_cache(self, num_sequences: int, capacity: int) -> KVCache:
         config = self.policy.model.config.text_config
@@ -176,130 +180,104 @@ class NativeEngine:
             config.num_hidden_layers, shape, self.policy.model.lm_head.weight.dtype, self.policy.device
         )
 
-    def _feed_pending(self, runners: list[_Runner], cache: Cache, kept: list[int]) -> torch.Tensor:
-        """Keeps the rows `kept` of the cache, those of `runners`, and feeds what they wait for; logits [B, V]."""
-        longest = max(len(runner.pending()[0]) for runner in runners)
-        rows = torch.tensor(kept, device=self.policy.device)
-        cache.select(rows, int(cache.lengths[rows].max()) + longest)
-        return self._extend(runners, cache)
-
     def _sample_turn(
         self,
-        runners: list[_Runner],
-        cache: Cache,
+        sequences: Sequence[SequenceState],
+        cache: SequenceCache,
         logits: torch.Tensor,
         settings: SamplingSettings,
         deadline: float,
     ) -> None:
-        """One turn of each runner, ended by the end-of-turn token, the token limit or the deadline."""
-        vocabulary = self.environment.vocabulary
-        banned = torch.tensor(vocabulary.banned, device=self.policy.device)
+        """Samples one turn of each sequence, up to the end-of-turn token, the token limit or the deadline."""
+        banned = torch.tensor(self.environment.vocabulary.banned, device=self.policy.device)
         for _ in range(settings.max_new_tokens_per_turn):
             uniforms = None
             if settings.temperature > 0:
-                drawn = [0.0 if runner.turn_over else runner.generator.random() for runner in runners]
-                uniforms = torch.tensor(drawn, dtype=torch.float64, device=self.policy.device)
+                # A sequence whose turn is over draws nothing. Its generator must stand where it would stand alone.
+                numbers = [0.0 if sequence.turn_is_over else sequence.generator.random() for sequence in sequences]
+                uniforms = torch.tensor(numbers, dtype=torch.float64, device=self.policy.device)
             tokens, logprobs = sample_tokens(logits, uniforms, settings.temperature or 1.0, settings.top_p, banned)
-            for runner, token, logprob in zip(runners, tokens.tolist(), logprobs.tolist(), strict=True):
-                if not runner.turn_over:
-                    runner.turn_ids.append(token)
-                    runner.turn_logprobs.append(logprob)
-                    room = self.environment.max_context_tokens - len(runner.builder.token_ids)
-                    runner.turn_over = token == vocabulary.im_end or len(runner.turn_ids) >= room
-            if all(runner.turn_over for runner in runners) or time.monotonic() > deadline:
+            for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
+                if not sequence.turn_is_over:
+                    sequence.append(token, logprob, self.environment.max_context_tokens)
+            # The last token of a turn is not fed here. It is pending, and goes in with the observation.
+            if all(sequence.turn_is_over for sequence in sequences) or time.monotonic() > deadline:
                 return
-            logits = self._extend_by_one(runners, cache, tokens)
+            logits = self._feed_sampled(sequences, cache, tokens)
 
-    def _extend_by_one(self, runners: list[_Runner], cache: Cache, tokens: torch.Tensor) -> torch.Tensor:
-        """Feeds the token just sampled; a runner whose turn is over takes part but keeps its cache as it was."""
+    def _finish_turn(self, sequence: SequenceState, deadline: float) -> None:
+        """Lets the environment answer the sampled turn, or stops a sequence whose turn was cut off."""
+        parsed = sequence.end_turn()
+        builder = sequence.builder
+        if builder.token_ids[-1] != self.environment.vocabulary.im_end:
+            out_of_time = time.monotonic() > deadline
+            is_full = len(builder.token_ids) >= self.environment.max_context_tokens
+            limit = StopReason.CONTEXT_FULL if is_full else StopReason.TOKEN_LIMIT
+            sequence.stop_reason = StopReason.DEADLINE if out_of_time else limit
+            return
+        sampled_ids = list(builder.token_ids)
+        sequence.stop_reason = self.environment.respond(builder, parsed)
+        # Keys and values of the earlier tokens are cached. An observation that edited one would train on tokens that
+        # the model never saw.
+        if builder.token_ids[: len(sampled_ids)] != sampled_ids:
+            raise RuntimeError(f"episode of {builder.sample.id!r}: an observation changed earlier tokens")
+
+    def _feed_observations(
+        self, sequences: Sequence[SequenceState], cache: SequenceCache, rows: list[int]
+    ) -> torch.Tensor:
+        """Keeps `rows` of the cache, those of `sequences`, and feeds their pending tokens. Returns logits [B, V]."""
+        longest = max(len(sequence.pending_tokens()) for sequence in sequences)
+        kept_rows = torch.tensor(rows, device=self.policy.device)
+        cache.select(kept_rows, int(cache.lengths[kept_rows].max()) + longest)
+        return self._feed_pending(sequences, cache)
+
+    def _feed_sampled(
+        self, sequences: Sequence[SequenceState], cache: SequenceCache, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Feeds the tokens [B] just sampled, and returns logits [B, V].
+
+        A sequence whose turn is over takes part, so that the batch keeps its shape, but its cache stays as it was.
+        """
         if int(cache.lengths.max()) + 1 > cache.capacity:
             cache.reserve(max(64, cache.capacity // 4))
-        positions = torch.tensor([runner.next_position for runner in runners], device=self.policy.device)
-        alive = torch.tensor([not runner.turn_over for runner in runners], device=self.policy.device)
-        for runner in runners:
-            if not runner.turn_over:
-                runner.cached_tokens += 1
-                runner.next_position += 1
-        none = torch.zeros(0, dtype=torch.long, device=self.policy.device)
-        embeddings = self.policy.embed(tokens, none, self.policy.encode([]))
-        return self.policy.extend(cache, embeddings[:, None], positions.expand(3, -1)[..., None], alive.long())
+        positions = torch.tensor([sequence.next_position for sequence in sequences], device=self.policy.device)
+        grows = torch.tensor([not sequence.turn_is_over for sequence in sequences], device=self.policy.device)
+        for sequence in sequences:
+            if not sequence.turn_is_over:
+                sequence.num_cached_tokens += 1
+                sequence.next_position += 1
+        no_rows = torch.zeros(0, dtype=torch.long, device=self.policy.device)
+        embeddings = self.policy.embed(tokens, no_rows, self.policy.encode([]))
+        return self.policy.extend(cache, embeddings[:, None], positions.expand(3, -1)[..., None], grows.long())
 
-    def _finish_turn(self, runner: _Runner, settings: SamplingSettings, deadline: float) -> None:
-        token_ids, runner.turn_ids = runner.turn_ids, []
-        logprobs, runner.turn_logprobs = runner.turn_logprobs, []
-        runner.turn_over = False
-        parsed = runner.builder.assistant_tokens(token_ids, logprobs)
-        if token_ids[-1] != self.environment.vocabulary.im_end:
-            out_of_time = time.monotonic() > deadline
-            full = len(runner.builder.token_ids) >= self.environment.max_context_tokens
-            limit = StopReason.CONTEXT_FULL if full else StopReason.TOKEN_LIMIT
-            runner.stop = StopReason.DEADLINE if out_of_time else limit
-            return
-        sampled = list(runner.builder.token_ids)
-        runner.stop = self.environment.respond(runner.builder, parsed)
-        if runner.builder.token_ids[: len(sampled)] != sampled:
-            raise RuntimeError(f"episode of {runner.builder.sample.id!r}: an observation changed earlier tokens")
+    def _feed_pending(self, sequences: Sequence[SequenceState], cache: SequenceCache) -> torch.Tensor:
+        """Feeds the pending tokens, a few sequences at a time, and returns logits [B, V] after the last ones."""
+        # A pass pads its sequences to the longest of them, so all are counted at that length.
+        longest = max(len(sequence.pending_tokens()) for sequence in sequences)
+        logits = []
+        for rows in cut_rows([longest] * len(sequences), self.max_tokens_per_pass):
+            first, stop = rows[0], rows[-1] + 1
+            logits.append(self._feed_pass(sequences[first:stop], cache.narrow(first, stop)))
+        return torch.cat(logits)
 
-    def _extend(self, runners: list[_Runner], cache: Cache) -> torch.Tensor:
-        """Feeds each runner its pending tokens, few runners at a time if those are many; logits [B, V] after each."""
-        longest = max(len(runner.pending()[0]) for runner in runners)
-        passes = micro_batches([longest] * len(runners), _TOKENS_PER_PASS)
-        return torch.cat(
-            [
-                self._extend_at_once(runners[rows[0] : rows[-1] + 1], cache.narrow(rows[0], rows[-1] + 1))
-                for rows in passes
-            ]
-        )
-
-    def _extend_at_once(self, runners: list[_Runner], cache: Cache) -> torch.Tensor:
-        """One pass over the pending tokens of all runners, padded to the longest."""
-        pending = [runner.pending() for runner in runners]
+    def _feed_pass(self, sequences: Sequence[SequenceState], cache: SequenceCache) -> torch.Tensor:
+        """Feeds the pending tokens of all `sequences` in one pass, padded to the longest. Returns logits [B, V]."""
         vocabulary, device = self.environment.vocabulary, self.policy.device
-        longest = max(len(token_ids) for token_ids, _ in pending)
-        token_ids = torch.full((len(runners), longest), vocabulary.im_end)
-        positions = torch.zeros(3, len(runners), longest, dtype=torch.long)
-        features = []
-        for row, (runner, (ids, clips)) in enumerate(zip(runners, pending, strict=True)):
+        pending = [(sequence.pending_tokens(), sequence.pending_clips()) for sequence in sequences]
+        longest = max(len(ids) for ids, _ in pending)
+        token_ids = torch.full((len(sequences), longest), vocabulary.im_end)
+        positions = torch.zeros(3, len(sequences), longest, dtype=torch.long)
+        features: list[torch.Tensor] = []
+        for row, (sequence, (ids, clips)) in enumerate(zip(sequences, pending, strict=True)):
             token_ids[row, : len(ids)] = torch.tensor(ids)
-            positions[:, row, : len(ids)], runner.next_position = mrope_positions(
-                ids, clips, vocabulary.video_pad, self.tokens_per_second, start=runner.next_position
+            positions[:, row, : len(ids)], sequence.next_position = mrope_positions(
+                ids, clips, vocabulary.video_pad, self.tokens_per_second, start=sequence.next_position
             )
-            runner.cached_tokens += len(ids)
-            features += [self.features[clip] for clip in clips]
-        flat = token_ids.flatten().to(device)
-        vision_rows = (flat == vocabulary.video_pad).nonzero()[:, 0]
-        embeddings = self.policy.embed(flat, vision_rows, torch.cat(features) if features else self.policy.encode([]))
+            sequence.num_cached_tokens += len(ids)
+            features += self.features.of(clips)
+        flat_ids = token_ids.flatten().to(device)
+        vision_rows = (flat_ids == vocabulary.video_pad).nonzero()[:, 0]
+        vision = torch.cat(features) if features else self.policy.encode([])
+        embeddings = self.policy.embed(flat_ids, vision_rows, vision).view(len(sequences), longest, -1)
         num_valid = torch.tensor([len(ids) for ids, _ in pending], device=device)
-        return self.policy.extend(cache, embeddings.view(len(runners), longest, -1), positions.to(device), num_valid)
-
-    def _encode(self, clips: list[Clip], skip_unreadable: bool) -> None:
-        """Features of clips not seen in this rollout; every distinct clip is encoded once.
-
-        With `skip_unreadable`, clips that cannot be read are named and get no features.
-        """
-        fresh = list(dict.fromkeys(clip for clip in clips if clip not in self.features))
-        for indices in micro_batches([clip.num_tokens for clip in fresh], _TOKENS_PER_PASS):
-            self._encode_at_once([fresh[i] for i in indices], skip_unreadable)
-
-    def _encode_at_once(self, clips: list[Clip], skip_unreadable: bool) -> None:
-        try:
-            encoded = self.policy.encode(clips).split([clip.num_tokens for clip in clips])
-        except VideoError as error:
-            if not skip_unreadable:
-                raise
-            if len(clips) == 1:
-                warn_once(f"passed over: {error}")
-                return
-            for clip in clips:
-                self._encode_at_once([clip], skip_unreadable)
-            return
-        self.features.update(zip(clips, encoded, strict=True))
-        self.num_encoded_clips += len(clips)
-
-
-def _finished(group: list[_Runner], weight_version: int) -> list[Episode]:
-    """Episodes of one sample's runners; none when one of them could not be played to its end."""
-    played = [(runner.builder, runner.stop) for runner in group if runner.stop is not None]
-    if len(played) < len(group):
-        return []
-    return [builder.finish(stop, weight_version) for builder, stop in played]
+        return self.policy.extend(cache, embeddings, positions.to(device), num_valid)

@@ -10,21 +10,23 @@ from videoseek.samples.schema import DataError
 from videoseek.types import Episode, Sample
 from videoseek.video.errors import VideoError
 
-#: Tokens of replayed episodes that are kept, at about 40 bytes each.
-_KEPT_TOKENS = 2**23
+#: Tokens of the cached episodes, at about 40 bytes each.
+_MAX_CACHED_TOKENS = 2**23
 
 
 class ReplayedEpisodes(Sequence[Episode]):
-    """Recorded trajectories as episodes, replayed when asked for: token ids and references, no pixels.
+    """Recorded trajectories as episodes: token ids and references to clips, no pixels.
 
-    Those used last are kept, up to `kept_tokens`.
+    An episode is replayed at its first use. The episodes used last are cached, up to `max_cached_tokens`.
     """
 
-    def __init__(self, samples: Sequence[Sample], environment: Environment, kept_tokens: int = _KEPT_TOKENS) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], environment: Environment, max_cached_tokens: int = _MAX_CACHED_TOKENS
+    ) -> None:
         self._samples = samples
         self._environment = environment
         self._episodes: OrderedDict[int, Episode] = OrderedDict()
-        self._num_tokens, self._kept_tokens = 0, kept_tokens
+        self._num_cached_tokens, self._max_cached_tokens = 0, max_cached_tokens
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -39,8 +41,8 @@ class ReplayedEpisodes(Sequence[Episode]):
         except (ValueError, VideoError) as error:
             raise DataError(f"sample {sample.id!r}: {error}") from error
         self._episodes[index] = episode
-        self._num_tokens += len(episode.token_ids)
-        while self._num_tokens > self._kept_tokens:
+        self._num_cached_tokens += len(episode.token_ids)
+        while self._num_cached_tokens > self._max_cached_tokens:
             _, oldest = self._episodes.popitem(last=False)
-            self._num_tokens -= len(oldest.token_ids)
+            self._num_cached_tokens -= len(oldest.token_ids)
         return episode

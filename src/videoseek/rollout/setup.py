@@ -1,4 +1,4 @@
-"""The parts of a rollout from a configuration: the policy, its environment and the sampling settings."""
+"""Builds the policy, the environment and the sampling settings of a rollout from a configuration."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from videoseek.trajectory.vocabulary import Vocabulary
 def load_policy(
     folder: Path, config: TrainConfig, device: torch.device, *, freeze_vision: str = "none"
 ) -> tuple[Policy, Environment]:
-    """The policy of a model folder, and the environment that speaks its tokens."""
+    """Returns the policy of a model folder and an environment with its tokenizer.
+
+    Raises ModelError when the folder cannot be used.
+    """
     policy = Policy(load_model(folder, choose_dtype(config.dtype), device), freeze_vision=freeze_vision)
-    if config.gradient_checkpointing:  # takes effect in training mode only
+    if config.gradient_checkpointing:  # acts in training mode only
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         vocabulary = Vocabulary(load_tokenizer(folder), policy.model.lm_head.weight.shape[0])
@@ -39,6 +42,7 @@ def load_policy(
 
 
 def sampling_settings(config: TrainConfig, temperature: float) -> SamplingSettings:
+    """Returns the sampling settings of a configuration at `temperature`."""
     rollout = config.rollout
     return SamplingSettings(
         temperature=temperature,

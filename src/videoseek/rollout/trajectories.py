@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videoseek.files import write_text
-from videoseek.trajectory.records import TrajectoryRecord
+from videoseek.trajectory_record import TrajectoryRecord
 from videoseek.types import Episode
 
 

@@ -1,9 +1,9 @@
-"""Clue world: generated video in which the overview shows that and where a card is, and only a crop what is on it.
+"""Clue world: generated video whose overview shows when a card appears, and only a crop shows what is on the card.
 
 A video is a dull, drifting grey with a few coloured cards, each shown for one slot of four seconds. A card's pattern
-has a period of 6 px: reduced to 28 px (overview) it melts into the card's colour, at 56 px (crop) it can be read. All
-patterns cover half of the card, so that the colour gives nothing away; their phase is that of the frame, not of the
-card, so that every 14-px patch of a crop holds the same stretch of it.
+has a period of 6 px: it blurs into the card's colour at 28 px (overview) and can be read at 56 px (crop). Every pattern
+covers half of the card, so that the mean colour does not tell patterns apart. The phase of a pattern is that of the
+frame, not of the card, so that every 14-px patch of a crop shows the same part of the pattern.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from av.video.reformatter import VideoReformatter
 from videoseek.files import remove_abandoned, whole_folder
 from videoseek.samples.schema import read_samples, write_samples
 from videoseek.trajectory.grammar import FAULTS, FORMATS
-from videoseek.types import STRATEGIES, Call, Sample
+from videoseek.types import STRATEGIES, Call, Sample, letter_options
 
 COLOURS = {
     "red": (210, 40, 40),
@@ -33,7 +33,7 @@ COLOURS = {
 }
 PATTERNS = ("rows", "columns", "checks", "slashes")
 NOTHING = "nothing"
-#: Half of the patterns are lined, so that two cards give four answers of equal chance.
+#: Half of the patterns are lined, so that the four answers about two cards are equally likely.
 _LINED = ("rows", "columns")
 _WHICH = ("first only", "second only", "both", "neither")
 _YES_NO = ("yes", "no")
@@ -49,15 +49,15 @@ _CARD_SIZE = 92
 _HALF_PERIOD = 3
 _WORLD_VERSION = 6
 
-#: Splits, and how many questions each asks of one video.
+#: Split -> number of questions about one video.
 SPLITS = {"base": 6, "base_heldout": 6, "train": 6, "heldout": 4}
 
-#: File of a generated split; the videos lie in a folder beside it.
+#: Name of the file of a generated split; the videos lie in a folder beside it.
 SAMPLES = "samples.jsonl"
 _CACHED = "clueworld-"
 _FORMAT = FORMATS["grounding"]("brief")
 
-#: Shares of the question kinds, and of the faults that synthesised trajectories carry.
+#: Shares of the kinds of question, and of the faults in generated trajectories.
 _KIND_SHARES = {"single": 0.5, "multi": 0.3, "direct": 0.2}
 _NO_CALL_SHARE = 0.2
 _WRONG_WINDOW_SHARE = 0.2
@@ -90,8 +90,8 @@ class World:
 
 
 def phrases() -> list[str]:
-    """What this world's conversations are made of, for a tokenizer that takes each piece as one token."""
-    options = [" ".join(f"{letter}. {word}" for letter, word in zip("ABCD", words, strict=False)) for words in _OPTIONS]
+    """Returns the pieces of this world's conversations, for a tokenizer that has one token for each piece."""
+    options = [" ".join(f"{letter}. {word}" for letter, word in letter_options(words)) for words in _OPTIONS]
     protocol = ["<think>", "</think>\n", "<grounding>", "</grounding>", "<answer>", "</answer>", "system\n", "user\n"]
     protocol += ['{"temporal_segment": [', '], "sampling_strategy": "', '"}', *STRATEGIES, "assistant\n"]
     protocol += [_FORMAT.system_prompt(), "\nQuestion: ", "Question: ", "\nOptions: ", "Observation ", "Fault: "]
@@ -107,9 +107,9 @@ def phrases() -> list[str]:
 def prepare(
     cache_dir: Path, split: str, num_samples: int, seed: int, on_video: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Writes (or finds) the videos and the JSONL of a split (see `SPLITS`); returns the JSONL's path.
+    """Writes the videos and the JSONL of a split (see `SPLITS`) unless the cache has them; returns the JSONL's path.
 
-    Splits share no video: the random state of each is drawn from its name. `on_video(done, total)` reports progress.
+    Splits share no video: each is drawn from a random state of its own. `on_video(done, total)` reports progress.
     """
     key = hashlib.sha256(f"{_WORLD_VERSION}/{split}/{num_samples}/{seed}".encode()).hexdigest()[:12]
     folder = cache_dir.resolve() / f"{_CACHED}{split}-{key}"
@@ -122,7 +122,7 @@ def prepare(
 def generate(
     folder: Path, split: str, num_samples: int, seed: int, on_video: Callable[[int, int], None] | None = None
 ) -> None:
-    """Makes `folder`, which is not there yet, with SAMPLES and the videos, whole or not at all."""
+    """Writes SAMPLES and the videos to a new folder, whole or not at all."""
     with whole_folder(folder) as partial:
         (partial / "videos").mkdir()
         _generate(partial, split, num_samples, seed, on_video)
@@ -146,6 +146,7 @@ def _generate(
 
 
 def load(cache_dir: Path, split: str, num_samples: int, seed: int) -> list[Sample]:
+    """Returns the samples of a split (see `prepare`)."""
     return read_samples(prepare(cache_dir, split, num_samples, seed))
 
 
@@ -165,13 +166,13 @@ def write_video(world: World, seed: int) -> None:
         stream.options = {"crf": "18", "preset": "ultrafast", "g": str(2 * FPS), "threads": "1"}
         for pixels in _frames(world, seed):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            # The encoder would convert too, with a threaded scaler set up anew for each frame.
+            # The encoder would convert the format too, but would set up a threaded scaler for each frame.
             container.mux(stream.encode(VideoReformatter().reformat(frame, format="yuv420p", threads=1)))
         container.mux(stream.encode())
 
 
 def _frames(world: World, seed: int) -> Iterator[np.ndarray]:
-    """uint8 [SIZE, SIZE, 3] for each frame."""
+    """Yields the frames, uint8 [SIZE, SIZE, 3]."""
     noise = np.random.default_rng(seed)
     texture = noise.normal(0, 6, (SIZE // 8, SIZE // 8, 1)).repeat(8, 0).repeat(8, 1).astype(np.float32)
     grain = noise.normal(0, 2, (4, SIZE, SIZE, 1)).astype(np.float32)
@@ -191,7 +192,7 @@ def _frames(world: World, seed: int) -> Iterator[np.ndarray]:
 
 
 def _paint(card: Card) -> np.ndarray:
-    """A whole frame, uint8 [SIZE, SIZE, 3], in the card's colour and pattern."""
+    """Returns a whole frame, uint8 [SIZE, SIZE, 3], in the card's colour and pattern."""
     y, x = np.mgrid[:SIZE, :SIZE]
     rows, columns, diagonals = y // _HALF_PERIOD, x // _HALF_PERIOD, (x + y) // _HALF_PERIOD
     cells = {"rows": rows, "columns": columns, "checks": rows + columns, "slashes": diagonals}[card.pattern]
@@ -199,7 +200,7 @@ def _paint(card: Card) -> np.ndarray:
 
 
 def _task_samples(world: World, name: str, chance: random.Random, count: int) -> list[Sample]:
-    """Questions about one video with their trajectories; clean or faulty as `chance` says."""
+    """Returns questions about one video with their trajectories, some of which are faulty."""
     makers = {"single": _single, "multi": _multi, "direct": _direct}
     kinds = chance.choices(list(_KIND_SHARES), list(_KIND_SHARES.values()), k=count)
     return [makers[kind](world, f"{name}-{index}", chance) for index, kind in enumerate(kinds)]
@@ -214,14 +215,14 @@ def _conclude(think: str, answer: str) -> str:
 
 
 def _wrong_look(card: Card, chance: random.Random, seen: str) -> list[str]:
-    """A window too wide to read; or first another slot, or a window that ends before it starts, then the right one."""
+    """Returns a call of a window too wide to read, or a call of a wrong or reversed window and then the right call."""
     right = _look(seen + card.place, card.window)
     fault = chance.choice(("wide", "elsewhere", "reversed"))
     if fault == "wide":
         start = card.window[0] if card.slot + 1 < NUM_SLOTS else card.window[0] - SLOT_SECONDS
         return [_look(seen + card.place, (start, start + 2 * SLOT_SECONDS))]
     if fault == "reversed":
-        start, end = card.window  # the grammar renders no such call, so it is turned round in the text
+        start, end = card.window  # the grammar refuses to render such a call, so the text is changed
         return [right.replace(f"[{start}, {end}]", f"[{end}, {start}]"), right]
     other = chance.choice([slot for slot in range(NUM_SLOTS) if slot != card.slot]) * SLOT_SECONDS
     window = other, other + SLOT_SECONDS
@@ -229,21 +230,21 @@ def _wrong_look(card: Card, chance: random.Random, seen: str) -> list[str]:
 
 
 def _looks(card: Card, chance: random.Random, seen: str = "") -> list[str]:
-    """The calls that lead to a card, each recalling what was `seen` before: clean, or faulty once in a while."""
+    """Returns the calls that lead to a card, sometimes faulty; each repeats what was `seen` before."""
     if chance.random() < _WRONG_WINDOW_SHARE:
         return _wrong_look(card, chance, seen)
     return [_look(seen + card.place, card.window)]
 
 
 def _faults(name: str) -> random.Random:
-    """The faults of a trajectory have a stream of their own: the questions stay as they are when faults change."""
+    """Returns a random state for the faults of one trajectory, so that changed faults leave the questions alone."""
     return random.Random(f"faults/{name}")
 
 
 def _single(world: World, name: str, chance: random.Random) -> Sample:
     faults = _faults(name)
     card = chance.choice(world.cards)
-    answer = "ABCD"[PATTERNS.index(card.pattern)]
+    answer = next(letter for letter, pattern in letter_options(PATTERNS) if pattern == card.pattern)
     looks = [] if faults.random() < _NO_CALL_SHARE else _looks(card, faults)
     return Sample(
         id=name,
@@ -299,10 +300,10 @@ def _direct(world: World, name: str, chance: random.Random) -> Sample:
 
 
 def _perception_samples(world: World, name: str, chance: random.Random, count: int) -> list[Sample]:
-    """What a base model should perceive, without any protocol: time lines, when-questions, crops, a third each.
+    """Returns what a base model should perceive, without any protocol: time lines, when-questions, crops, a third each.
 
-    A time line names cards in any order and more than once: in order of time, the count of cards so far would give the
-    seconds away, and a list of one length would bind the lookup of a time to a few positions of the text.
+    A time line names cards in any order, some more than once. In order of time, the number of cards so far would reveal
+    the seconds; in lists of equal length, the model would learn to look up times at a few positions of the text only.
     """
     samples = []
     for index in range(count):
@@ -311,11 +312,11 @@ def _perception_samples(world: World, name: str, chance: random.Random, count: i
             places = [card.place for card in (*chance.sample(world.cards, NUM_CARDS), *again)]
             samples.append(_perception(world, f"{name}-name-{index}", "Name the cards.", ", ".join(places)))
         elif index % 3 == 1:
-            asked = chance.choice((_single, _multi, _direct))(world, f"{name}-when-{index}", chance)
-            colours = [word for word in asked.question.split() if word in COLOURS]
+            task = chance.choice((_single, _multi, _direct))(world, f"{name}-when-{index}", chance)
+            colours = [word for word in task.question.split() if word in COLOURS]
             cards = [world.card(colour) for colour in colours]
             places = [card.place if card else f"no {colour}" for card, colour in zip(cards, colours, strict=True)]
-            samples.append(_perception(world, asked.id, asked.question, ", ".join(places), options=asked.options))
+            samples.append(_perception(world, task.id, task.question, ", ".join(places), options=task.options))
         else:
             slot = chance.choice(range(NUM_SLOTS)) if chance.random() < 0.25 else chance.choice(world.cards).slot
             seen = next((card.pattern for card in world.cards if card.slot == slot), NOTHING)

@@ -12,15 +12,17 @@ from videoseek.files import whole_file
 from videoseek.types import KINDS, Interval, Sample
 
 SCHEMA_VERSION = 1
+#: A longer text is refused: to split one of fifty million characters into tokens took more than 7 GB.
+MAX_TEXT_CHARACTERS = 1_000_000
 _FIELDS = {"version", "id", "video", "question", "options", "answer", "kind", "clues", "turns", "window"}
 
 
 class DataError(Exception):
-    """Data that cannot be trained on; the message names the file, the line and the value."""
+    """A run cannot train on the data; the message names the file, the line and the value."""
 
 
 class RecordError(ValueError):
-    """What is wrong with one record: a stable code for counting, and one sentence."""
+    """One record is wrong: a stable code for counting, and one sentence."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -28,7 +30,7 @@ class RecordError(ValueError):
 
 
 def sample_to_record(sample: Sample) -> dict[str, Any]:
-    """One JSON object; empty fields are left out."""
+    """Returns the sample as one JSON object without its empty fields."""
     record: dict[str, Any] = {"version": SCHEMA_VERSION, "id": sample.id, "video": sample.video}
     record |= {"kind": sample.kind, "question": sample.question, "answer": sample.answer}
     optional = {
@@ -41,7 +43,7 @@ def sample_to_record(sample: Sample) -> dict[str, Any]:
 
 
 def sample_from_record(record: Any, locate: Callable[[str], str]) -> Sample:
-    """`locate` turns the video's name into its path. Raises RecordError."""
+    """Returns the sample of one JSON object; `locate` turns the video's name into its path. Raises RecordError."""
     if not isinstance(record, dict):
         raise RecordError("not_object", f"a record must be a JSON object, got {type(record).__name__}")
     unknown = sorted(set(record) - _FIELDS)
@@ -70,7 +72,7 @@ def sample_from_record(record: Any, locate: Callable[[str], str]) -> Sample:
 
 
 def checked_sample(**values: Any) -> Sample:
-    """A `Sample` of values that have the right types already. Raises RecordError with the sentence of `Sample`."""
+    """Builds a `Sample` from values of the right types. Raises RecordError with the sentence of `Sample`."""
     try:
         return Sample(**values)
     except ValueError as error:
@@ -83,9 +85,9 @@ def checked_sample(**values: Any) -> Sample:
 
 
 def confined(video: str, video_root: Path) -> Path:
-    """The path of a record's video, which may not leave `video_root`. Raises RecordError.
+    """Returns the path of a record's video, links followed. A folder of frames keeps its rate: `DIR#fps=4`.
 
-    A folder of frames keeps its rate: `DIR#fps=4`.
+    Raises RecordError for a path outside `video_root`.
     """
     root = video_root.resolve()
     frames, mark, rate = video.rpartition("#fps=")
@@ -101,11 +103,12 @@ def confined(video: str, video_root: Path) -> Path:
     return path
 
 
-def parse_json(text: bytes | str) -> Any:
-    """Raises RecordError."""
+def parse_json(text: bytes | str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Parses one JSON value; `object_pairs_hook` is that of `json.loads`. Raises RecordError."""
     try:
-        # `json` takes bytes for UTF-32 by their zeros; a video that was named for a data file has many.
-        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        # Given bytes with many zeros, as in a video named instead of a data file, `json` would assume UTF-32.
+        decoded = text if isinstance(text, str) else text.decode("utf-8-sig")
+        return json.loads(decoded, object_pairs_hook=object_pairs_hook)
     except UnicodeDecodeError as error:
         raise RecordError(
             "bad_json", f"no text in UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}"
@@ -116,10 +119,43 @@ def parse_json(text: bytes | str) -> Any:
         raise RecordError("bad_json", f"no valid JSON: {error}") from error
 
 
-def read_samples(path: Path, video_root: Path | None = None) -> list[Sample]:
-    """All samples of a small JSONL file; videos are relative to `video_root`, by default the file's own folder.
+def repeated_key(text: bytes) -> str | None:
+    """Returns a key that an object in a JSON value holds twice, or None. JSON readers keep the last of its values."""
+    repeated: list[str] = []
 
-    Raises DataError naming the file and line of the first bad record, or when there is none at all.
+    def find_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated.append(next(key for key in keys if keys.count(key) > 1))
+        return {}
+
+    try:
+        parse_json(text, find_repeated)
+    except RecordError:
+        return None
+    return repeated[0] if repeated else None
+
+
+def check_text_lengths(value: Any) -> None:
+    """Raises RecordError if a JSON value holds a text of more than MAX_TEXT_CHARACTERS characters."""
+    values = [value]
+    while values:
+        item = values.pop()
+        if isinstance(item, dict):
+            values += [*item, *item.values()]
+        elif isinstance(item, list):
+            values += item
+        elif isinstance(item, str) and len(item) > MAX_TEXT_CHARACTERS:
+            raise RecordError(
+                "too_long_text",
+                f"a text that begins {item[:40]!r} has {len(item)} characters; at most {MAX_TEXT_CHARACTERS} are read",
+            )
+
+
+def read_samples(path: Path, video_root: Path | None = None) -> list[Sample]:
+    """Returns all samples of a small JSONL file; videos are relative to `video_root`, by default the file's folder.
+
+    Raises DataError, with file and line, for the first bad record, and for a file without records.
     """
     if not path.is_file():
         raise DataError(f"data file {str(path)!r} does not exist")
@@ -158,7 +194,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def relative_video(video: str, folder: Path) -> str:
-    """A video's path from a resolved `folder` where it lies inside it, and absolute elsewhere."""
+    """Returns a video's path relative to a resolved `folder` if it lies inside, else its absolute path."""
     path = Path(video).resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
@@ -170,14 +206,14 @@ def _list(name: str, value: Any) -> list[Any]:
 
 
 def strings(name: str, value: Any) -> tuple[str, ...]:
-    """A list of strings. Raises RecordError."""
+    """Returns a list of strings as a tuple. Raises RecordError for any other value."""
     if not all(isinstance(item, str) for item in _list(name, value)):
         raise RecordError("wrong_type", f"field {name!r} must be a list of strings, got {value!r}")
     return tuple(value)
 
 
 def interval(name: str, value: Any) -> Interval:
-    """Two numbers, in seconds. Raises RecordError."""
+    """Returns [start, end], in seconds, as a tuple. Raises RecordError for any other value."""
     if not (isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)):
         raise RecordError("wrong_type", f"field {name!r} wants [start, end] in seconds, got {value!r}")
     try:

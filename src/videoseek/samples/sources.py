@@ -1,8 +1,8 @@
-"""From the names in a recipe to samples: data files of any format that is read, or the generated clue world.
+"""Turns the sources of a recipe into samples: data files of any format that is read, or the generated clue world.
 
-A source is `[FORMAT:]PATH[*WEIGHT]`. Weights are relative: a sample of a source with weight 2 is drawn twice as often
-as one of a source with weight 1. An epoch is the shortest stretch in which every sample comes up: once for the source
-of the lowest weight, and as many times more for the others as their weight is higher.
+A source is `[FORMAT:]PATH[*WEIGHT]` or `clueworld[:NUMBER][*WEIGHT]`. Weights are relative: a sample of a source with
+weight 2 is drawn twice as often as one of a source with weight 1. An epoch is the shortest stretch in which every
+sample is drawn: a sample of the lowest weight once, any other as many times more as its weight is higher.
 """
 
 from __future__ import annotations
@@ -28,28 +28,40 @@ from videoseek.types import Sample
 
 #: Generated sources -> the splits that training and held-out data come from.
 GENERATED = {"clueworld": ("train", "heldout"), "clueworld_base": ("base", "base_heldout")}
-#: Beyond this the epoch's order would outgrow the data.
+#: Number of samples of a generated source that does not name it: for training, and held out.
+DEFAULT_NUM_SAMPLES = (4096, 512)
+#: The environment variable that names the folder of generated videos, and the folder if it is not set.
+CACHE_VARIABLE, DEFAULT_CACHE = "VIDEOSEEK_CACHE", "~/.cache/videoseek"
+#: With a larger ratio, the order of an epoch would take more memory than the data.
 _MAX_WEIGHT_RATIO = 100.0
 _REPORT_EVERY = 512
 _SOURCE = re.compile(rf"(?:(?P<format>{'|'.join(FORMATS)}):)?(?P<name>.+?)(?:\*(?P<weight>[^*/]*))?")
+_GENERATED = re.compile(rf"(?P<name>{'|'.join(GENERATED)})(?::(?P<number>.*))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data file or a name of `GENERATED`. `format` None: as the file looks."""
+    """A data file, or with `is_generated` a name of `GENERATED`.
+
+    `format` None: detected from the file. `num_samples` None: the default of `DEFAULT_NUM_SAMPLES`.
+    """
 
     name: str
     format: str | None = None
     weight: float = 1.0
+    is_generated: bool = False
+    num_samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How sources become samples. Calls of recorded turns are put into the form `call_format` (None: left alone)."""
+    """How sources become samples.
 
-    num_generated: int
+    `seed` is that of generated sources and of weighted draws. Calls of recorded turns are rewritten in the form
+    `call_format` (None: kept). `skip_bad` passes over bad records instead of raising.
+    """
+
     seed: int
-    cache_dir: str
     held_out: bool = False
     paths: VideoPaths = field(default_factory=VideoPaths)
     call_format: str | None = None
@@ -57,7 +69,7 @@ class Loading:
 
 
 def parse_source(text: str) -> Source:
-    """Raises UsageError for a weight that is no number above 0."""
+    """Parses a source. Raises UsageError if its weight or its number of samples is not a number above 0."""
     match = _SOURCE.fullmatch(text)
     if match is None:
         raise UsageError(f"a data source is [FORMAT:]PATH[*WEIGHT], got {text!r}")
@@ -68,59 +80,74 @@ def parse_source(text: str) -> Source:
         number = 0.0
     if not 0 < number < float("inf"):
         raise UsageError(f"the weight of data source {text!r} must be a number above 0, got {weight!r}")
-    return Source(match["name"], match["format"], number)
+    generated = _GENERATED.fullmatch(match["name"]) if match["format"] is None else None
+    if generated is None:
+        return Source(match["name"], match["format"], number)
+    digits = generated["number"]
+    if digits is not None and (re.fullmatch("[0-9]+", digits) is None or int(digits) < 1):
+        raise UsageError(f"the number of samples of data source {text!r} must be at least 1, got {digits!r}")
+    num_samples = None if digits is None else int(digits)
+    return Source(generated["name"], None, number, is_generated=True, num_samples=num_samples)
+
+
+def cache_folder() -> Path:
+    """Returns the folder of generated videos, which `CACHE_VARIABLE` names in the environment."""
+    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
 
 
 class SampleFile(Sequence[Sample]):
-    """The good samples of a data file, read once to their places and parsed when they are asked for.
+    """The good samples of a data file. `scan` keeps their offsets; each sample is parsed when it is asked for.
 
-    16 bytes a sample stay in memory. `bad` are the records that were passed over: where, and why.
+    16 bytes per sample stay in memory. `bad` are the records that were passed over: where, and why.
     """
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._places, self._numbers = array("q"), array("q")
+        self._offsets, self._numbers = array("q"), array("q")
         self.bad: list[tuple[str, Problem]] = []
 
-    def scan(self, seen: set[str], *, skip_bad: bool, on_progress: Callable[[int, int], None] | None) -> None:
-        """Reads the whole file. Raises DataError for the first bad record unless `skip_bad`, and if none is good."""
+    def scan(self, ids: set[str], *, skip_bad: bool, on_progress: Callable[[int, int], None] | None) -> None:
+        """Reads the whole file. `ids` are those of earlier files, and grow by those of this file.
+
+        Raises DataError for the first bad record unless `skip_bad`, and if no record is good.
+        """
         size = self._reader.records.size
-        for place, number, row in self._reader.rows(seen):
+        for row in self._reader.rows(ids):
             if row.problem is None:
-                self._places.append(place)
-                self._numbers.append(number)
+                self._offsets.append(row.offset)
+                self._numbers.append(row.number)
             elif skip_bad:
                 self.bad.append((row.where, row.problem))
             else:
                 raise DataError(f"{row.where}: {row.problem.message}")
-            if on_progress is not None and number % _REPORT_EVERY == 0:
-                on_progress(place, size)
+            if on_progress is not None and row.number % _REPORT_EVERY == 0:
+                on_progress(row.offset, size)
         if on_progress is not None:
             on_progress(size, size)
         self._require_samples()
 
     def drop(self, problem_of: Callable[[Sample], Problem | None]) -> None:
-        """Moves the samples for which there is a problem to `bad`. Raises DataError when none is left."""
-        places, numbers = array("q"), array("q")
-        for position, (place, number) in enumerate(zip(self._places, self._numbers, strict=True)):
-            problem = problem_of(self[position])
+        """Moves the samples that have a problem to `bad`. Raises DataError when no sample is left."""
+        offsets, numbers = array("q"), array("q")
+        for index, (offset, number) in enumerate(zip(self._offsets, self._numbers, strict=True)):
+            problem = problem_of(self[index])
             if problem is None:
-                places.append(place)
+                offsets.append(offset)
                 numbers.append(number)
             else:
                 self.bad.append((self._reader.where(number), problem))
-        self._places, self._numbers = places, numbers
+        self._offsets, self._numbers = offsets, numbers
         self._require_samples()
 
     def _require_samples(self) -> None:
-        if not self._places and self.bad:
+        if not self._offsets and self.bad:
             where, problem = self.bad[0]
             raise DataError(f"{where}: {problem.message}; none of the file's {len(self.bad)} records can be used")
-        if not self._places:
+        if not self._offsets:
             raise DataError(f"data file {str(self._reader.path)!r} holds no samples")
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -129,13 +156,13 @@ class SampleFile(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self._reader.sample(self._places[index], self._numbers[index])
+        return self._reader.sample(self._offsets[index], self._numbers[index])
 
 
 class Mixture(Sequence[Sample]):
-    """Several files as one row of draws: each file's samples in order, repeated as its weight asks.
+    """Several files as one sequence of draws: each file's samples in order, repeated in proportion to its weight.
 
-    Where a weight is no multiple of the lowest, the samples that come up once more are drawn from the seed.
+    If a weight is not a multiple of the lowest, the seed decides which samples are repeated once more.
     """
 
     def __init__(self, files: Sequence[SampleFile], weights: Sequence[float], seed: int) -> None:
@@ -161,16 +188,17 @@ class Mixture(Sequence[Sample]):
         self._starts = list(accumulate(lengths, initial=0))
 
     def drop(self, problem_of: Callable[[Sample], Problem | None]) -> None:
-        """Moves samples with a problem to their file's `bad`. Raises DataError when a file has none left."""
+        """Moves samples with a problem to their file's `bad`. Raises DataError when a file has no sample left."""
         for file in self.files:
             file.drop(problem_of)
         self._arrange()
 
     def distinct(self) -> Mixture:
-        """Every sample once."""
+        """Returns the mixture in which every sample comes up once."""
         return Mixture(self.files, [1.0] * len(self.files), self._seed)
 
     def bad(self) -> Iterator[tuple[str, Problem]]:
+        """Yields the records of all files that were passed over: where, and why."""
         return (bad for file in self.files for bad in file.bad)
 
     def __len__(self) -> int:
@@ -187,35 +215,35 @@ class Mixture(Sequence[Sample]):
         if not 0 <= position < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect_right(self._starts, position) - 1
-        file, offset = self.files[number], position - self._starts[number]
-        repeated = self._starts[number + 1] - self._starts[number] - len(self._rest[number])
-        return file[offset % len(file)] if offset < repeated else file[int(self._rest[number][offset - repeated])]
+        file, draw = self.files[number], position - self._starts[number]
+        num_whole = self._starts[number + 1] - self._starts[number] - len(self._rest[number])
+        return file[draw % len(file)] if draw < num_whole else file[int(self._rest[number][draw - num_whole])]
 
 
 def load_samples(
     sources: Sequence[str], loading: Loading, on_progress: Callable[[int, int], None] | None = None
 ) -> Mixture:
-    """All samples of all sources, by place. A name of `GENERATED` stands for `num_generated` samples of its split.
+    """Returns the samples of all sources. Generates those of generated sources first, in `cache_folder`.
 
-    Raises DataError when a file is missing or a record malformed (unless `skip_bad`) or two records share an id, and
-    UsageError for a source that is not written as one.
+    Raises DataError if a file is missing, a record is malformed or two records share an id (the last two unless
+    `skip_bad`), and UsageError for a malformed source.
     """
-    named = [parse_source(text) for text in sources]
-    if loading.held_out and len({source.weight for source in named}) > 1:
+    parsed = [parse_source(text) for text in sources]
+    if loading.held_out and len({source.weight for source in parsed}) > 1:
         raise UsageError(f"held-out sources have no weights, got {', '.join(sources)}")
-    seen: set[str] = set()
+    ids: set[str] = set()
     files = []
-    for source in named:
+    for source in parsed:
         file = SampleFile(_reader(source, loading, on_progress))
-        file.scan(seen, skip_bad=loading.skip_bad, on_progress=on_progress)
+        file.scan(ids, skip_bad=loading.skip_bad, on_progress=on_progress)
         files.append(file)
-    return Mixture(files, [source.weight for source in named], loading.seed)
+    return Mixture(files, [source.weight for source in parsed], loading.seed)
 
 
 def _reader(source: Source, loading: Loading, on_progress: Callable[[int, int], None] | None) -> Reader:
-    if source.name not in GENERATED:
+    if not source.is_generated:
         return Reader(Path(source.name).expanduser(), source.format, loading.paths, loading.call_format)
     split = GENERATED[source.name][loading.held_out]
-    cache_dir = Path(os.path.expanduser(loading.cache_dir))
-    path = prepare(cache_dir, split, loading.num_generated, loading.seed, on_progress)
+    num_samples = source.num_samples or DEFAULT_NUM_SAMPLES[loading.held_out]
+    path = prepare(cache_folder(), split, num_samples, loading.seed, on_progress)
     return Reader(path, "videoseek", VideoPaths(), loading.call_format)

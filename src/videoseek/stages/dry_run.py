@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from videoseek.batches.order import micro_batches
+from videoseek.batches.order import cut_rows
 from videoseek.batches.packing import PackSettings, pack_documents
 from videoseek.model.load import tokens_per_second
 from videoseek.rollout.environment import Environment
@@ -34,7 +34,7 @@ def dry_run(context: RunContext, source: Path, samples: Sequence[Sample]) -> str
     answered = [_with_turns(sample, environment) for sample in samples[: config.sft.samples_per_step]]
     episodes = list(ReplayedEpisodes(answered, environment))
     lengths = [len(episode.token_ids) for episode in episodes]
-    row = micro_batches(lengths, config.sft.max_tokens_per_micro_batch)[0]
+    row = cut_rows(lengths, config.sft.max_tokens_per_micro_batch)[0]
     batch = pack_documents([episodes[i] for i in row], settings).to(context.device)
     started = time.perf_counter()
     logprobs, _ = policy(batch)

@@ -16,10 +16,10 @@ from statistics import fmean
 
 import torch
 
-from videoseek.algorithms.losses import LOSSES, Metrics, PolicyLossSettings
-from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, pack_micro_batches
+from videoseek.algorithms.losses import LOSSES, LossInputs, Metrics, PolicyLossSettings
+from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, plan_metrics, plan_micro_batches
 from videoseek.config import TrainConfig
-from videoseek.distributed import all_sum, split_over_ranks
+from videoseek.distributed import all_sum, split_minibatches
 from videoseek.engine import OptimizerSettings, TrainEngine, learning_rate
 from videoseek.model.policy import Policy
 from videoseek.progress import Progress
@@ -49,10 +49,12 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
             started = time.perf_counter()
             rollouts = sample_groups(run, engine, sampler, functions, samples, step)
             groups = with_advantages(rollouts.groups, grpo.advantage, grpo.overlong)
-            minibatches = [
-                pack_micro_batches(part, grpo.max_tokens_per_micro_batch, packing, run.device)
-                for part in split_over_ranks(groups, grpo.updates_per_batch)
+            plans = [
+                plan_micro_batches(part, grpo.max_tokens_per_micro_batch, packing, run.device)
+                for part in split_minibatches(groups, rollouts.draws, grpo.updates_per_batch)
             ]
+            minibatches = [minibatch for minibatch, _ in plans]
+            objective.encode_received(minibatches)
             filler_episode = filler_group(rollouts, run.device)
             filler = pack_micro_batch([filler_episode], packing, run.device) if filler_episode else None
             if len(minibatches) > 1:
@@ -62,18 +64,21 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
                 num_tokens, num_documents = objective.count(minibatch)
                 if num_documents == 0:
                     continue  # dynamic sampling left no rank anything to learn from
-                loss, metrics = engine.accumulate(minibatch, objective.loss(num_tokens, num_documents), filler)
+                sums = engine.accumulate(minibatch, objective.loss(num_tokens, num_documents), filler)
                 rate = learning_rate(
                     update, grpo.steps * len(minibatches), grpo.learning_rate, grpo.warmup_steps, "constant"
                 )
                 grad_norm = engine.step(rate)
-                updates.append(metrics | {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate})
+                skipped = run.check_finite(step, sums, grad_norm)
+                updates.append(sums.metrics | skipped | {"grad_norm": grad_norm, "learning_rate": rate})
             values = {"loss": 0.0, "grad_norm": 0.0} | join_updates(updates)
+            values |= plan_metrics([account for _, account in plans])
             values |= rollout_metrics(rollouts, functions, run.device)
             values["step_time"] = time.perf_counter() - started
             run.metrics.write(run.name, step + 1, values | error_metrics())
             run.record(f"{run.name}_step_{step + 1:06d}", rollouts.all_groups)
-            progress.update(step + 1, {"reward": values["reward/mean"], "accuracy": values["rewards/accuracy/mean"]})
+            shown = {"reward": "reward/mean", "accuracy": "rewards/accuracy/mean", "tokens saved": "plan/saving"}
+            progress.update(step + 1, {name: values[key] for name, key in shown.items()})
             run.save(engine, step + 1)
     return engine
 
@@ -106,6 +111,13 @@ class Objective:
         num_tokens, num_documents = all_sum(counts, self.engine.policy.device)
         return int(num_tokens), int(num_documents)
 
+    def encode_received(self, minibatches: Sequence[Sequence[MicroBatch]]) -> None:
+        """Encodes the clips of rows that came from other ranks, where a frozen vision tower's features are kept."""
+        if self.engine.policy.vision_is_frozen:
+            clips = [clip for minibatch in minibatches for micro in minibatch for clip in micro.batch.clips]
+            with self.engine.whole_weights():
+                self.sampler.features.encode(clips, skip_unreadable=False)
+
     @torch.no_grad()
     def write_old_logprobs(self, micro_batches: Sequence[MicroBatch], filler: MicroBatch | None) -> None:
         """Writes into each micro-batch the log-probs under the weights before the first update."""
@@ -128,15 +140,15 @@ class Objective:
 
         def loss_of(micro: MicroBatch) -> tuple[torch.Tensor, Metrics]:
             logprobs, entropy = self.logprobs(micro)
-            loss, metrics = LOSSES[grpo.loss](
-                logprobs,
-                logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs,
-                micro.advantages,
-                micro.batch.label_documents,
-                settings,
+            inputs = LossInputs(
+                logprobs=logprobs,
+                old_logprobs=logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs,
+                advantages=micro.advantages,
+                documents=micro.batch.label_documents,
                 rollout_logprobs=micro.batch.rollout_logprobs,
                 reference_logprobs=self.reference_logprobs(micro),
             )
+            loss, metrics = LOSSES[grpo.loss](inputs, settings)
             return loss, metrics | {"entropy": entropy.sum() / num_tokens}
 
         return loss_of
@@ -153,8 +165,9 @@ class Objective:
 
     def _features(self, clip: Clip) -> torch.Tensor:
         """The rollout's features of a clip. Another rank's filler has none here: it gets zeros, at weight zero."""
-        if clip in self.sampler.features:
-            return self.sampler.features[clip]
+        features = self.sampler.features.get(clip)
+        if features is not None:
+            return features
         hidden_size = self.engine.policy.model.config.text_config.hidden_size
         return torch.zeros(clip.num_tokens, hidden_size, device=self.engine.policy.device)
 

@@ -9,6 +9,7 @@ output_dir/
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,9 @@ from videoseek.checkpoint import is_complete, link, read_state, save_weights
 from videoseek.config import TrainConfig, UsageError, stage_steps
 from videoseek.distributed import barrier
 from videoseek.engine import TrainEngine, end_distributed
+from videoseek.evaluation.model_scores import score_model
+from videoseek.evaluation.scores import summary_of
+from videoseek.files import write_json
 from videoseek.metrics import MetricsLog
 from videoseek.model.adapters import check_peft
 from videoseek.model.load import model_folder, save_pretrained
@@ -29,13 +33,15 @@ from videoseek.rewards.functions import RewardFunction, load_reward_functions
 from videoseek.runtime import free_memory
 from videoseek.samples.clueworld import phrases
 from videoseek.stages.dry_run import dry_run
-from videoseek.stages.evaluation import score_stage, write_summary
 from videoseek.stages.grpo import train_grpo
 from videoseek.stages.loading import Data, load_data
 from videoseek.stages.run_folder import start_folder, start_run
 from videoseek.stages.sft import train_sft
 from videoseek.stages.stage_run import RunContext, StageRun, find_resume_point
 from videoseek.types import Sample
+
+#: What a stage's model is called in summary and report.
+MODEL_NAMES = {"direct": "direct", "sft": "sft", "grpo": "sft_rl"}
 
 
 def run(config: TrainConfig, *, only_plan: bool) -> None:
@@ -144,3 +150,20 @@ def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path
         point = points[stage]
         return (stage, read_state(point).step) if point is not None else reached
     return reached
+
+
+def score_stage(context: RunContext, stage: str, samples: list[Sample]) -> None:
+    """Answers the held-out questions with a finished stage's weights, and keeps the scores."""
+    values = score_model(
+        context.config, context.device, context.output_dir / stage, MODEL_NAMES[stage], samples, context.output_dir
+    )
+    if rank() == 0:
+        write_json(context.output_dir / f"evaluation-{stage}.json", values)
+    barrier()
+
+
+def write_summary(config: TrainConfig, output_dir: Path, seconds: float) -> None:
+    """summary.json: scores by model, the time this process took, and which run it was."""
+    files = {MODEL_NAMES[stage]: output_dir / f"evaluation-{stage}.json" for stage in config.stages}
+    values = {model: json.loads(path.read_text()) for model, path in files.items() if path.is_file()}
+    write_json(output_dir / "summary.json", summary_of(config, values, seconds))

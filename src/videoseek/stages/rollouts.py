@@ -16,9 +16,9 @@ from videoseek.distributed import all_max, all_sum, gather, rank_indices
 from videoseek.engine import TrainEngine
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rewards.trajectory_guided import REWARD_NAMES, write_rewards
+from videoseek.rollout.episode_metrics import episode_sums, means
 from videoseek.rollout.native import NativeEngine
 from videoseek.rollout.setup import sampling_settings
-from videoseek.rollout.statistics import episode_sums, means
 from videoseek.stages.stage_run import StageRun
 from videoseek.types import Episode, Sample
 
@@ -59,7 +59,7 @@ def sample_groups(
     grpo, config, started = run.config.grpo, run.config, time.perf_counter()
     sampling = sampling_settings(config, config.rollout.temperature)
     rollouts, num_drawn, num_usable = Rollouts(), 0, 0
-    sampler.forget()  # the features of the last step belong to older weights, unless the vision tower is frozen
+    sampler.features.clear()  # the features of the last step belong to older weights, unless the vision tower is frozen
     for attempt in range(1 + grpo.max_resample_rounds):
         num_missing = grpo.prompts_per_step - num_usable
         if num_missing == 0:
@@ -94,7 +94,7 @@ def sample_groups(
 
 
 def step_prompts(step: int, attempt: int, grpo: GRPOConfig, num_samples: int, seed: int) -> list[int]:
-    """Indices of the prompts that a rollout round of a step may draw: a batch of the main order, then of the reserve."""
+    """Indices of the prompts that a rollout round may draw: a batch of the main order, then of the reserve."""
     if attempt == 0:
         return batch_indices(step, grpo.prompts_per_step, num_samples, seed)
     number = step * grpo.max_resample_rounds + attempt - 1

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from videoseek.algorithms.losses import Metrics, sft_loss
-from videoseek.batches.order import batch_indices, micro_batches
+from videoseek.batches.order import batch_indices, cut_rows
 from videoseek.batches.packing import masked_by_tdam, pack_documents
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import all_sum, rank_indices
@@ -59,25 +59,26 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
             )
             num_targets, num_tokens, num_masked, num_unreadable = map(int, counts)
             rate = learning_rate(step, steps, settings.learning_rate, settings.warmup_steps, settings.schedule)
-            loss, grad_norm = 0.0, 0.0
+            learnt = {"loss": 0.0, "grad_norm": 0.0}
             if num_targets:  # otherwise no rank has anything to learn from, and the weights stay as they are
                 rows = [
                     pack_documents([batch[i] for i in row], packing).to(run.device)
-                    for row in micro_batches(
+                    for row in cut_rows(
                         [len(episode.token_ids) for episode in batch], settings.max_tokens_per_micro_batch
                     )
                 ]
                 # A rank whose own samples all dropped out still takes part, with any sample that it can read.
                 filler = rows[0] if rows else pack_documents([_any_readable(episodes)], packing).to(run.device)
-                loss, _ = engine.accumulate(rows, partial(_row_loss, engine, num_targets), filler)
+                sums = engine.accumulate(rows, partial(_row_loss, engine, num_targets), filler)
                 grad_norm = engine.step(rate)
+                learnt = sums.metrics | {"grad_norm": grad_norm} | run.check_finite(step, sums, grad_norm)
             seconds = time.perf_counter() - started
-            values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": num_tokens}
+            values = learnt | {"learning_rate": rate, "num_tokens": num_tokens}
             values |= {"tdam/masked_samples": num_masked, "step_time": seconds}
             values |= {"data/unreadable_samples": num_unreadable} if skip_bad else {}
             values |= {"perf/tokens_per_s": num_tokens / seconds}
             run.metrics.write(run.name, step + 1, values | error_metrics())
-            progress.update(step + 1, {"loss": loss})
+            progress.update(step + 1, {"loss": learnt["loss"]})
             run.save(engine, step + 1)
     return engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,12 @@ from videoseek.checkpoint import (
     save_checkpoint,
 )
 from videoseek.config import TrainConfig, UsageError
-from videoseek.engine import OptimizerSettings, TrainEngine
-from videoseek.metrics import MetricsLog
+from videoseek.engine import BatchSums, OptimizerSettings, TrainEngine
+from videoseek.metrics import MetricsLog, RunError
 from videoseek.model.adapters import add_adapters, load_adapters
 from videoseek.model.load import tokens_per_second
 from videoseek.model.policy import Policy
+from videoseek.progress import say
 from videoseek.ranks import rank, world_size
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeEngine
@@ -57,6 +59,7 @@ class StageRun:
     first_step: int
     first_global_step: int
     resumed_from: Path | None
+    skipped_in_a_row: int = 0
 
     @classmethod
     def open(
@@ -150,6 +153,26 @@ class StageRun:
             seed=self.config.seed,
             reference_tags=tags,
         )
+
+    def check_finite(self, step: int, sums: BatchSums, grad_norm: float) -> dict[str, float]:
+        """Counts and names an optimizer step that the engine skipped, since loss or gradient were not finite.
+
+        Raises RunError after `max_skipped_steps` skipped steps in a row. Skipped steps leave the weights as they were,
+        so that every checkpoint holds good ones.
+        """
+        if math.isfinite(sums.metrics["loss"]) and math.isfinite(grad_norm):
+            self.skipped_in_a_row = 0
+            return {"skipped_steps": 0.0}
+        self.skipped_in_a_row += 1
+        loss = sums.metrics["loss"]
+        names = ", ".join(sums.not_finite[:8]) or "no sample's loss alone is to blame"
+        say(f"{self.name} step {step + 1} is skipped: loss {loss}, gradient norm {grad_norm} (samples: {names})")
+        if self.skipped_in_a_row >= self.config.max_skipped_steps:
+            raise RunError(
+                f"{self.skipped_in_a_row} steps in a row had no finite loss and gradient (last samples: {names}); "
+                f"the weights of step {step + 1 - self.skipped_in_a_row} are unharmed. max_skipped_steps sets the limit"
+            )
+        return {"skipped_steps": 1.0}
 
     def save(self, engine: TrainEngine, step: int) -> None:
         """A checkpoint after `step` steps of this stage, if the recipe wants one there."""

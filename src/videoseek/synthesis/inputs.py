@@ -11,6 +11,7 @@ from typing import Any
 from videoseek.config import UsageError
 from videoseek.samples.schema import DataError, RecordError, confined
 from videoseek.synthesis.items import Caption, Item, Question
+from videoseek.types import letter_options
 
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 
@@ -83,7 +84,7 @@ def _question(record: dict[str, Any]) -> Question:
     if not all(isinstance(option, str) for option in options):
         raise ValueError(f"field 'options' must be a list of strings, got {list(options)!r}")
     answer = _text(record, "answer").strip()
-    if options and not (_LETTER.fullmatch(answer) and ord(answer) - ord("A") < len(options)):
+    if options and not (_LETTER.fullmatch(answer) and answer in dict(letter_options(options))):
         raise ValueError(f"field 'answer' must be the letter of one of {len(options)} options, got {answer!r}")
     return Question(_text(record, "question"), options, answer)
 

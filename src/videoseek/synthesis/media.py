@@ -17,11 +17,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
+from videoseek.trajectory.wording import time_sentence
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
 from videoseek.video.errors import VideoError
 from videoseek.video.folder import FrameFolder
-from videoseek.video.timeline import time_sentence
 
 #: Increase this number whenever the encoded bytes of a clip change: cached replies describe the old bytes.
 ENCODING_VERSION = 1

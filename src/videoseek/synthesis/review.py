@@ -27,7 +27,7 @@ from videoseek.synthesis.items import Clue, Item, hash_number
 from videoseek.synthesis.settings import SynthesisSettings
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.wording import lettered
-from videoseek.types import Call, CallRecord, Clip
+from videoseek.types import Call, CallRecord, Clip, letter_options
 from videoseek.video.decode import probe
 from videoseek.video.errors import VideoError
 from videoseek.video.quotas import crop_clip, overview_clip
@@ -83,8 +83,8 @@ def _draw(items: Sequence[Item], number: int, seed: int) -> list[Item]:
 def _article(number: int, item: Item, limits: VideoConfig, format_name: str) -> Markup:
     question = item.require_question()
     options = [
-        tag("li", option, tag("b", " (key)") if ord(question.answer[0]) - ord("A") == index else "")
-        for index, option in enumerate(lettered(question.options))
+        tag("li", line, tag("b", " (key)") if question.answer[0] == letter else "")
+        for (letter, _), line in zip(letter_options(question.options), lettered(question.options), strict=True)
     ]
     if not options:
         options = [tag("li", "Key: ", tag("b", question.answer))]

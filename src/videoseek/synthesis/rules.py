@@ -16,7 +16,7 @@ from videoseek.config import VideoConfig
 from videoseek.rewards.accuracy import tolerant_match
 from videoseek.synthesis.items import DETAILS, Clue, Question
 from videoseek.trajectory.grammar import seconds_number
-from videoseek.types import STRATEGIES, Interval
+from videoseek.types import STRATEGIES, Interval, letter_options
 from videoseek.video.patches import FRAMES_PER_GRID
 from videoseek.video.quotas import crop_tokens
 
@@ -95,7 +95,7 @@ def question_fault(question: dict[str, Any], num_wrong: int, last_seconds: float
 
 def verdict_fault(reply: dict[str, Any], question: Question) -> str | None:
     """Checks that an answer from clips has the form that the question asks for."""
-    letters = [chr(ord("A") + index) for index in range(len(question.options))]
+    letters = [letter for letter, _ in letter_options(question.options)]
     if letters and not any(tolerant_match(reply["answer"], letter) for letter in letters):
         return f"the answer must be one of the letters {', '.join(letters)}, got {reply['answer']!r}."
     return None if reply["answer"].strip() else "the answer is empty."

@@ -31,7 +31,7 @@ from videoseek.synthesis.rules import (
 from videoseek.synthesis.settings import SynthesisSettings
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.wording import lettered
-from videoseek.types import Call, Clip, Interval
+from videoseek.types import Call, Clip, Interval, letter_options
 from videoseek.video.decode import probe
 from videoseek.video.quotas import crop_clip, overview_clip
 
@@ -116,7 +116,7 @@ def _question_item(
     # Models tend to put the right option first. The shuffle makes its letter carry no information.
     options = [option.strip() for option in (record["correct"], *record["wrong"])]
     shuffled = sorted(options, key=lambda option: hash_number(settings.seed, id_, option))
-    answer = chr(ord("A") + shuffled.index(options[0]))
+    answer = next(letter for letter, option in letter_options(shuffled) if option == options[0])
     evidence = () if fault else tuple((float(start), float(end)) for start, end in record["evidence"])
     question = Question(record["question"].strip(), tuple(shuffled), answer, evidence)
     return replace(item, id=id_, question=question, rejection=Rejection("question", *fault) if fault else None)

@@ -1,1 +1,1 @@
-"""Trajectories: their grammar, the role of every token, and the attention masks that follow from roles."""
+"""Trajectories: grammar, wording, the template of token sequences, and the role of every token."""

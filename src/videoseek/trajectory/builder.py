@@ -1,6 +1,6 @@
-"""The one builder of token sequences: SFT, rollout and evaluation all append to it, so all see the same ids.
+"""EpisodeBuilder: the one builder of token sequences. SFT, rollout and evaluation use it, so all see the same ids.
 
-Template (Qwen2.5-VL's ChatML, prefix-preserving; tool results are user turns):
+Template (Qwen2.5-VL's ChatML; a later turn never rewrites an earlier one; tool results are user turns):
 
     <|im_start|>system\\n..<|im_end|>\\n<|im_start|>user\\n{clip}{sentence}\\n{question}<|im_end|>\\n<|im_start|>assistant\\n
     {sampled}<|im_end|>
@@ -14,15 +14,18 @@ from collections.abc import Sequence
 from videoseek.trajectory.grammar import CallFormat
 from videoseek.trajectory.roles import assistant_roles, token_bytes
 from videoseek.trajectory.vocabulary import Vocabulary
+from videoseek.trajectory.wording import time_sentence
 from videoseek.types import CallRecord, Clip, Episode, Fault, ParsedTurn, Role, Sample, StopReason, Turn, TurnKind
-from videoseek.video.timeline import time_sentence
 
-#: Where a clip stands in the readable text of a user turn.
+#: Stands for a clip in the readable text of a user turn.
 CLIP_MARK = "<video>"
 
 
 class EpisodeBuilder:
-    """Grows one episode. Order: prompt, then (assistant turn, observation)*, assistant turn, then `finish`."""
+    """Grows one episode. Order of calls: `prompt`, then (assistant turn, `observe`)*, assistant turn, `finish`.
+
+    Tokens are only appended. Sampled ids stay as they were sampled, and cached keys and values stay valid.
+    """
 
     def __init__(self, sample: Sample, vocabulary: Vocabulary, fmt: CallFormat) -> None:
         self.sample = sample
@@ -32,7 +35,7 @@ class EpisodeBuilder:
         self.roles: list[int] = []
         self.turn_kinds: list[int] = []
         self.loss_mask: list[bool] = []
-        self.logprobs: list[float] = []
+        self.rollout_logprobs: list[float] = []
         self.clips: list[Clip] = []
         self.turns: list[Turn] = []
         self.calls: list[CallRecord] = []
@@ -42,34 +45,38 @@ class EpisodeBuilder:
         self.num_turns = 0
 
     def prompt(self, clip: Clip) -> None:
-        """System turn, then the user turn that shows `clip` and asks the question."""
+        """Appends the system turn and the user turn that shows `clip` and asks the question."""
         vocabulary = self.vocabulary
         system = [vocabulary.im_start, *vocabulary.encode("system\n" + self.fmt.system_prompt()), vocabulary.im_end]
         self._append(system, Role.SYSTEM)
         self.turns.append(Turn("system", self.fmt.system_prompt(), 0, len(system)))
         question = f"{time_sentence(clip)}\n{self.fmt.prompt_text(self.sample)}"
-        pieces: list[str | Clip] = [clip, question]
-        self._user_turn(pieces, self._user_tokens(pieces, Role.QUESTION, Role.GLOBAL_VIDEO))
+        parts: list[str | Clip] = [clip, question]
+        self._user_turn(parts, self._user_tokens(parts, Role.QUESTION, Role.GLOBAL_VIDEO))
         self.prompt_length = len(self.token_ids)
 
     def assistant_text(self, text: str) -> ParsedTurn:
-        """A recorded turn: the text and its end-of-turn token, all of it trained."""
+        """Appends a recorded turn: the text and its end-of-turn token, all of it trained."""
         token_ids = [*self.vocabulary.encode(text), self.vocabulary.im_end]
         return self.assistant_tokens(token_ids, [0.0] * len(token_ids))
 
     def assistant_tokens(self, token_ids: Sequence[int], logprobs: Sequence[float]) -> ParsedTurn:
-        """A sampled turn, ids as they were sampled (with the end-of-turn token where there is one)."""
+        """Appends a sampled turn, ids as they were sampled, and parses it.
+
+        A turn that was cut off has no end-of-turn token. Its text is parsed all the same.
+        """
         start = len(self.token_ids)
         content = list(token_ids[:-1]) if token_ids and token_ids[-1] == self.vocabulary.im_end else list(token_ids)
-        pieces = token_bytes(self.vocabulary.tokenizer, content)
-        roles, kind = assistant_roles(pieces, self.fmt)
-        text = b"".join(pieces).decode("utf-8", errors="replace")
+        contents = token_bytes(self.vocabulary.tokenizer, content)
+        roles, kind = assistant_roles(contents, self.fmt)
+        # A sampled token may end inside a UTF-8 character.
+        text = b"".join(contents).decode("utf-8", errors="replace")
         roles += [int(Role.TAG)] * (len(token_ids) - len(content))
         self.token_ids += token_ids
         self.roles += roles
         self.turn_kinds += [int(kind)] * len(token_ids)
         self.loss_mask += [True] * len(token_ids)
-        self.logprobs += logprobs
+        self.rollout_logprobs += logprobs
         self.turns.append(Turn("assistant", text, start, len(self.token_ids)))
         self.num_turns += 1
         parsed = self.fmt.parse(text)
@@ -78,37 +85,38 @@ class EpisodeBuilder:
         return parsed
 
     def observe(self, records: Sequence[CallRecord], faults: Sequence[Fault] = (), *, max_tokens: int) -> bool:
-        """The user turn that answers a turn's calls, in order: a clip each, or its fault in words.
+        """Appends the user turn that answers a turn's calls, in order: each with its clip, or its fault in words.
 
-        A turn without a readable call has one record, and `faults` say what was wrong with it. Where the episode would
-        reach `max_tokens` with it, nothing is appended and False is returned.
+        A turn without a readable call has one record, and `faults` are the parser's. Returns False and appends nothing
+        if the episode would reach `max_tokens`.
         """
-        pieces: list[str | Clip] = []
+        parts: list[str | Clip] = []
         new_faults: list[Fault] = []
         for number, record in enumerate(records, len(self.calls) + 1):
             if record.clip is not None:
                 before, after = self.fmt.observation_text(number, time_sentence(record.clip))
-                pieces += [before, record.clip, after]
+                parts += [before, record.clip, after]
             else:
                 reasons = [record.fault] if record.fault is not None else list(faults)
                 new_faults += [fault for fault in reasons if fault not in faults]
-                pieces.append(self.fmt.fault_text(reasons))
-        turn = self._user_tokens(pieces, Role.OBSERVATION, Role.CROP_VIDEO)
+                parts.append(self.fmt.fault_text(reasons))
+        turn = self._user_tokens(parts, Role.OBSERVATION, Role.CROP_VIDEO)
         if len(self.token_ids) + sum(len(token_ids) for token_ids, _ in turn) >= max_tokens:
             return False
         self.calls += records
         self.faults += new_faults
-        self._user_turn(pieces, turn)
+        self._user_turn(parts, turn)
         return True
 
     def finish(self, stop_reason: StopReason, weight_version: int = 0) -> Episode:
+        """Returns the episode. It shares its lists with the builder, which must not grow any more."""
         return Episode(
             sample=self.sample,
             token_ids=self.token_ids,
             roles=self.roles,
             turn_kinds=self.turn_kinds,
             loss_mask=self.loss_mask,
-            logprobs=self.logprobs,
+            rollout_logprobs=self.rollout_logprobs,
             clips=self.clips,
             turns=self.turns,
             calls=self.calls,
@@ -119,27 +127,27 @@ class EpisodeBuilder:
             weight_version=weight_version,
         )
 
-    def _user_tokens(self, pieces: Sequence[str | Clip], role: Role, clip_role: Role) -> list[tuple[list[int], Role]]:
-        """A user turn of texts and clips, and the header of the assistant's turn that follows, cut by role."""
+    def _user_tokens(self, parts: Sequence[str | Clip], role: Role, clip_role: Role) -> list[tuple[list[int], Role]]:
+        """Returns the tokens of a user turn and of the next assistant turn's header, as spans of one role each."""
         vocabulary = self.vocabulary
-        stretches = [([*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("user\n")], role)]
-        for piece in pieces:
-            if isinstance(piece, str):
-                stretches.append((vocabulary.encode(piece), role))
+        spans = [([*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("user\n")], role)]
+        for part in parts:
+            if isinstance(part, str):
+                spans.append((vocabulary.encode(part), role))
             else:
-                stretches.append(([vocabulary.vision_start], role))
-                stretches.append(([vocabulary.video_pad] * piece.num_tokens, clip_role))
-                stretches.append(([vocabulary.vision_end], role))
+                spans.append(([vocabulary.vision_start], role))
+                spans.append(([vocabulary.video_pad] * part.num_tokens, clip_role))
+                spans.append(([vocabulary.vision_end], role))
         header = [*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("assistant\n")]
-        return [*stretches, ([vocabulary.im_end], role), (header, role)]
+        return [*spans, ([vocabulary.im_end], role), (header, role)]
 
-    def _user_turn(self, pieces: Sequence[str | Clip], stretches: Sequence[tuple[list[int], Role]]) -> None:
-        *turn, header = stretches
+    def _user_turn(self, parts: Sequence[str | Clip], spans: Sequence[tuple[list[int], Role]]) -> None:
+        *turn, header = spans
         start = len(self.token_ids)
         for token_ids, role in turn:
             self._append(token_ids, role)
-        self.clips += [piece for piece in pieces if isinstance(piece, Clip)]
-        text = "".join(piece if isinstance(piece, str) else CLIP_MARK for piece in pieces)
+        self.clips += [part for part in parts if isinstance(part, Clip)]
+        text = "".join(part if isinstance(part, str) else CLIP_MARK for part in parts)
         self.turns.append(Turn("user", text, start, len(self.token_ids)))
         self._append(*header)
 
@@ -149,4 +157,4 @@ class EpisodeBuilder:
         self.roles += [int(role)] * count
         self.turn_kinds += [int(TurnKind.NONE)] * count
         self.loss_mask += [False] * count
-        self.logprobs += [0.0] * count
+        self.rollout_logprobs += [0.0] * count

@@ -1,7 +1,7 @@
-"""What a model may write in a turn, how it is rendered, and what is read back from any text.
+"""The grammar of an assistant's turn: rendering, and parsing of any text.
 
 A turn is `<think>..</think>`, a newline, and one action: a call of the crop tool or `<answer>..</answer>`. The two
-formats differ in the call alone. Nothing here raises on a model's text, whatever it is: a fault is a value.
+formats differ in the call alone. The parser accepts every text: a fault is a value, not an exception.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from videoseek.trajectory.wording import STYLES, fault_sentence, observation_parts, question_text, system_text
 from videoseek.types import STRATEGIES, Call, Fault, ParsedTurn, Role, Sample
 
-#: Faults of a turn: stable code -> the sentence that goes back to the model.
+#: Faults of a turn: stable code -> the sentence that the model reads.
 FAULTS = {
     "no_think": "Begin the turn with reasoning between <think> and </think>.",
     "unclosed_think": "Close the reasoning with </think>.",
@@ -36,7 +36,7 @@ FAULTS = {
     "reversed_segment": "temporal_segment must start before it ends.",
     "bad_strategy": f"sampling_strategy must be one of {', '.join(STRATEGIES)}.",
 }
-#: Faults inside a call that is otherwise in its place. All others break the structure of the turn.
+#: Faults inside a call. The structure of its turn is intact. All other faults break the structure.
 CALL_FAULTS = frozenset(
     ("bad_json", "unknown_tool", "missing_field", "bad_segment", "not_numbers", "not_finite")
     + ("negative_segment", "reversed_segment", "bad_strategy")
@@ -44,18 +44,19 @@ CALL_FAULTS = frozenset(
 
 
 def fault(code: str) -> Fault:
+    """Returns the fault with its sentence. Raises KeyError for an unknown code."""
     return Fault(code, FAULTS[code])
 
 
 def seconds_number(value: float) -> int | float:
-    """A time as it is written in text: whole seconds without a point, else one decimal."""
+    """Rounds a time as it is written in text: whole seconds as an integer, other times to one decimal."""
     rounded = round(value, 1)
     return int(rounded) if rounded == int(rounded) else rounded
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A tagged stretch of a turn: `outer` holds the tags too, `start` to `end` is the content (byte offsets)."""
+    """A tagged span of a turn, in bytes: [start, end) is the content, [outer_start, outer_end) includes the tags."""
 
     tag: str
     outer_start: int
@@ -70,7 +71,7 @@ def _reject_constant(name: str) -> None:
 
 
 def read_object(text: str) -> dict[str, Any] | None:
-    """One strict JSON object, or None for anything else: other values, NaN, quotes to repair, bottomless nesting."""
+    """Reads one strict JSON object. Returns None for other values, NaN, broken quotes and too deep nesting."""
     try:
         value = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
@@ -79,7 +80,7 @@ def read_object(text: str) -> dict[str, Any] | None:
 
 
 def read_segment(value: object) -> tuple[float, float] | Fault:
-    """The two times of a JSON `temporal_segment`, in seconds."""
+    """Reads the two times of a JSON `temporal_segment`, in seconds."""
     if not isinstance(value, list) or len(value) != 2:
         return fault("bad_segment")
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in value):
@@ -117,7 +118,7 @@ def _call_arguments(call: Call) -> dict[str, Any]:
 
 
 class CallFormat(ABC):
-    """A way to write calls. `style` chooses the wording around it (`trajectory.wording`): full or brief."""
+    """A way to write calls. `style` chooses the wording around them (`trajectory.wording`): full or brief."""
 
     name: ClassVar[str]
     call_tag: ClassVar[str]
@@ -134,37 +135,44 @@ class CallFormat(ABC):
 
     @abstractmethod
     def _write_call(self, call: Call) -> str:
-        """The JSON between the tags of a call."""
+        """Returns the JSON between the tags of a call."""
 
     @abstractmethod
     def _read_call(self, payload: dict[str, Any]) -> Call | Fault:
-        """A call from the JSON object between its tags."""
+        """Reads the JSON object between the tags of a call."""
 
     def system_prompt(self) -> str:
+        """Returns the text of the system turn, with one example of a call and one of an answer."""
         call_example = self.render_turn("The sign is too small to read.", Call(12.0, 20.0, "medium"), None)
         return system_text(self.style, call_example, self.render_turn("The sign says Oslo.", None, "B"))
 
     def prompt_text(self, sample: Sample) -> str:
-        """The question and its options, as they follow the video of the first user turn."""
+        """Returns the question and its options, which follow the video in the first user turn."""
         return question_text(self.style, sample)
 
     def observation_text(self, index: int, clip_sentence: str) -> tuple[str, str]:
-        """Text before and after the clip of a call. index counts the calls of the episode from 1, failed ones too."""
+        """Returns the texts before and after a clip. `index` counts the episode's calls from 1, failed ones too."""
         return observation_parts(self.style, index, clip_sentence)
 
     def fault_text(self, faults: list[Fault]) -> str:
-        """What a model reads when its turn led to no clip and no answer. faults are the parser's or the tool's."""
+        """Returns the observation of a turn without clip and answer. `faults` are the parser's or the tool's.
+
+        Raises ValueError without a fault.
+        """
         if not faults:
             raise ValueError("fault_text needs at least one fault")
         return fault_sentence(self.style, [item.code for item in faults], [item.message for item in faults])
 
     def render_turn(self, think: str, call: Call | None, answer: str | None) -> str:
-        """An assistant's turn with exactly one of call and answer. `parse` reads it back without a fault."""
+        """Renders an assistant's turn with either a call or an answer. `parse` reads it back without a fault.
+
+        Raises ValueError for both or neither, and for a text that holds a tag of the grammar.
+        """
         if (call is None) == (answer is None):
             raise ValueError("a turn holds either a call or an answer")
         for name, text in (("think", think), ("answer", answer or "")):
-            if found := self._any_tag.search(text):
-                raise ValueError(f"{name} holds the tag {found.group()}, which belongs to the grammar")
+            if tag := self._any_tag.search(text):
+                raise ValueError(f"{name} holds the tag {tag.group()}, which belongs to the grammar")
         if call is not None:
             action = f"<{self.call_tag}>{self._write_call(call)}</{self.call_tag}>"
         else:
@@ -172,7 +180,7 @@ class CallFormat(ABC):
         return f"<think>{think}</think>\n{action}"
 
     def blocks(self, data: bytes) -> list[Block]:
-        """The tagged stretches of a turn in order. A block left open runs to the end, reasoning to the next action."""
+        """Returns the tagged spans in order. An open block runs to the end, open reasoning to the next action."""
         last_closing = {tag: data.rfind(f"</{tag}>".encode()) for tag in ("think", self.call_tag, "answer")}
         blocks: list[Block] = []
         position = 0
@@ -190,16 +198,15 @@ class CallFormat(ABC):
         return blocks
 
     def content_spans(self, data: bytes) -> list[tuple[int, int, Role]]:
-        """Byte spans of reasoning, calls and answers, without their tags, in order. Empty ones are kept."""
+        """Returns (start, end, role) of reasoning, calls and answers in bytes, without their tags, in order."""
         role_of = {"think": Role.THINK, self.call_tag: Role.CALL, "answer": Role.ANSWER}
         return [(block.start, block.end, role_of[block.tag]) for block in self.blocks(data)]
 
     def parse(self, text: str) -> ParsedTurn:
-        """Read an assistant's text (without end-of-turn token). Total: never raises.
+        """Parses an assistant's text without its end-of-turn token. Accepts every text and raises nothing.
 
-        `calls` are those that can be run and `answer` is one that can be scored, faults beside them or not: a turn
-        without reasoning is faulty, and still acts. Where both are there, the answer came before its evidence. Where
-        both are missing, `faults` says why.
+        `calls` are well-formed calls, and `answer` is the last answer that is not empty. A turn may have them and
+        faults as well: a turn without reasoning is faulty and still acts. If both are missing, `faults` says why.
         """
         data = text.encode("utf-8", "surrogatepass")
         blocks = self.blocks(data)
@@ -249,7 +256,7 @@ class CallFormat(ABC):
 
 
 class GroundingFormat(CallFormat):
-    """Video-o3's format (arXiv 2601.23224): one call a turn, the arguments alone between `<grounding>` tags."""
+    """Video-o3's format (2601.23224): one call per turn, its arguments between `<grounding>` tags."""
 
     name = "grounding"
     call_tag = "grounding"
@@ -263,7 +270,7 @@ class GroundingFormat(CallFormat):
 
 
 class HermesFormat(CallFormat):
-    """The Hermes tool format: a name and its arguments between `<tool_call>` tags, several calls a turn allowed."""
+    """The Hermes tool format: a name and its arguments between `<tool_call>` tags, one or more calls per turn."""
 
     name = "hermes"
     call_tag = "tool_call"
@@ -280,5 +287,5 @@ class HermesFormat(CallFormat):
         return _read_arguments(payload["arguments"])
 
 
-#: Call formats by name; build one with its style: `FORMATS["grounding"]("brief")`.
+#: Call formats by name. An instance needs a style: `FORMATS["grounding"]("brief")`.
 FORMATS: dict[str, type[CallFormat]] = {cls.name: cls for cls in (GroundingFormat, HermesFormat)}

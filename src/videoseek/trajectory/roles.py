@@ -1,6 +1,6 @@
-"""The role of each token of an assistant's turn, from bytes and never from token ids.
+"""The role of each token of an assistant's turn, found by bytes instead of token ids.
 
-Byte-level BPE fuses tags with their content (`>A`, `.</`, `><` are single tokens in Qwen's vocabulary), so a token
+Byte-level BPE fuses tags with their content: `>A`, `.</` and `><` are single tokens in Qwen's vocabulary. A token
 takes the role of the content that it overlaps by at least one byte.
 """
 
@@ -15,12 +15,12 @@ from videoseek.types import Role, TurnKind
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Where one token overlaps two contents, the later of these wins.
+# A token that overlaps two contents takes the role that comes later here.
 _PRECEDENCE = (Role.TAG, Role.THINK, Role.CALL, Role.ANSWER)
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE writes each byte as one printable character: itself where it is printable, else 256 and up."""
+    """Returns the byte of each character of byte-level BPE: itself for a printable byte, 256 and up for the others."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     hidden = (byte for byte in range(256) if chr(byte) not in table)
@@ -31,41 +31,42 @@ _BYTE_OF_CHARACTER = _byte_of_character()
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[bytes]:
-    """The bytes of each token of a byte-level BPE tokenizer: joined, they are the text.
+    """Returns the bytes of each token of a byte-level BPE tokenizer. Their concatenation is the text.
 
-    Added tokens give their content in UTF-8; an id that the tokenizer does not know gives no bytes.
+    Added tokens give their content in UTF-8. An id outside the tokenizer gives no bytes. Raises ValueError for a token
+    of another kind of tokenizer.
     """
     added = {index: token.content.encode() for index, token in tokenizer.added_tokens_decoder.items()}
-    pieces = []
+    contents: list[bytes] = []
     for index, token in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
         if index in added:
-            pieces.append(added[index])
+            contents.append(added[index])
             continue
         try:
-            pieces.append(bytes(_BYTE_OF_CHARACTER[character] for character in token or ""))
+            contents.append(bytes(_BYTE_OF_CHARACTER[character] for character in token or ""))
         except KeyError as error:
             raise ValueError(f"token {token!r} ({index}) is not byte-level BPE: {error.args[0]!r}") from error
-    return pieces
+    return contents
 
 
-def assistant_roles(pieces: Sequence[bytes], fmt: CallFormat) -> tuple[list[int], TurnKind]:
-    """Role of each token of one assistant turn, and which sort of turn it is.
+def assistant_roles(token_contents: Sequence[bytes], fmt: CallFormat) -> tuple[list[int], TurnKind]:
+    """Returns the role of each token of one assistant turn, and the kind of the turn.
 
-    pieces: bytes of the turn's tokens, in order. A token that overlaps an answer, a call or reasoning takes that role
-    (in this order of precedence), all else is TAG. A turn with a call, well-formed or not, is SEEK; else one with an
-    answer is ANSWER; else it is NONE.
+    token_contents: the bytes of the turn's tokens, in order (`token_bytes`). A token that overlaps an answer, a call or
+    reasoning takes that role, in this order of precedence. All other tokens are TAG. A turn with a call, well-formed or
+    not, is SEEK. A turn with an answer and without a call is ANSWER. Any other turn is NONE.
     """
-    data = b"".join(pieces)
+    data = b"".join(token_contents)
     spans = fmt.content_spans(data)
     rank_of_byte = bytearray(len(data))
     for start, end, role in spans:
         rank_of_byte[start:end] = bytes([_PRECEDENCE.index(role)]) * (end - start)
     roles, position = [], 0
-    for piece in pieces:
-        rank = max(rank_of_byte[position : position + len(piece)], default=0)
+    for content in token_contents:
+        rank = max(rank_of_byte[position : position + len(content)], default=0)
         roles.append(int(_PRECEDENCE[rank]))
-        position += len(piece)
-    found = {role for _, _, role in spans}
-    if Role.CALL in found:
+        position += len(content)
+    span_roles = {role for _, _, role in spans}
+    if Role.CALL in span_roles:
         return roles, TurnKind.SEEK
-    return roles, TurnKind.ANSWER if Role.ANSWER in found else TurnKind.NONE
+    return roles, TurnKind.ANSWER if Role.ANSWER in span_roles else TurnKind.NONE

@@ -1,4 +1,4 @@
-"""The tokens that the template is built of, and text to ids without ever reading text as special tokens."""
+"""Vocabulary: the special tokens of the template, and an encoder that reads text as plain characters only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
 
-# A turn ends at <|im_end|>; the other end token of the released generation config would end it unseen.
+# <|endoftext|> is an end token of the released generation config. A turn that ended there would have no <|im_end|>.
 _NEVER_SAMPLED = (
     "<|endoftext|>",
     "<|vision_start|>",
@@ -22,8 +22,8 @@ _NEVER_SAMPLED = (
 class Vocabulary:
     """A tokenizer with the ids that Qwen2.5-VL's template needs. Raises ValueError when one is missing.
 
-    `banned` may never be sampled: vision tokens without a clip behind them, starts and ends of texts, and the unused
-    tail of the embedding.
+    `banned` ids are never sampled: vision tokens, which need a clip behind them, starts and ends of texts, and the
+    unused tail of the embedding.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -36,21 +36,22 @@ class Vocabulary:
     banned: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        known = self.tokenizer.get_vocab()
+        id_of = self.tokenizer.get_vocab()
         for name in ("im_start", "im_end", "vision_start", "vision_end", "video_pad"):
             token = f"<|{name}|>"
-            if token not in known:
+            if token not in id_of:
                 raise ValueError(f"the tokenizer has no {token!r}, which Qwen2.5-VL's template needs")
-            object.__setattr__(self, name, known[token])
-        unwanted = [known[token] for token in _NEVER_SAMPLED if token in known]
+            object.__setattr__(self, name, id_of[token])
+        special = [id_of[token] for token in _NEVER_SAMPLED if token in id_of]
         tail = range(len(self.tokenizer), self.num_embeddings)
-        object.__setattr__(self, "banned", (*sorted(unwanted), self.im_start, *tail))
+        object.__setattr__(self, "banned", (*sorted(special), self.im_start, *tail))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; `<|im_end|>` and its like inside `text` are encoded as characters, not obeyed."""
+        """Returns the ids of plain text. `<|im_end|>` inside `text` is encoded as characters, not as that token."""
         return list(_encode(self.tokenizer, text))
 
     def decode(self, token_ids: list[int]) -> str:
+        """Returns the text of ids, with the names of special tokens."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=False)
 
 

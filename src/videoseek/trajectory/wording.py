@@ -1,14 +1,14 @@
-"""The sentences that a model is given: two styles of one protocol.
+"""The sentences that a model reads: two styles of one protocol.
 
-`full` explains the protocol to an instruction-tuned model; `brief` is for the demonstration model of a million
-parameters, which learns the protocol from examples alone and pays for every token.
+`full` explains the protocol to an instruction-tuned model. `brief` serves the demonstration model of a million
+parameters: it learns the protocol from examples alone and pays for every token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from videoseek.types import Sample
+from videoseek.types import Clip, Sample, letter_options
 
 STYLES = ("full", "brief")
 
@@ -32,20 +32,33 @@ _TEXT_HINT = "Answer with a short phrase."
 
 
 def system_text(style: str, call_example: str, answer_example: str) -> str:
+    """Returns the system prompt. The examples are whole turns in the call format of the run."""
     if style == "brief":
         return "Seek clues, then answer."
     return _FULL_SYSTEM.format(call_example=call_example, answer_example=answer_example)
 
 
 def lettered(options: Sequence[str]) -> list[str]:
-    """Options with their letters, which data sets sometimes carry already."""
-    letters = [chr(ord("A") + index) for index in range(len(options))]
-    if all(option.startswith((f"{letter}.", f"{letter})")) for letter, option in zip(letters, options, strict=True)):
+    """Returns one line per option: "A. red". Options that all carry their letters already stay as they are."""
+    pairs = letter_options(options)
+    if all(option.startswith((f"{letter}.", f"{letter})")) for letter, option in pairs):
         return list(options)
-    return [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
+    return [f"{letter}. {option}" for letter, option in pairs]
+
+
+def time_sentence(clip: Clip) -> str:
+    """Returns the sentence that follows every clip: its rate, its number of frames and its window.
+
+    Times are seconds of the source file, also for a crop, so that the model can call with the times that it reads.
+    """
+    return (
+        f"This video is uniformly sampled at {clip.sample_fps:.2f} fps, contains {len(clip.frame_seconds)} frames "
+        f"from {clip.start_seconds:.1f} seconds to {clip.end_seconds:.1f} seconds."
+    )
 
 
 def question_text(style: str, sample: Sample) -> str:
+    """Returns the question with its options, and in the full style a hint about the form of the answer."""
     options = lettered(sample.options)
     if style == "brief":
         return f"Question: {sample.question}" + (f"\nOptions: {' '.join(options)}" if options else "")
@@ -60,6 +73,7 @@ def question_text(style: str, sample: Sample) -> str:
 
 
 def observation_parts(style: str, index: int, clip_sentence: str) -> tuple[str, str]:
+    """Returns the texts before and after the clip of an observation. `index` counts the episode's calls from 1."""
     if style == "brief":
         return f"Observation {index}: ", ""
     after = f"\n{clip_sentence}\nGo on: think, then look closer again or answer."
@@ -67,6 +81,7 @@ def observation_parts(style: str, index: int, clip_sentence: str) -> tuple[str, 
 
 
 def fault_sentence(style: str, codes: list[str], messages: list[str]) -> str:
+    """Returns the observation of a turn that led to no clip. The brief style names the first fault only."""
     if style == "brief":
         return f"Fault: {codes[0].replace('_', ' ')}."
     return f"No clip was made. {' '.join(messages)} Try again, or answer."

@@ -1,4 +1,4 @@
-"""Readers: records of public formats as samples. Facts that a source does not hold are not invented."""
+"""Readers: they turn records of public formats into samples, and invent no fact that a record leaves out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from videoseek.config import UsageError
 from videoseek.samples.readers import canonical, messages, seeker_rl, verl, video_r1
 from videoseek.samples.readers.calls import in_form
 from videoseek.samples.readers.parquet import ParquetRows
-from videoseek.samples.readers.records import JsonLines, JsonList, RecordFile
-from videoseek.samples.readers.rows import Format, Place, Problem, Row, VideoPaths
+from videoseek.samples.readers.records import JsonLines, JsonList, RecordFile, begins_with_list
+from videoseek.samples.readers.rows import Format, Problem, Row, SourceFile, VideoPaths
 from videoseek.samples.schema import DataError, RecordError
 from videoseek.types import Sample
 
@@ -30,10 +30,10 @@ FORMATS: dict[str, Format] = {
 
 
 class Reader:
-    """One data file in one format: its rows in order, or the sample of one place.
+    """Reads one data file of one format: all rows in order, or one sample by its offset.
 
-    With a `call_format`, calls of recorded turns are put into that form. Raises DataError when the file is not there or
-    its format is unclear, and UsageError for an unknown format.
+    `fmt` None detects the format from the file. With a `call_format`, calls of recorded turns are rewritten in that
+    form. Raises DataError when the file does not exist or its format is unclear, and UsageError for an unknown format.
     """
 
     def __init__(self, path: Path, fmt: str | None, paths: VideoPaths, call_format: str | None = None) -> None:
@@ -42,30 +42,35 @@ class Reader:
             raise UsageError(f"format {name!r} of {path} is not one of {', '.join(FORMATS)}")
         self.path, self.format = path, name
         self.records = open_records(path)
-        self._convert = FORMATS[name].prepare(Place(path, paths))
+        self._convert = FORMATS[name].prepare(SourceFile(path, paths))
         self._call_format = call_format
 
-    def rows(self, seen: set[str]) -> Iterator[tuple[int, int, Row]]:
-        """(place, number, row) of every record. An id that is in `seen` is a problem; new ones are added to it."""
+    def rows(self, ids: set[str]) -> Iterator[Row]:
+        """Yields a row for every record. `ids` are those of earlier records: an id among them is a problem.
+
+        The ids of this file are added to `ids`.
+        """
+        hint = self.records.hint
         for record in self.records:
             where = self.where(record.number)
             try:
                 sample = self._sample(record.value, record.number)
-                if sample.id in seen:
+                if sample.id in ids:
                     raise RecordError("duplicate_id", f"id {sample.id!r} is used twice")
             except RecordError as error:
-                yield record.place, record.number, Row(where, None, Problem(error.code, str(error)))
+                yield Row(record.offset, record.number, where, None, Problem(error.code, f"{error}{hint}"))
             else:
-                seen.add(sample.id)
-                yield record.place, record.number, Row(where, sample, None)
+                ids.add(sample.id)
+                yield Row(record.offset, record.number, where, sample, None)
+            hint = ""
 
     def where(self, number: int) -> str:
-        """How a record is named to the user."""
+        """Returns the name of a record in messages."""
         return f"{self.path}, {self.records.unit} {number}"
 
-    def sample(self, place: int, number: int) -> Sample:
-        """The sample that `rows` gave for this place."""
-        return self._sample(self.records.at(place), number)
+    def sample(self, offset: int, number: int) -> Sample:
+        """Returns the sample of the row with this offset and number."""
+        return self._sample(self.records.at(offset), number)
 
     def _sample(self, value: Any | RecordError, number: int) -> Sample:
         if isinstance(value, RecordError):
@@ -77,17 +82,11 @@ class Reader:
         return sample if turns is sample.turns else replace(sample, turns=turns)
 
 
-def read_rows(path: Path, fmt: str | None, paths: VideoPaths) -> Iterator[Row]:
-    """Every record of a file, lazily; a bad one is a row with a problem. `fmt` None: as `detect_format` says.
-
-    Raises DataError when the file as a whole cannot be read, and UsageError for an unknown format.
-    """
-    for _, _, row in Reader(path, fmt, paths).rows(set()):
-        yield row
-
-
 def open_records(path: Path) -> RecordFile:
-    """By extension (`.parquet`, `.jsonl`), else by the first character. Raises DataError when there is no such file."""
+    """Opens a file by its ending (`.parquet`, `.jsonl`), else by its first character.
+
+    Raises DataError when there is no such file.
+    """
     if not path.is_file():
         raise DataError(f"data file {str(path)!r} does not exist")
     if path.suffix == ".parquet":
@@ -95,34 +94,33 @@ def open_records(path: Path) -> RecordFile:
     if path.suffix == ".jsonl":
         return JsonLines(path)
     with path.open("rb") as file:
-        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    return JsonList(path) if start == b"[" else JsonLines(path)
+        return JsonList(path) if begins_with_list(file.read(4096)) else JsonLines(path)
 
 
 def detect_format(path: Path) -> str:
-    """The format of a file, by its first record that is an object. Raises DataError when that is unclear."""
+    """Returns the format of a file, by its first record that is an object. Raises DataError when that is unclear."""
     records = open_records(path)
-    first: str | None = None
+    first_fault: str | None = None
     for record in records:
         if isinstance(record.value, Mapping):
             return _format_of(record.value, path)
-        if first is None:
-            kind = f"a record must be a JSON object, got {type(record.value).__name__}"
-            first = f"{path}, {records.unit} {record.number}: "
-            first += str(record.value) if isinstance(record.value, RecordError) else kind
-    raise DataError(first or f"data file {str(path)!r} holds no samples")
+        if first_fault is None:
+            wrong_type = f"a record must be a JSON object, got {type(record.value).__name__}"
+            reason = str(record.value) if isinstance(record.value, RecordError) else wrong_type
+            first_fault = f"{path}, {records.unit} {record.number}: {reason}{records.hint}"
+    raise DataError(first_fault or f"data file {str(path)!r} holds no samples")
 
 
 def _format_of(record: Mapping[str, Any], path: Path) -> str:
-    """The marks by which each format is known, the most telling first."""
-    place = Place(path, VideoPaths())
+    """Returns the format that a record's fields tell; the fields that tell most are tried first."""
+    file = SourceFile(path, VideoPaths())
     if isinstance(record.get("extra_info"), str) or isinstance(record.get("messages"), str):
         return "paravt"
     if "extra_info" in record or "reward_model" in record:
         return "verl"
     if isinstance(record.get("solution"), Mapping):
         return "seeker_rl"
-    if "conversations" in record or messages.dataset_entry(place) is not None:
+    if "conversations" in record or messages.dataset_entry(file) is not None:
         return "sharegpt"
     if isinstance(record.get("messages"), list):
         return _messages_format(record)
@@ -139,6 +137,6 @@ def _messages_format(record: Mapping[str, Any]) -> str:
     videos = record.get("videos")
     if isinstance(videos, list) and any(isinstance(video, Mapping) and "url" in video for video in videos):
         return "seeker_sft"
-    said = [message for message in record["messages"] if isinstance(message, Mapping)]
-    swift = any("loss" in message or message.get("role") in ("tool_call", "tool_response") for message in said)
+    turns = [message for message in record["messages"] if isinstance(message, Mapping)]
+    swift = any("loss" in message or message.get("role") in ("tool_call", "tool_response") for message in turns)
     return "swift" if swift else "trl"

@@ -1,8 +1,8 @@
-"""Calls in recorded turns: foreign arguments to the project's, and one call form to the other.
+"""Rewrites the calls in recorded turns: other tools' arguments to the project's, and one call form to the other.
 
-A turn keeps its text but for its calls. Both forms of `trajectory.grammar` are stored as they come: the arguments
-alone between `<grounding>` tags, or name and arguments between `<tool_call>` tags. Other tools' calls of a crop (start
-and end as two numbers, no strategy) become the second form at strategy medium, which is what a crop without one costs.
+The rest of a turn's text stays as it is. Both forms of `trajectory.grammar` are stored unchanged: the arguments alone
+between `<grounding>` tags, or name and arguments between `<tool_call>` tags. Another tool's crop call (start and end as
+two numbers, no strategy) becomes the second form, at strategy medium.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _BLOCKS = {name: re.compile(f"<{cls.call_tag}>(.*?)</{cls.call_tag}>", re.DOTALL
 
 
 def call_block(call: dict[str, Any]) -> str:
-    """A function call of a tool message (`name`, and `arguments` as an object or as JSON text) in the second form."""
+    """Writes a function call of a tool message in the second form.
+
+    `call` has a `name`, and `arguments` as an object or as JSON text.
+    """
     arguments = call.get("arguments")
     if isinstance(arguments, str):
         call = call | {"arguments": read_object(arguments) or arguments}
@@ -31,13 +34,13 @@ def call_block(call: dict[str, Any]) -> str:
 
 
 def with_own_arguments(turn: str) -> str:
-    """The turn with every readable crop call in the project's arguments. Raises RecordError for another tool."""
+    """Rewrites every readable crop call of a turn to the project's arguments. Raises RecordError for another tool."""
     return _BLOCKS["hermes"].sub(lambda block: _own_block(block.group(0), read_object(block.group(1))), turn)
 
 
 def _own_block(text: str, call: dict[str, Any] | None) -> str:
     if call is None or not isinstance(call.get("arguments"), dict):
-        return text  # not readable as a call: the grammar has a fault for it
+        return text  # the grammar reports the malformed call as a fault
     if call.get("name") != TOOL:
         raise RecordError("bad_turn", f"a turn calls the tool {call.get('name')!r}; the only one is {TOOL}")
     arguments = call["arguments"]
@@ -50,7 +53,7 @@ def _own_block(text: str, call: dict[str, Any] | None) -> str:
 
 
 def form_of(turns: Iterable[str]) -> str | None:
-    """The call form that the turns are in, None without any call. Raises RecordError when both occur."""
+    """Returns the call form of the turns, or None if they hold no call. Raises RecordError when both forms occur."""
     forms = {name for name, cls in FORMATS.items() for turn in turns if f"<{cls.call_tag}>" in turn}
     if len(forms) > 1:
         raise RecordError("bad_turn", f"the turns mix the call forms {' and '.join(sorted(forms))}")
@@ -58,26 +61,26 @@ def form_of(turns: Iterable[str]) -> str | None:
 
 
 def parse_turns(turns: tuple[str, ...]) -> list[ParsedTurn]:
-    """The turns as the grammar of their call form reads them. Raises RecordError when both forms occur."""
+    """Parses the turns with the grammar of their call form. Raises RecordError when both forms occur."""
     fmt = FORMATS[form_of(turns) or "hermes"]()
     return [fmt.parse(turn) for turn in turns]
 
 
 def in_form(turns: tuple[str, ...], name: str) -> tuple[str, ...]:
-    """The turns with their calls in the form `name`: the same arguments between other tags.
+    """Rewrites the calls of the turns in the form `name`: the same arguments between other tags.
 
-    A call that cannot be read changes its tags only. Raises RecordError where a turn holds more calls than the form
+    Of a call that cannot be read, only the tags change. Raises RecordError if a turn holds more calls than the form
     allows.
     """
-    have = form_of(turns)
-    if have in (None, name):
+    form = form_of(turns)
+    if form in (None, name):
         return turns
     if not FORMATS[name].several_calls:
         for number, turn in enumerate(turns, 1):
-            if (count := len(_BLOCKS[have].findall(turn))) > 1:
+            if (count := len(_BLOCKS[form].findall(turn))) > 1:
                 raise RecordError("bad_turn", f"turn {number} holds {count} calls; prompt.format={name} allows one")
     convert = _to_hermes if name == "hermes" else _to_grounding
-    return tuple(_BLOCKS[have].sub(lambda block: convert(block.group(1)), turn) for turn in turns)
+    return tuple(_BLOCKS[form].sub(lambda block: convert(block.group(1)), turn) for turn in turns)
 
 
 def _to_hermes(payload: str) -> str:

@@ -1,4 +1,4 @@
-"""The project's own records, as `data/schema/sample.schema.json` has them, whole or inside another format's."""
+"""Reads the project's own records (`data/schema/sample.schema.json`), by themselves or inside another format's."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from typing import Any
 
 from videoseek.samples.readers.calls import parse_turns
 from videoseek.samples.readers.conversation import Medium, Message, check_media, check_windows, split_rounds
-from videoseek.samples.readers.rows import Convert, Place
+from videoseek.samples.readers.rows import Convert, SourceFile
 from videoseek.samples.schema import RecordError, parse_json, sample_from_record
 from videoseek.types import Sample
 
 
-def prepare(place: Place) -> Convert:
+def prepare(file: SourceFile) -> Convert:
+    """Returns the reader of the project's own JSONL."""
+
     def convert(record: Any, number: int) -> Sample:
-        return sample_from_record(record, place.locate)
+        return sample_from_record(record, file.locate)
 
     return convert
 
 
-def sample_from_extra(extra: Any, messages: Sequence[Message], media: Sequence[Medium], place: Place) -> Sample:
-    """A sample that was written in another format, exactly as it was: turns from the conversation, the rest from extra.
+def sample_from_extra(extra: Any, messages: Sequence[Message], media: Sequence[Medium], file: SourceFile) -> Sample:
+    """Restores a sample that `data convert` wrote in another format, exactly as it was.
 
-    `extra` is a record without video and turns, or its JSON text. Raises RecordError.
+    Video and turns come from the conversation, all else from `extra`: the project's record, or its JSON text. Raises
+    RecordError.
     """
     if isinstance(extra, str):
         extra = parse_json(extra)
@@ -30,7 +33,7 @@ def sample_from_extra(extra: Any, messages: Sequence[Message], media: Sequence[M
         raise RecordError("not_object", f"field 'videoseek' must be a JSON object, got {type(extra).__name__}")
     question, rounds = split_rounds(messages)
     check_media(question, rounds, media, implicit_mark=False)
-    turns = tuple(said for said, _ in rounds)
-    check_windows(parse_turns(turns), [shown for _, shown in rounds], media)
+    turns = tuple(turn for turn, _ in rounds)
+    check_windows(parse_turns(turns), [observation for _, observation in rounds], media)
     own = {"video": media[0].video} | ({"turns": list(turns)} if turns else {})
-    return sample_from_record(extra | own, place.locate)
+    return sample_from_record(extra | own, file.locate)

@@ -1,4 +1,4 @@
-"""The kind of a sample: what its source says, or one rule where it says nothing."""
+"""The kind of a sample: named by its source, or else derived from the record by one rule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def kind_from_name(name: str, num_clues: int) -> str | None:
-    """The kind that the name of a source or of a file tells, as in Seeker-173K; None when it tells none."""
+    """Returns the kind that the name of a source or file tells, as in Seeker-173K, or None if it tells none."""
     if name in KINDS:
         return name
     if name in _REWARD_NAMES:
@@ -37,11 +37,11 @@ def kind_from_name(name: str, num_clues: int) -> str | None:
 
 
 def kind_from_evidence(answer: str, clues: Sequence[Interval], turns: Sequence[ParsedTurn]) -> str:
-    """The rule for sources that say nothing.
+    """Returns the kind of a record whose source does not name one.
 
-    An answer that is a window: temporal_grounding. Else the tool is needed if the recorded turns call it, or, without
-    turns, if there are clues; and single or multi is the number of clues, or, without clues, of different calls.
-    Neither turns nor clues: clue_multi_wo_tool, the kind whose reward takes no notice of calls.
+    An answer that is a window means temporal_grounding. Otherwise the tool is needed if the recorded turns call it or,
+    without turns, if there are clues. Single or multi follows the number of clues or, without clues, of different
+    calls. A record with neither turns nor clues is clue_multi_wo_tool, the kind whose reward ignores calls.
     """
     if answer_window(answer) is not None:
         return "temporal_grounding"
@@ -53,18 +53,18 @@ def kind_from_evidence(answer: str, clues: Sequence[Interval], turns: Sequence[P
 
 
 def answer_window(answer: str) -> Interval | None:
-    """The window that an answer in the project's form gives, in seconds."""
+    """Returns the window, in seconds, of an answer in the project's form, or None for any other answer."""
     payload = read_object(answer)
     segment = read_segment(payload.get("temporal_segment")) if payload is not None else None
     return segment if isinstance(segment, tuple) else None
 
 
 def window_answer(start_seconds: float, end_seconds: float) -> str:
-    """A window as the answer to a temporal_grounding question."""
+    """Writes a window as the answer to a temporal_grounding question."""
     return json.dumps({"temporal_segment": [start_seconds, end_seconds]})
 
 
 def loose_window_answer(text: str) -> str | None:
-    """A window written in some other way (`[3, 7.5]`, `3 to 7.5`) in the project's form, if it is two numbers."""
+    """Rewrites a window such as `[3, 7.5]` or `3 to 7.5` in the project's form; None unless it is two numbers."""
     numbers = _NUMBER.findall(text)
     return window_answer(float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None

@@ -1,4 +1,4 @@
-"""Formats that are lists of messages: Seeker-173K SFT, LLaMA-Factory sharegpt, ms-swift, TRL."""
+"""Reads formats that are lists of messages: Seeker-173K SFT, LLaMA-Factory sharegpt, ms-swift, TRL."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from videoseek.samples.readers.calls import call_block
 from videoseek.samples.readers.canonical import sample_from_extra
 from videoseek.samples.readers.conversation import VIDEO_MARK, Facts, Medium, Message, sample_from_conversation
 from videoseek.samples.readers.kinds import kind_from_name
-from videoseek.samples.readers.rows import Convert, Place
+from videoseek.samples.readers.rows import Convert, SourceFile
 from videoseek.samples.schema import DataError, RecordError, interval, parse_json, strings
 from videoseek.types import Sample
 
-#: Names of roles -> what they are here. A call is part of the assistant's turn, a tool's result is a user turn.
+#: A role's name -> its role here. A call is part of the assistant's turn, a tool's result is a user turn.
 _ROLES = {
     "system": "system",
     "user": "user",
@@ -31,7 +31,10 @@ _ANSWERS = ("answer", "solution", "ground_truth")
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Where a format keeps what. implicit_mark: a single video may go without its mark in the text."""
+    """The columns and roles of a format.
+
+    With `implicit_mark`, a single video needs no mark in the text. With `kind_in_name`, the file's name tells the kind.
+    """
 
     messages: str = "messages"
     videos: str = "videos"
@@ -43,21 +46,24 @@ class Dialect:
     kind_in_name: bool = False
 
 
-def prepare_seeker_sft(place: Place) -> Convert:
-    return _converter(Dialect(kind_in_name=True), place)
+def prepare_seeker_sft(file: SourceFile) -> Convert:
+    """Returns the reader of Seeker-173K SFT, whose file names tell the kind."""
+    return _converter(Dialect(kind_in_name=True), file)
 
 
-def prepare_messages(place: Place) -> Convert:
-    return _converter(Dialect(implicit_mark=True), place)
+def prepare_messages(file: SourceFile) -> Convert:
+    """Returns the reader of ms-swift and TRL."""
+    return _converter(Dialect(implicit_mark=True), file)
 
 
-def prepare_sharegpt(place: Place) -> Convert:
-    return _converter(sharegpt_dialect(dataset_entry(place)), place)
+def prepare_sharegpt(file: SourceFile) -> Convert:
+    """Returns the reader of sharegpt, with the columns and tags of `dataset_info.json` if there is one."""
+    return _converter(sharegpt_dialect(dataset_entry(file)), file)
 
 
-def dataset_entry(place: Place) -> Mapping[str, Any] | None:
-    """What a `dataset_info.json` beside the file says of it, if there is one that does. Raises DataError."""
-    path = place.path.with_name(DATASET_INFO)
+def dataset_entry(file: SourceFile) -> Mapping[str, Any] | None:
+    """Returns the entry of a file in the `dataset_info.json` beside it, or None. Raises DataError."""
+    path = file.path.with_name(DATASET_INFO)
     if not path.is_file():
         return None
     try:
@@ -66,11 +72,14 @@ def dataset_entry(place: Place) -> Mapping[str, Any] | None:
         raise DataError(f"{path}: {error}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise DataError(f"{path} must be an object of data sets by name")
-    return next((entry for entry in entries.values() if entry.get("file_name") == place.path.name), None)
+    return next((entry for entry in entries.values() if entry.get("file_name") == file.path.name), None)
 
 
 def sharegpt_dialect(entry: Mapping[str, Any] | None) -> Dialect:
-    """The columns and tags of an entry of `dataset_info.json`, with LLaMA-Factory's defaults. Raises DataError."""
+    """Returns the columns and tags of an entry of `dataset_info.json`, with LLaMA-Factory's defaults.
+
+    Raises DataError for an entry whose records are not conversations.
+    """
     entry = entry or {"formatting": "sharegpt", "columns": {"videos": "videos", "images": "images"}}
     if entry.get("formatting") != "sharegpt" or entry.get("ranking"):
         raise DataError(f"dataset_info.json: {entry.get('file_name')} must have formatting sharegpt and no ranking")
@@ -92,7 +101,7 @@ def sharegpt_dialect(entry: Mapping[str, Any] | None) -> Dialect:
     )
 
 
-def _converter(dialect: Dialect, place: Place) -> Convert:
+def _converter(dialect: Dialect, file: SourceFile) -> Convert:
     def convert(record: Any, number: int) -> Sample:
         if not isinstance(record, dict):
             raise RecordError("not_object", f"a record must be a JSON object, got {type(record).__name__}")
@@ -102,19 +111,19 @@ def _converter(dialect: Dialect, place: Place) -> Convert:
             raise RecordError("bad_media", "the record has images; only video is read")
         media = [*read_media(record.get(dialect.videos)), *inline]
         if extra := record.get("videoseek"):
-            return sample_from_extra(extra, messages, media, place)
+            return sample_from_extra(extra, messages, media, file)
         facts = Facts(
-            id=record_id(record, place, number),
+            id=record_id(record, file, number),
             answer=_answer(record),
-            kind=kind_from_name(place.path.stem, 0) if dialect.kind_in_name else None,
+            kind=kind_from_name(file.path.stem, 0) if dialect.kind_in_name else None,
         )
-        return sample_from_conversation(messages, media, facts, place, implicit_mark=dialect.implicit_mark)
+        return sample_from_conversation(messages, media, facts, file, implicit_mark=dialect.implicit_mark)
 
     return convert
 
 
 def recorded_messages(record: Mapping[str, Any], column: str) -> list[Any]:
-    """The list of messages: a list, its JSON text, or TRL's prompt and completion. Raises RecordError."""
+    """Returns a record's messages: a list, a list as JSON text, or TRL's prompt and completion. Raises RecordError."""
     value = record.get(column)
     if value is None and "prompt" in record:
         halves = zip(("prompt", "completion"), ("user", "assistant"), strict=True)
@@ -138,7 +147,10 @@ def _half(value: Any, name: str, role: str) -> list[Any]:
 
 
 def read_messages(values: list[Any], dialect: Dialect, inline: list[Medium]) -> list[Message]:
-    """The talk of user and assistant by turns; media that stand in messages are appended to `inline`."""
+    """Joins messages to the alternating turns of user and assistant. Raises RecordError.
+
+    Appends media that stand inside messages to `inline`.
+    """
     messages: list[Message] = []
     for number, value in enumerate(values, 1):
         role, text = _read_message(value, number, dialect, inline)
@@ -175,7 +187,7 @@ def _read_message(value: Any, number: int, dialect: Dialect, inline: list[Medium
 
 
 def _read_content(content: Any, number: int, inline: list[Medium]) -> str:
-    """Text as it is; parts joined, a video part as its mark."""
+    """Returns text as it is, and joins parts; a video part becomes a mark."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
@@ -195,7 +207,7 @@ def _read_content(content: Any, number: int, inline: list[Medium]) -> str:
 
 
 def _read_call(text: str, number: int) -> str:
-    """The text of a message that is nothing but calls: one as an object, or several as a list."""
+    """Returns the blocks of a message that consists of calls: one as an object, or several as a list."""
     try:
         value = parse_json(text)
     except RecordError as error:
@@ -207,7 +219,7 @@ def _read_call(text: str, number: int) -> str:
 
 
 def read_media(value: Any) -> Iterator[Medium]:
-    """The entries of a `videos` column: paths, or objects with a path and perhaps the window that they show."""
+    """Returns the entries of a `videos` column: paths, or objects with a path and perhaps the window shown."""
     entries = [] if value is None else value if isinstance(value, list) else [value]
     return map(_read_medium, entries)
 
@@ -223,12 +235,12 @@ def _read_medium(entry: Any) -> Medium:
     return Medium(video, None if window == (-1, -1) else window)
 
 
-def record_id(record: Mapping[str, Any], place: Place, number: int) -> str:
-    """Unique over files: the file's name without its ending, and the record's own id or, without one, its number."""
+def record_id(record: Mapping[str, Any], file: SourceFile, number: int) -> str:
+    """Returns an id that is unique over files: the file's name without ending, and the record's id or number."""
     own = next((record[name] for name in ("id", "doc_id") if record.get(name) is not None), number)
     if not isinstance(own, (str, int)):
         raise RecordError("wrong_type", f"field 'id' must be text or a number, got {own!r}")
-    return f"{place.path.stem}/{own}"
+    return f"{file.path.stem}/{own}"
 
 
 def _answer(record: Mapping[str, Any]) -> str | None:

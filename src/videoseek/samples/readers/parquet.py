@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, a row group at a time. The one place that reads with pyarrow."""
+"""Rows of a Parquet file, one row group at a time. No other module reads with pyarrow."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from videoseek.samples.readers.records import RawRecord, RecordFile
-from videoseek.samples.schema import DataError
+from videoseek.samples.schema import DataError, RecordError, check_text_lengths
 
 _ROWS_PER_BATCH = 512
-#: Decoded row groups that are kept for access by place.
+#: Number of decoded row groups that are kept for access by offset.
 _KEPT_GROUPS = 8
 
 
 class ParquetRows(RecordFile):
-    """Places are row numbers from 0. Raises DataError without pyarrow, and for what is no Parquet file."""
+    """The rows of a file; offsets are row numbers from 0.
+
+    Raises DataError if pyarrow is not installed, and for a file that is not Parquet.
+    """
 
     unit = "row"
 
@@ -39,18 +42,22 @@ class ParquetRows(RecordFile):
         self._group = lru_cache(maxsize=_KEPT_GROUPS)(self._file.read_row_group)
 
     def __iter__(self) -> Iterator[RawRecord]:
-        place = 0
+        offset = 0
         try:
             for batch in self._file.iter_batches(batch_size=_ROWS_PER_BATCH):
                 for value in batch.to_pylist():
-                    yield RawRecord(place + 1, place, value)
-                    place += 1
+                    try:
+                        check_text_lengths(value)
+                    except RecordError as error:
+                        value = error
+                    yield RawRecord(offset + 1, offset, value)
+                    offset += 1
         except self._broken as error:
             raise self._error(error) from error
 
-    def at(self, place: int) -> Any:
-        group = bisect_right(self._starts, place) - 1
-        return self._group(group).slice(place - self._starts[group], 1).to_pylist()[0]
+    def at(self, offset: int) -> Any:
+        group = bisect_right(self._starts, offset) - 1
+        return self._group(group).slice(offset - self._starts[group], 1).to_pylist()[0]
 
     def _error(self, error: Exception) -> DataError:
         return DataError(f"{self._path} cannot be read as Parquet: {str(error).splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""Raw records of a text file, in order or by place, without holding them: JSONL, or one JSON list."""
+"""Raw records of a text file, in order or by offset, without holding them: JSONL, or one JSON list."""
 
 from __future__ import annotations
 
@@ -10,49 +10,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from videoseek.samples.schema import RecordError, parse_json
+from videoseek.samples.schema import (
+    MAX_TEXT_CHARACTERS,
+    RecordError,
+    check_text_lengths,
+    parse_json,
+    repeated_key,
+)
 
-#: What tells where an element of a list ends: strings (which may hold brackets), brackets and commas.
+#: The tokens that decide where an element of a list ends: strings (which may hold brackets), brackets and commas.
 _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """One record: its number as `RecordFile.unit` counts from 1, its place for `RecordFile.at`, and its value."""
+    """One record: its number from 1 in units of `RecordFile.unit`, its offset for `RecordFile.at`, and its value."""
 
     number: int
-    place: int
+    offset: int
     value: Any | RecordError
 
 
 class RecordFile(ABC):
-    """A file of records; places run from 0 to `size`."""
+    """A file of records, in order or by offset; offsets run from 0 to `size`."""
 
     unit: ClassVar[str]
     size: int
+    #: Appended to the message about the first record if that one is bad.
+    hint: str = ""
 
     @abstractmethod
     def __iter__(self) -> Iterator[RawRecord]:
-        """All records in order; one that cannot be decoded has a RecordError as its value."""
+        """Yields all records in order; the value of a record that cannot be decoded is a RecordError."""
 
     @abstractmethod
-    def at(self, place: int) -> Any:
-        """The value of the record at a place that iteration gave. Raises RecordError when the file has changed."""
+    def at(self, offset: int) -> Any:
+        """Returns the value of the record at an offset that iteration gave.
+
+        Raises RecordError when the file has changed.
+        """
+
+    def repeated_key(self, offset: int) -> str | None:
+        """Returns a key that an object of the record holds twice, or None. Formats without keys hold none twice."""
+        return None
 
 
 class _TextFile(RecordFile):
-    """Places are byte offsets. The file is mapped: forked processes share it and nobody has a position in it."""
+    """A text file; offsets are in bytes.
+
+    The file is mapped into memory: forked processes share the map, and no process moves another's file position.
+    """
 
     def __init__(self, path: Path) -> None:
         self.size = path.stat().st_size
         self._text: mmap.mmap | bytes = b""
-        if self.size:  # nothing cannot be mapped
+        if self.size:  # an empty file cannot be mapped
             with path.open("rb") as file:
                 self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     @abstractmethod
     def _spans(self, start: int) -> Iterator[tuple[int, int]]:
-        """Byte spans of the records from `start` on, blank ones too."""
+        """Yields (start, end) in bytes of each record from `start` on; a span may be blank."""
 
     def __iter__(self) -> Iterator[RawRecord]:
         for number, (start, end) in enumerate(self._spans(self._first), 1):
@@ -60,7 +78,7 @@ class _TextFile(RecordFile):
             if not text.strip():
                 continue
             try:
-                yield RawRecord(number, start, parse_json(text))
+                yield RawRecord(number, start, _parse_record(text))
             except RecordError as error:
                 yield RawRecord(number, start, error)
 
@@ -68,15 +86,36 @@ class _TextFile(RecordFile):
     def _first(self) -> int:
         return 0
 
-    def at(self, place: int) -> Any:
-        start, end = next(self._spans(place))
-        return parse_json(self._text[start:end])
+    def at(self, offset: int) -> Any:
+        start, end = next(self._spans(offset))
+        return _parse_record(self._text[start:end])
+
+    def repeated_key(self, offset: int) -> str | None:
+        start, end = next(self._spans(offset))
+        return repeated_key(self._text[start:end])
+
+
+def _parse_record(text: bytes) -> Any:
+    value = parse_json(text)
+    if len(text) > MAX_TEXT_CHARACTERS:  # a shorter record cannot hold a longer text
+        check_text_lengths(value)
+    return value
+
+
+def begins_with_list(start: bytes) -> bool:
+    """Returns whether the first bytes of a text file begin a JSON list."""
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 class JsonLines(_TextFile):
-    """One JSON value a line; blank lines are skipped."""
+    """One JSON value per line; blank lines are skipped."""
 
     unit = "line"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        if begins_with_list(self._text[:4096]):
+            self.hint = "; the file begins a JSON list, which is read from a file that ends in .json"
 
     def _spans(self, start: int) -> Iterator[tuple[int, int]]:
         while start < self.size:

@@ -1,4 +1,4 @@
-"""What reading gives: one row a record, a sample or a problem; and where videos may lie."""
+"""The results of reading a file, one row for each record, and the folders in which videos may lie."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record of a file. `where` names it (`FILE, line 3`); exactly one of sample and problem is there."""
+    """One record of a file, with either a sample or a problem.
 
+    `offset` finds the record again (see `RecordFile.at`), `number` counts from 1 as users count, and `where` names the
+    record in messages (`FILE, line 3`).
+    """
+
+    offset: int
+    number: int
     where: str
     sample: Sample | None
     problem: Problem | None
@@ -32,10 +38,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class VideoPaths:
-    """From the names of videos in a record to local files below one root.
+    """Maps the names of videos in records to local files below one root.
 
-    `prefixes` are (from, to) pairs: the first one that a name starts with is applied, once. Relative names start from
-    `video_root` (None: the folder of the data file), and no name may lead out of it.
+    `prefixes` are (from, to) pairs: the first pair whose `from` begins a name is applied, once. Relative names start
+    from `video_root` (None: the folder of the data file), and every name must lead to a file inside it.
     """
 
     video_root: Path | None = None
@@ -43,7 +49,7 @@ class VideoPaths:
 
     @classmethod
     def of(cls, video_root: str | None, rules: Sequence[str] = ()) -> VideoPaths:
-        """`rules` are `FROM=>TO` texts. Raises UsageError."""
+        """Builds the mapping from `FROM=>TO` texts. Raises UsageError."""
         pairs = []
         for rule in rules:
             old, arrow, new = rule.partition("=>")
@@ -53,7 +59,7 @@ class VideoPaths:
         return cls(Path(video_root) if video_root is not None else None, tuple(pairs))
 
     def locate(self, video: str, folder: Path) -> str:
-        """The path of a video that a data file in `folder` names. Raises RecordError."""
+        """Returns the path of a video that a data file in `folder` names. Raises RecordError."""
         old, new = next((pair for pair in self.prefixes if video.startswith(pair[0])), ("", ""))
         name = (new + video.removeprefix(old)).removeprefix("file://")
         if "://" in name:
@@ -62,30 +68,31 @@ class VideoPaths:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The data file that a record stands in, for whatever the record leaves to it."""
+class SourceFile:
+    """A data file: its name gives ids a prefix and perhaps a kind, its folder is where video paths start from."""
 
     path: Path
     paths: VideoPaths
 
     def locate(self, video: str) -> str:
+        """Returns the path of a video that a record of this file names. Raises RecordError."""
         return self.paths.locate(video, self.path.parent)
 
 
-#: One record and its number (from 1) to its sample. Raises RecordError.
+#: Turns one record and its number (from 1) into a sample. Raises RecordError.
 Convert = Callable[[Any, int], Sample]
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A way to write samples. `prepare` is called once a file and gives the function for its records."""
+    """A format of data files. `prepare` is called once for each file and returns the function for its records."""
 
     summary: str
-    prepare: Callable[[Place], Convert]
+    prepare: Callable[[SourceFile], Convert]
 
 
 def problem_lines(bad: Sequence[tuple[str, Problem]]) -> list[str]:
-    """How many records have which problem, the commonest first, each with its first case."""
+    """Returns a line for each code of a problem, the commonest first: its count, and its first case."""
     firsts: dict[str, str] = {}
     for where, problem in bad:
         firsts.setdefault(problem.code, f"{where}: {problem.message}")

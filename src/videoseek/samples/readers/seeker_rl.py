@@ -1,4 +1,4 @@
-"""Seeker-173K RL: questions with a key and clues, one JSON list a file."""
+"""Reads Seeker-173K RL: questions with a key and clues, one JSON list per file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 from videoseek.samples.readers.kinds import kind_from_evidence, kind_from_name, window_answer
 from videoseek.samples.readers.messages import record_id
-from videoseek.samples.readers.rows import Convert, Place
+from videoseek.samples.readers.rows import Convert, SourceFile
 from videoseek.samples.schema import RecordError, checked_sample, interval, strings
 from videoseek.types import Interval, Sample
 
 
-def prepare(place: Place) -> Convert:
+def prepare(file: SourceFile) -> Convert:
+    """Returns the reader of Seeker-173K RL."""
+
     def convert(record: Any, number: int) -> Sample:
         if not isinstance(record, dict):
             raise RecordError("not_object", f"a record must be a JSON object, got {type(record).__name__}")
@@ -21,7 +23,7 @@ def prepare(place: Place) -> Convert:
             raise RecordError("wrong_type", f"field 'solution' must be an object, got {solution!r}")
         clues = _clues(solution.get("clue"))
         source = record.get("data_source")
-        kind = kind_from_name(str(source), len(clues)) or kind_from_name(place.path.stem, len(clues))
+        kind = kind_from_name(str(source), len(clues)) or kind_from_name(file.path.stem, len(clues))
         answer = solution.get("answer")
         if kind == "temporal_grounding" and clues:
             answer = window_answer(*clues[0])
@@ -29,8 +31,8 @@ def prepare(place: Place) -> Convert:
             raise RecordError("no_answer", "field 'solution' holds neither an answer nor, for grounding, a clue")
         (answer,) = strings("solution.answer", [answer])
         return checked_sample(
-            id=record_id(record, place, number),
-            video=_video(record, place),
+            id=record_id(record, file, number),
+            video=_video(record, file),
             question=_question(record),
             options=strings("options", record.get("options") or []),
             answer=answer,
@@ -42,7 +44,7 @@ def prepare(place: Place) -> Convert:
 
 
 def _question(record: dict[str, Any]) -> str:
-    """Grounding records name the event in `problem`."""
+    """Returns the question; grounding records name the event in `problem`."""
     text = record.get("question", record.get("problem"))
     if not isinstance(text, str):
         raise RecordError("missing_field", f"field 'question' must be a string, got {text!r}")
@@ -56,12 +58,12 @@ def _clues(value: Any) -> tuple[Interval, ...]:
     return tuple(interval("timestamp", clue.get("timestamp")) for clue in clues)
 
 
-def _video(record: dict[str, Any], place: Place) -> str:
-    """A file, or a folder of frames at `frame_fps` a second."""
+def _video(record: dict[str, Any], file: SourceFile) -> str:
+    """Returns the path of a file, or of a folder of frames with its rate `frame_fps`, in frames per second."""
     video = record.get("video")
     if not isinstance(video, str):
         raise RecordError("missing_field", f"field 'video' must be a string, got {video!r}")
-    path, rate = place.locate(video), record.get("frame_fps")
+    path, rate = file.locate(video), record.get("frame_fps")
     if rate is None or not Path(path).is_dir():
         return path
     if type(rate) not in (int, float) or not 0 < rate < float("inf"):

@@ -1,4 +1,4 @@
-"""verl's columns, as LongVT and ParaVT fill them: a prompt, videos, a ground truth, and turns where there are any."""
+"""Reads verl's columns as LongVT and ParaVT fill them: a prompt, videos, a ground truth and, for SFT, turns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from videoseek.samples.readers.canonical import sample_from_extra
 from videoseek.samples.readers.conversation import Facts, Medium, sample_from_conversation
 from videoseek.samples.readers.kinds import kind_from_name, loose_window_answer, window_answer
 from videoseek.samples.readers.messages import Dialect, read_media, read_messages, record_id, recorded_messages
-from videoseek.samples.readers.rows import Convert, Place
+from videoseek.samples.readers.rows import Convert, SourceFile
 from videoseek.samples.schema import RecordError, interval, parse_json
 from videoseek.types import Interval, Sample
 
 _DIALECT = Dialect()
 
 
-def prepare(place: Place) -> Convert:
-    """`extra_info` is an object (verl, LongVT) or its JSON text (ParaVT); turns are in `messages`."""
+def prepare(file: SourceFile) -> Convert:
+    """Returns the reader. `extra_info` is an object (verl, LongVT) or JSON text (ParaVT); turns are in `messages`."""
 
     def convert(record: Any, number: int) -> Sample:
         if not isinstance(record, dict):
@@ -30,7 +30,7 @@ def prepare(place: Place) -> Convert:
             raise RecordError("bad_media", "the record has images; only video is read")
         media = [*read_media(record.get("videos")), *inline]
         if own := extra.get("videoseek"):
-            return sample_from_extra(own, messages, media, place)
+            return sample_from_extra(own, messages, media, file)
         answer = _answer(record, extra)
         grounding = extra.get("question_type") == "tvg"
         if grounding and answer is not None:
@@ -40,13 +40,13 @@ def prepare(place: Place) -> Convert:
         if question is not None and not isinstance(question, str):
             raise RecordError("wrong_type", f"field 'extra_info.question' must be a string, got {question!r}")
         facts = Facts(
-            id=record_id({"id": extra.get("index")} | record, place, number),
+            id=record_id({"id": extra.get("index")} | record, file, number),
             question=question,
             answer=answer,
             kind="temporal_grounding" if grounding else kind_from_name(str(record.get("data_source")), len(clues)),
             clues=clues,
         )
-        return sample_from_conversation(messages, media, facts, place)
+        return sample_from_conversation(messages, media, facts, file)
 
     return convert
 
@@ -62,7 +62,7 @@ def _object(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def _answer(record: Mapping[str, Any], extra: Mapping[str, Any]) -> str | None:
-    """The ground truth; two numbers are a window."""
+    """Returns the ground truth; two numbers are a window."""
     truth = _object("reward_model", record.get("reward_model")).get("ground_truth")
     value = extra.get("answer") if truth is None else truth
     if isinstance(value, list):
@@ -73,7 +73,7 @@ def _answer(record: Mapping[str, Any], extra: Mapping[str, Any]) -> str | None:
 
 
 def _clues(value: Any) -> tuple[Interval, ...]:
-    """One window or a list of them."""
+    """Returns the clues: one window, or a list of windows."""
     if not isinstance(value, list) or not value:
         return ()
     return tuple(interval("video_segment", pair) for pair in (value if isinstance(value[0], list) else [value]))

@@ -1,4 +1,4 @@
-"""Video-R1's records, which many later sets share: a problem, its options, and a solution between answer tags."""
+"""Reads Video-R1's records, which many later sets share: a problem, options, and a solution between answer tags."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from videoseek.samples.readers.calls import parse_turns
 from videoseek.samples.readers.conversation import split_options, without_media
 from videoseek.samples.readers.kinds import kind_from_evidence, kind_from_name
 from videoseek.samples.readers.messages import read_media, record_id
-from videoseek.samples.readers.rows import Convert, Place
+from videoseek.samples.readers.rows import Convert, SourceFile
 from videoseek.samples.schema import RecordError, checked_sample, strings
 from videoseek.types import Sample
 
 
-def prepare(place: Place) -> Convert:
-    """The reasoning, in `process`, and the solution are the one turn of a record that has both."""
+def prepare(file: SourceFile) -> Convert:
+    """Returns the reader. A record with reasoning (`process`) has one turn: the reasoning and the solution."""
 
     def convert(record: Any, number: int) -> Sample:
         if not isinstance(record, dict):
@@ -25,8 +25,8 @@ def prepare(place: Place) -> Convert:
         parsed = parse_turns(turns)
         answer = parse_turns((solution,))[0].answer or solution
         return checked_sample(
-            id=record_id({"id": record.get("problem_id")} | record, place, number),
-            video=place.locate(_video(record)),
+            id=record_id({"id": record.get("problem_id")} | record, file, number),
+            video=file.locate(_video(record)),
             question=question,
             options=strings("options", record.get("options") or []) or options,
             answer=answer,
@@ -42,10 +42,10 @@ def _solution(record: dict[str, Any]) -> str:
 
 
 def _turns(record: dict[str, Any], solution: str) -> tuple[str, ...]:
-    process = record.get("process")
-    if process is None:
+    if record.get("process") is None:
         return ()
-    return (f"{_text(record, 'process')}\n{solution}",)
+    process = _text(record, "process")
+    return (f"{process}\n{solution}",) if process else ()  # some files write "" for no reasoning
 
 
 def _text(record: dict[str, Any], name: str) -> str:
@@ -57,7 +57,7 @@ def _text(record: dict[str, Any], name: str) -> str:
 
 
 def _video(record: dict[str, Any]) -> str:
-    """The one video of a record, under whichever of three names."""
+    """Returns the one video of a record, from the first of three fields that is filled."""
     if record.get("data_type", "video") != "video":
         raise RecordError("bad_media", f"field 'data_type' is {record['data_type']!r}; only video is read")
     name = next((name for name in ("path", "video", "videos") if record.get(name)), None)

@@ -1,0 +1,119 @@
+"""The operator: attention under a TokenMask, by the implementation that `dispatch` chooses."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+
+from videoseek_kernels.block_mask import BlockMask, build_block_mask
+from videoseek_kernels.dense import padded_attention, segmented_attention
+from videoseek_kernels.dispatch import (
+    IMPLEMENTATIONS,
+    check_hopper_inputs,
+    check_triton_inputs,
+    choose,
+    log_choice,
+)
+from videoseek_kernels.mask import TokenMask
+from videoseek_kernels.reference import masked_attention
+
+
+@overload
+def tdam_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: TokenMask | BlockMask,
+    *,
+    scale: float | None = ...,
+    impl: str = ...,
+    return_lse: Literal[False] = ...,
+) -> torch.Tensor: ...
+@overload
+def tdam_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: TokenMask | BlockMask,
+    *,
+    scale: float | None = ...,
+    impl: str = ...,
+    return_lse: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+def tdam_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: TokenMask | BlockMask,
+    *,
+    scale: float | None = None,
+    impl: str = "auto",
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Computes softmax attention of T packed tokens under a mask; differentiable in q, k and v.
+
+    q [T, Hq, D]; k and v [T, Hkv, D], Hq a multiple of Hkv. Returns O [T, Hq, D]; with `return_lse` also the natural
+    log-sum-exp of each row's scores, [T, Hq], in float32 (float64 if the reference gets float64). A row that sees
+    nothing gives 0, log-sum-exp -inf, and zero gradients.
+
+    mask: a `BlockMask`, built once per batch, or a `TokenMask`, for which one is built here.
+    scale: factor on the scores, D ** -0.5 if None.
+    impl: "auto" (the rule of `dispatch`), "triton", "hopper" (another forward, for Hopper alone), "dense" (calls of
+    torch's SDPA, without a log-sum-exp) or "reference". A forced choice that cannot run raises ValueError or
+    RuntimeError; nothing falls back. Shapes, types and devices that do not fit raise ValueError.
+    """
+    _check(q, k, v, mask, scale, impl)
+    chosen = impl
+    if impl == "auto":
+        chosen = choose(q)
+        if return_lse and chosen == "dense":
+            chosen = "triton" if q.device.type == "cuda" else "reference"
+    log_choice("tdam_attention", impl, chosen, str(q.device), q.dtype)
+    if chosen == "dense" and return_lse:
+        raise ValueError('return_lse needs another impl than "dense", which has no log-sum-exp')
+
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    if chosen == "reference":
+        token_mask = mask.mask if isinstance(mask, BlockMask) else mask
+        out, lse = masked_attention(q, k, v, token_mask.dense(), factor)
+        return (out, lse) if return_lse else out
+    block_mask = mask if isinstance(mask, BlockMask) else build_block_mask(mask)
+    if chosen == "dense":
+        # On a GPU segments need no mask in memory and flash serves them; on a CPU fewer calls are faster.
+        if q.device.type == "cuda":
+            return segmented_attention(q, k, v, block_mask.segments, scale)
+        return padded_attention(q, k, v, block_mask.documents, scale)
+    # Triton is an optional package, so the modules that need it are imported by the calls that choose them.
+    if chosen == "triton":
+        check_triton_inputs(q)
+    else:
+        check_hopper_inputs(q, (block_mask.block_m, block_mask.block_n))
+    from videoseek_kernels.impl.triton.autograd import attend
+
+    if chosen == "triton":
+        out, lse = attend(q, k, v, block_mask, factor, None)
+    else:
+        from videoseek_kernels.impl.hopper.forward import hopper_launch
+
+        out, lse = attend(q, k, v, block_mask, factor, hopper_launch)
+    return (out, lse) if return_lse else out
+
+
+def _check(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: TokenMask | BlockMask, scale: float | None, impl: str
+) -> None:
+    if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            "wanted q [T, Hq, D] and k, v [T, Hkv, D] with Hq a multiple of Hkv, "
+            f"got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+        )
+    if len({q.dtype, k.dtype, v.dtype}) > 1 or len({q.device, k.device, v.device, mask.device}) > 1:
+        types = ", ".join(f"{name} {x.dtype} on {x.device}" for name, x in (("q", q), ("k", k), ("v", v)))
+        raise ValueError(f"q, k, v and the mask must share type and device, got {types}, mask on {mask.device}")
+    if len(mask) != q.shape[0]:
+        raise ValueError(f"the mask covers {len(mask)} tokens, q has {q.shape[0]}")
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl {impl!r} is not one of {', '.join(IMPLEMENTATIONS)}")

@@ -1,0 +1,1 @@
+"""Triton kernels, for sm_80 and later, and for the CPU through Triton's interpreter."""

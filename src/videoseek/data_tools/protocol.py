@@ -1,0 +1,26 @@
+"""The protocol of a command's settings: the rules for texts, and the environment in which trajectories are replayed."""
+
+from __future__ import annotations
+
+from videoseek.data_tools.settings import SourceSettings
+from videoseek.model.load import load_tokenizer, model_folder
+from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.rollout.environment import Environment
+from videoseek.samples.rules import Rules
+from videoseek.trajectory.vocabulary import Vocabulary
+
+
+def protocol_rules(settings: SourceSettings) -> Rules:
+    """Returns the rules that the texts of a trajectory must keep."""
+    return Rules(settings.call_format, settings.max_turns, settings.video.min_window_seconds)
+
+
+def replay_environment(settings: SourceSettings, tool: type[VideoCrop] = VideoCrop) -> Environment:
+    """Returns the environment that replays recorded trajectories.
+
+    Raises ModelError for a model without a usable tokenizer.
+    """
+    tokenizer = load_tokenizer(model_folder(settings.model))
+    vocabulary = Vocabulary(tokenizer, len(tokenizer))
+    crop_tool = tool(settings.video)
+    return Environment(vocabulary, settings.call_format, crop_tool, settings.max_turns, settings.max_tokens)

@@ -1,0 +1,1 @@
+"""Evaluation: scores of a model on held-out questions."""

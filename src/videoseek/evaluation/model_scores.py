@@ -1,0 +1,43 @@
+"""Scores of one model: every rank answers its part of the held-out questions, sampled and greedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from videoseek.config import TrainConfig
+from videoseek.distributed import gather, rank_indices
+from videoseek.evaluation.scores import answer_questions, scores
+from videoseek.model.load import tokens_per_second
+from videoseek.progress import Progress, say
+from videoseek.ranks import rank
+from videoseek.rollout.native import NativeEngine
+from videoseek.rollout.setup import load_policy, sampling_settings
+from videoseek.rollout.trajectories import write_trajectories
+from videoseek.types import Sample
+
+
+def score_model(
+    config: TrainConfig, device: torch.device, folder: Path, name: str, samples: list[Sample], output_dir: Path
+) -> dict[str, float]:
+    """Scores of the model in `folder`; every rank answers its share. Writes trajectories/eval_NAME.jsonl."""
+    policy, environment = load_policy(folder, config, device)
+    engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
+    own_samples = [samples[i] for i in rank_indices(len(samples))]
+    samples_per_prompt = config.evaluate.samples
+    with Progress(f"evaluate {name}", len(own_samples) * (samples_per_prompt + 1)) as progress:
+        sampled, greedy = answer_questions(
+            engine,
+            own_samples,
+            samples_per_prompt,
+            config.seed,
+            sampling_settings(config, config.rollout.temperature),
+            on_progress=progress.track,
+        )
+    sampled, greedy = gather(sampled), gather(greedy)
+    values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format)
+    if rank() == 0:
+        write_trajectories(output_dir, f"eval_{name}", sampled)
+        say(f"{name}: accuracy {values['accuracy']:.3f} sampled, {values['accuracy_greedy']:.3f} greedy")
+    return values

@@ -1,0 +1,109 @@
+"""Scores of a policy on held-out questions, sampled and greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from videoseek.config import TrainConfig
+from videoseek.rewards.clue_score import overlap
+from videoseek.rewards.trajectory_guided import write_rewards
+from videoseek.rollout.native import NativeEngine, SamplingSettings
+from videoseek.types import Episode, Sample, StopReason
+
+Groups = list[list[Episode]]
+
+
+def answer_questions(
+    engine: NativeEngine,
+    samples: Sequence[Sample],
+    samples_per_prompt: int,
+    seed: int,
+    sampling: SamplingSettings,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    skip_unreadable: bool = False,
+) -> tuple[Groups, Groups]:
+    """Samples `samples_per_prompt` episodes per question, as RL optimises, and one greedy one, as a user sees.
+
+    Raises VideoError when a video cannot be read; with `skip_unreadable` its question's groups are empty.
+    """
+    total = len(samples) * (samples_per_prompt + 1)
+
+    def shifted(offset: int) -> Callable[[int, int], None]:
+        return lambda done, _: on_progress(offset + done, total) if on_progress is not None else None
+
+    rollout = partial(engine.rollout, samples, skip_unreadable=skip_unreadable)
+    sampled = rollout(samples_per_prompt, seed, sampling, on_progress=shifted(0))
+    first_greedy = len(samples) * samples_per_prompt
+    greedily = replace(sampling, temperature=0.0)
+    return sampled, rollout(1, seed, greedily, on_progress=shifted(first_greedy))
+
+
+def scores(sampled: Groups, greedy: Groups, variant: str, decay: float, call_format: str) -> dict[str, float]:
+    """Rewards every episode, and sums them up: all of `summarize` for the sampled ones, accuracies for the greedy."""
+    episodes = [episode for group in [*sampled, *greedy] for episode in group]
+    write_rewards([e for e in episodes if e.sample.kind != "perception"], variant, decay, call_format)
+    for episode in episodes:
+        if episode.sample.kind == "perception":
+            right = _parts(episode.assistant_texts()[0]) == _parts(episode.sample.turns[0])
+            episode.rewards = {"accuracy": float(right), "format": 1.0, "reward": float(right)}
+    accuracies = {name: value for name, value in summarize(greedy).items() if name.startswith("accuracy")}
+    return summarize(sampled) | {f"{name.replace('accuracy', 'accuracy_greedy')}": v for name, v in accuracies.items()}
+
+
+def summarize(groups: Groups) -> dict[str, float]:
+    """Means over episodes: over all questions, and `_tool` over those whose evidence only a crop shows.
+
+    `clue_iou` is the overlap of the union of an episode's executed crops with the union of the clues, on tool kinds.
+    `chance` is the accuracy of guessing among the options. `overlong_rate` is the share of episodes that ran into a
+    limit of turns, tokens or time before they answered, and so count as wrong; `deadline_rate` the part that ran out of
+    time, which another machine may have. `unreadable` is the share of questions without an episode: their video
+    could not be read, and no other mean counts them.
+    """
+    episodes = [episode for group in groups for episode in group]
+    needing = [episode for episode in episodes if needs_tool(episode.sample)]
+    values = {
+        "accuracy": _mean([episode.rewards["accuracy"] for episode in episodes]),
+        "format": _mean([episode.rewards["format"] for episode in episodes]),
+        "reward": _mean([episode.rewards["reward"] for episode in episodes]),
+        "calls_per_episode": _mean([float(len(episode.calls)) for episode in episodes]),
+        "chance": _mean([1 / len(e.sample.options) for e in episodes if e.sample.options]),
+        "accuracy_tool": _mean([episode.rewards["accuracy"] for episode in needing]),
+        "chance_tool": _mean([1 / len(e.sample.options) for e in needing if e.sample.options]),
+        "clue_iou": _mean([clue_iou(episode) for episode in needing]),
+        "overlong_rate": _mean([float(episode.stop_reason.overlong) for episode in episodes]),
+        "deadline_rate": _mean([float(episode.stop_reason == StopReason.DEADLINE) for episode in episodes]),
+        "unreadable": _mean([float(not group) for group in groups]),
+    }
+    for kind in sorted({episode.sample.kind for episode in episodes}):
+        values[f"accuracy_{kind}"] = _mean([e.rewards["accuracy"] for e in episodes if e.sample.kind == kind])
+    return values
+
+
+def _parts(text: str) -> list[str]:
+    """The things that a perception answer names, in any order and however often."""
+    return sorted({part.strip() for part in text.removeprefix("<think>").removesuffix("</think>").split(",")})
+
+
+def needs_tool(sample: Sample) -> bool:
+    return sample.kind.endswith("_w_tool")
+
+
+def clue_iou(episode: Episode) -> float:
+    windows = [(clip.start_seconds, clip.end_seconds) for clip in episode.clips[1:]]
+    return overlap(windows, episode.sample.clues).iou
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def summary_of(config: TrainConfig, values: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
+    """`SCORE/MODEL` for every model's scores; what guessing gets is of the questions and stands without a model."""
+    summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "wall_seconds": seconds}
+    for model, of_model in values.items():
+        summary |= {name if name.startswith("chance") else f"{name}/{model}": v for name, v in of_model.items()}
+    return summary

@@ -1,0 +1,73 @@
+"""ClipFeatures: the vision features of clips, each distinct clip encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from videoseek.batches.order import cut_rows
+from videoseek.model.policy import Policy
+from videoseek.types import Clip
+from videoseek.video.errors import VideoError, warn_once
+
+
+class ClipFeatures:
+    """A table of vision features [num_tokens, C] by clip, filled by `encode` and emptied by `clear`.
+
+    Features belong to the weights that computed them: clear the table when the vision tower changes.
+    """
+
+    def __init__(self, policy: Policy, max_tokens_per_pass: int) -> None:
+        """`max_tokens_per_pass` limits the merged tokens of one pass of the vision tower. A larger clip goes alone."""
+        self._policy = policy
+        self._max_tokens_per_pass = max_tokens_per_pass
+        self._features: dict[Clip, torch.Tensor] = {}
+        #: Clips encoded since the table was made. `clear` keeps the count.
+        self.num_encoded_clips = 0
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def get(self, clip: Clip) -> torch.Tensor | None:
+        """Returns the features of a clip [num_tokens, C], or None if the clip was not encoded."""
+        return self._features.get(clip)
+
+    def of(self, clips: Iterable[Clip]) -> list[torch.Tensor]:
+        """Returns the features of encoded clips, in their order. Raises KeyError for any other clip."""
+        return [self._features[clip] for clip in clips]
+
+    def has_all(self, clips: Iterable[Clip]) -> bool:
+        """Returns whether every clip has features."""
+        return all(clip in self._features for clip in clips)
+
+    def clear(self) -> None:
+        """Drops all features."""
+        self._features.clear()
+
+    def encode(self, clips: Iterable[Clip], *, skip_unreadable: bool) -> None:
+        """Encodes the clips that have no features yet.
+
+        Raises VideoError when a clip cannot be read. With `skip_unreadable` such a clip is named in a warning and gets
+        no features.
+        """
+        # dict.fromkeys, not a set: the order of clips decides which of them share a pass.
+        new_clips = list(dict.fromkeys(clip for clip in clips if clip not in self._features))
+        for row in cut_rows([clip.num_tokens for clip in new_clips], self._max_tokens_per_pass):
+            self._encode_pass([new_clips[index] for index in row], skip_unreadable)
+
+    def _encode_pass(self, clips: Sequence[Clip], skip_unreadable: bool) -> None:
+        try:
+            features = self._policy.encode(clips).split([clip.num_tokens for clip in clips])
+        except VideoError as error:
+            if not skip_unreadable:
+                raise
+            if len(clips) == 1:
+                warn_once(f"passed over: {error}")
+                return
+            # The error does not say which clip of the pass is damaged. One pass per clip finds out.
+            for clip in clips:
+                self._encode_pass([clip], skip_unreadable)
+            return
+        self._features.update(zip(clips, features, strict=True))
+        self.num_encoded_clips += len(clips)

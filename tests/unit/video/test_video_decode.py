@@ -1,0 +1,153 @@
+"""The right pixels at the right presentation time, from every kind of file, at little cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from support.video_samples import HEIGHT, KINDS, WIDTH, numbered_image, read_number, steady, write_video, x264
+
+from videoseek.types import Clip
+from videoseek.video.decode import FRAME_CACHE, decode_clip, load_index, probe, read_frames
+from videoseek.video.reader import VideoReader, shown_pixels
+
+#: What a file reader is held to bit by bit; a frame folder has neither seeks nor a decoder.
+FILES = [name for name, kind in KINDS.items() if not kind.folder_fps]
+
+
+def clip_at(path: Path | str, seconds: list[float], height: int = 56, width: int = 112) -> Clip:
+    times = tuple(seconds) if len(seconds) % 2 == 0 else (*seconds, seconds[-1])
+    return Clip(str(path), min(times), max(times) + 1, times, height, width, 1.0)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Callable[[str], str]:
+    """Path of a sample by the name of its kind, written at first need."""
+    return cache(lambda name: KINDS[name].write(tmp_path_factory.mktemp(name)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_presentation_times_of_the_file_give_exactly_their_frames(files, name) -> None:
+    seconds = load_index(files(name)).seconds(slice(None)).tolist()
+    assert seconds == pytest.approx(KINDS[name].times[: len(seconds)], abs=0.001)
+    frames = decode_clip(clip_at(files(name), seconds)).numpy()[: len(seconds)]
+    if name == "upside_down":
+        frames = frames[:, ::-1, ::-1]
+    assert [read_number(frame) for frame in frames] == list(range(len(seconds)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sought_frames_equal_sequentially_decoded_ones_bit_for_bit(files, name) -> None:
+    rng = np.random.default_rng(1)
+    with av.open(files(name)) as container:
+        whole = [shown_pixels(frame) for _, frame in zip(range(300), container.decode(video=0), strict=False)]
+    for count in (1, 2, 3, 8):
+        wanted = sorted(rng.choice(len(whole), min(count, len(whole)), replace=False).tolist())
+        with VideoReader(files(name)) as reader:
+            for index, frame in zip(wanted, reader.frames(wanted), strict=True):
+                assert np.array_equal(shown_pixels(frame), whole[index]), (wanted, index)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "truncated_tail"])
+def test_probe_reports_true_duration_rate_and_size(files, name) -> None:
+    times, info = KINDS[name].times, probe(files(name))
+    height, width = KINDS[name].how.get("size", (HEIGHT, WIDTH))
+    assert (info.height, info.width, info.num_frames) == (height, width, len(times))
+    last_gap = times[-1] - times[-2] if len(times) > 1 else 1.0
+    assert times[-1] < info.duration_seconds <= times[-1] + max(last_gap, 1.0) + 0.01
+    assert info.average_fps == pytest.approx(len(times) / info.duration_seconds, rel=0.01)
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_rotation_is_applied(tmp_path, turn) -> None:
+    path = write_video(tmp_path / "v.mp4", steady(20, 10), size=(112, 168), options=x264(5), rotation=turn)
+    info = probe(str(path))
+    assert (info.height, info.width) == ((112, 168) if turn == 180 else (168, 112))
+    upright = np.rot90(numbered_image(9, 112, 168), turn // 90)
+    frame = decode_clip(clip_at(path, [0.9], info.height, info.width))[0].numpy()
+    assert np.abs(frame.astype(int) - upright).mean() < 12
+
+
+def test_times_count_from_where_a_player_starts(tmp_path) -> None:
+    path = write_video(tmp_path / "v.ts", steady(50, 10, start_seconds=20.0), options=x264(10))
+    assert probe(str(path)).duration_seconds == pytest.approx(5.0, abs=0.01)
+    frames = decode_clip(clip_at(path, [0.05, 2.55]))
+    assert [read_number(frame.numpy()) for frame in frames] == [0, 25]
+
+
+def test_recording_cut_in_mid_stream_begins_at_its_first_keyframe(tmp_path) -> None:
+    whole = write_video(tmp_path / "whole.ts", steady(100, 10), options=x264(20)).read_bytes()
+    path = tmp_path / "cut.ts"
+    packet_bytes = 188
+    path.write_bytes(whole[len(whole) // 4 // packet_bytes * packet_bytes :])
+    info = probe(str(path))
+    frames = decode_clip(clip_at(path, [0.0, info.duration_seconds]))
+    first, last = (read_number(frame.numpy()) for frame in frames)
+    assert first in (20, 40) and last == 99
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mov"])
+def test_film_cut_without_encoding_begins_where_it_was_cut(tmp_path, name) -> None:
+    """Its edit list passes over the pictures from the last keyframe to the cut; what is shown first needs them."""
+    path = write_video(tmp_path / "whole.mp4", steady(100, 10), options=x264(60))
+    with av.open(str(path)) as old, av.open(str(tmp_path / name), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.pts -= round(2.5 / packet.time_base)
+                packet.dts -= round(2.5 / packet.time_base)
+                packet.stream = stream
+                new.mux(packet)
+    assert probe(str(tmp_path / name)).duration_seconds == pytest.approx(7.5, abs=0.01)
+    seconds = [0.0, 0.1, 1.0, 3.4, 3.6, 7.4]
+    frames = decode_clip(clip_at(tmp_path / name, seconds))
+    assert [read_number(frame.numpy()) for frame in frames] == [25 + round(10 * t) for t in seconds]
+
+
+def test_resize_is_pillows_bicubic_with_antialias(tmp_path) -> None:
+    from PIL import Image
+
+    path = write_video(tmp_path / "v.mp4", steady(4, 4), size=(240, 320), options=x264(4))
+    with av.open(str(path)) as container:
+        first = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    expected = np.asarray(Image.fromarray(first).resize((84, 56), Image.Resampling.BICUBIC))
+    assert np.array_equal(decode_clip(clip_at(path, [0.0], 56, 84))[0].numpy(), expected)
+
+
+def test_few_frames_of_a_long_video_cost_few_decoded_frames(tmp_path) -> None:
+    path = write_video(tmp_path / "v.mp4", steady(4800, 8), options=x264(50))
+    crop = [300 + 0.5 * i for i in range(8)]
+    spread = [37.0 + 75 * i for i in range(8)]
+    for seconds, most in ((crop, 50 + 28 + 8), (spread, 8 * 55)):
+        with VideoReader(str(path)) as reader:
+            wanted = [reader.index.frame_at(t) for t in seconds]
+            shown = [read_number(shown_pixels(frame)) for frame in reader.frames(wanted)]
+            assert shown == [int(8 * t) for t in seconds]
+            assert reader.num_decoded <= most
+
+
+def test_repeated_times_give_repeated_frames(tmp_path) -> None:
+    path = write_video(tmp_path / "v.mp4", steady(8, 4), options=x264(4))
+    frames = decode_clip(clip_at(path, [1.0, 1.0, 1.1, 99.0]))
+    assert [read_number(frame.numpy()) for frame in frames] == [4, 4, 4, 7]
+
+
+def test_read_frames_is_served_from_memory(tmp_path) -> None:
+    path = write_video(tmp_path / "v.mp4", steady(8, 4), options=x264(4))
+    clip = clip_at(path, [0.0, 1.0])
+    first = read_frames(clip)
+    path.unlink()
+    assert read_frames(clip_at(path, [0.0, 1.0])) is first
+    assert first.dtype == torch.uint8 and first.shape == (2, 56, 112, 3) and clip in FRAME_CACHE
+
+
+def test_a_changed_file_is_probed_again(tmp_path) -> None:
+    path = write_video(tmp_path / "v.mp4", steady(8, 4), options=x264(4))
+    assert probe(str(path)).duration_seconds == 2.0
+    write_video(path, steady(20, 4), options=x264(4))
+    assert probe(str(path)).duration_seconds == 5.0
