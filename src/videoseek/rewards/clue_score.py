@@ -1,12 +1,20 @@
-"""How well windows cover clues: Video-o3's hybrid clue score, S = (2 IoU + IoP + IoG) / 4. All times in seconds."""
+"""How well windows fit clues: Video-o3's hybrid clue score, S = (2 IoU + IoP + IoG) / 4, and the fit of one window.
+
+All times are in seconds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from videoseek.config import VideoConfig
 from videoseek.types import Interval
 
+#: The tool's shortest window. A shorter clue counts as this long, since no call can fit the clue more tightly.
+MIN_WINDOW_SECONDS = VideoConfig().min_window_seconds
+#: A window at or below this IoU earns nothing: it misses most of the clue, or most of it shows something else.
+FIT_FLOOR = 0.2
 # Lengths up to this (seconds) count as nothing, as in the public code.
 _NOTHING = 1e-6
 
@@ -57,12 +65,25 @@ def clue_score(predicted: Iterable[Interval], clues: Iterable[Interval]) -> floa
     return overlap(predicted, clues).score
 
 
-def clue_score_per_clue(predicted: Sequence[Interval], clues: Sequence[Interval]) -> float:
-    """Mean over clues of the best single window's S against that clue.
+def clue_fit(window: Interval, clue: Interval) -> float:
+    """Returns the IoU of a window and a clue, rescaled so that FIT_FLOOR gives 0 and the exact window gives 1.
 
-    A clue that no window met counts 0, a second window on a clue earns only what it improves, and a window that spans
-    two clues is judged against each.
+    The fit never falls when the window sees more of the clue at equal precision, or is more precise at equal overlap.
     """
-    if not predicted or not clues:
+    clue_seconds, window_seconds = clue[1] - clue[0], window[1] - window[0]
+    shared_seconds = min(window[1], clue[1]) - max(window[0], clue[0])
+    if shared_seconds <= 0 or clue_seconds <= _NOTHING:
         return 0.0
-    return sum(max(overlap([window], [clue]).score for window in predicted) for clue in clues) / len(clues)
+    # Half of a tiny clue counts as half of the shortest window, wherever in the window the clue lies.
+    shared = shared_seconds * max(1.0, MIN_WINDOW_SECONDS / clue_seconds)
+    total = max(window_seconds, MIN_WINDOW_SECONDS) + max(clue_seconds, MIN_WINDOW_SECONDS)
+    return min(1.0, max(0.0, (shared / (total - shared) - FIT_FLOOR) / (1 - FIT_FLOOR)))
+
+
+def clue_fits(windows: Sequence[Interval], clues: Sequence[Interval]) -> list[float]:
+    """Returns the fit of the best window for each clue.
+
+    A clue without a window counts 0, a second window on a clue earns only what it improves, and a window over two
+    clues is compared with each of them.
+    """
+    return [max((clue_fit(window, clue) for window in windows), default=0.0) for clue in clues]

@@ -1,13 +1,20 @@
 """The trajectory-guided reward of Video-o3 (arXiv 2601.23224): R = accuracy * (1 + bonus) + format, in [0, 3].
 
-bonus = (0.5 + 0.5 * S) * decay, S the clue score. Accuracy and format stay unweighted here, so that whoever weighs
-them changes no condition of the bonus. Three variants:
+bonus = (0.5 * search + 0.5 * S) * decay. S is the clue score, search is 1 for an episode with a call, and decay falls
+by a constant with each surplus call. The bonus is tested on the unweighted accuracy and format. docs/reward.md has the
+formulas and a table of computed episodes. The variants:
 
-- `paper`: the formula as printed: a right answer earns the bonus whatever its format.
-- `public_code`: the authors' released code, number for number: the bonus also needs a perfect format.
-- `strict`: as `public_code`, without its holes. S is measured clue by clue over calls that were executed; the bonus
-  of the tool kinds needs S > 0; failed and repeated calls earn nothing and count towards the decay, on every kind;
-  option letters are read tolerantly.
+- `paper`: the formula as printed. A right answer earns the bonus whatever its format.
+- `public_code`: the rule of the authors' released code, commit c7e09a3. The bonus also needs a perfect format.
+  10,000 random trajectories gave equal numbers except in these cases, which are saner here: the decay stops at 0
+  (there, the bonus turns negative after 20 surplus calls); an episode without turns scores 0 (there, its prompt is
+  dropped); a grounding answer that starts below 0 or holds NaN or Infinity has IoU 0 (there, its IoU, NaN, or full
+  format); a window with Infinity is left out of S; a call that is a JSON list or text counts as two errors even if it
+  names both fields (there, as one).
+- `strict`: as `public_code`, but only a look at a clue is paid. search is the fit of the best executed window to its
+  clue, and S is the mean fit over clues (`clue_score.clue_fit`). A crop of the whole film earns nothing unless the clue
+  fills more than a fifth of the film; a grazing window, a repeated call and a failed call earn nothing. Surplus calls,
+  failed ones too, lower the decay on the multi kinds as well. An answer may name its option in any usual spelling.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from videoseek.rewards.accuracy import last_answer, public_match, tolerant_match
-from videoseek.rewards.clue_score import clue_score, clue_score_per_clue, overlap
+from videoseek.rewards.clue_score import clue_fits, clue_score, overlap
 from videoseek.rewards.format import public_format, public_windows, strict_format
 from videoseek.trajectory.grammar import CALL_FAULTS, FORMATS, read_object, read_segment
 from videoseek.types import KINDS, Episode, Fault, Interval, ParsedTurn
@@ -46,7 +53,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class RewardParts:
-    """A reward and its parts. clue_score is as measured, also where the bonus does not use it; calls counts failures.
+    """A reward and its parts. clue_score is S as measured, also where the bonus does not use it; calls counts failures.
 
     For `temporal_grounding`, accuracy is the IoU of the answered window, and there is no bonus.
     """
@@ -84,10 +91,11 @@ _STRICT_RULES = _PUBLIC_RULES | {
 
 @dataclass(frozen=True, slots=True)
 class _Evidence:
-    """What a variant makes of an episode before the bonus: unweighted scores, and whether the bonus is open to it."""
+    """What a variant reads from a trajectory before the bonus. bonus_open: accuracy and format allow a bonus."""
 
     accuracy: float
     format: float
+    search: float
     clue_score: float
     calls: int
     bonus_open: bool
@@ -169,8 +177,9 @@ def _public_evidence(trajectory: Trajectory, variant: str) -> _Evidence:
     windows = public_windows(turns)
     clue = clue_score(windows, trajectory.clues)
     if variant == "paper":
-        return _Evidence(float(right), format_score, clue, len(windows), right)
-    return _Evidence(float(right), format_score, clue, num_calls, right and format_score == 1)
+        return _Evidence(float(right), format_score, float(len(windows) > 0), clue, len(windows), right)
+    bonus_open = right and format_score == 1
+    return _Evidence(float(right), format_score, float(num_calls > 0), clue, num_calls, bonus_open)
 
 
 def _strict_evidence(
@@ -179,19 +188,20 @@ def _strict_evidence(
     said = parsed[-1].answer if parsed else None
     right = said is not None and tolerant_match(said, trajectory.answer)
     format_score = strict_format(parsed)
-    clue = clue_score_per_clue(windows, trajectory.clues)
-    return _Evidence(float(right), format_score, clue, attempts, right and format_score == 1)
+    fits = clue_fits(windows, trajectory.clues)
+    search, mean_fit = (max(fits), sum(fits) / len(fits)) if fits else (0.0, 0.0)
+    return _Evidence(float(right), format_score, search, mean_fit, attempts, right and format_score == 1)
 
 
 def _with_bonus(trajectory: Trajectory, evidence: _Evidence, variant: str, decay: float) -> RewardParts:
     rule = (_STRICT_RULES if variant == "strict" else _PUBLIC_RULES)[trajectory.kind]
     free_calls = len(trajectory.clues) if rule.free_calls is None else rule.free_calls
     factor = max(0.0, 1.0 - decay * max(0.0, evidence.calls - free_calls))
-    sought = evidence.clue_score > 0 if variant == "strict" else evidence.calls > 0
+    search = evidence.search if rule.needs_call else 1.0
     bonus = 0.0
-    if evidence.bonus_open and (sought or not rule.needs_call):
+    if evidence.bonus_open and search > 0:
         bonus_score = evidence.clue_score if rule.fixed_score is None else rule.fixed_score
-        bonus = (0.5 + 0.5 * bonus_score) * factor
+        bonus = (0.5 * search + 0.5 * bonus_score) * factor
     reward = evidence.accuracy * (1 + bonus) + evidence.format
     return RewardParts(reward, evidence.accuracy, evidence.format, evidence.clue_score, factor, bonus, evidence.calls)
 
