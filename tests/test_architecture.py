@@ -17,7 +17,10 @@ SOURCES = {"videoseek": ROOT / "src/videoseek", "videoseek_kernels": ROOT / "ker
 #: A room is a package, or a file beside the packages. It may import from rooms on lower floors and from itself.
 #: Rooms on the ground floor may also import from each other.
 FLOORS = (
-    {"types", "config", "config_merge", "command", "files", "metrics", "progress", "ranks", "runtime", "distributed"},
+    {
+        "types", "config", "config_merge", "command", "files", "metrics", "progress", "ranks", "runtime", "distributed",
+        "trackers",
+    },
     {"algorithms", "video"},
     {"trajectory"},
     {"rewards", "batches"},
@@ -26,7 +29,7 @@ FLOORS = (
     {"checkpoint", "pages"},
     {"stages", "data_tools", "synthesis"},
     {"train", "evaluate", "ask", "score", "compare", "report", "data"},
-)
+)  # fmt: skip
 #: Libraries that one room imports, so that a new version or an absence of the library concerns one room.
 SEAMS = {"triton": "videoseek_kernels", "videoseek_kernels": "videoseek.model", "deepspeed": "videoseek.engine"}
 

@@ -12,8 +12,8 @@ from videoseek.config_merge import config_keys, config_yaml, load_config
 
 #: The command line is a promise: a key that comes or goes changes this list in the same commit.
 FROZEN_KEYS = """
-recipe model output_dir seed resume stages save_every_steps keep_checkpoints device dtype
-gradient_checkpointing grad_clip
+recipe model output_dir seed resume stages save_every_steps keep_checkpoints tracker device dtype
+grad_clip gradient_checkpointing
 data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples
 data.num_sft data.num_rl data.num_eval data.cache_dir
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
