@@ -22,12 +22,12 @@ from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
 
 #: Rows projected to the vocabulary at a time: 4,096 rows of 152k logits are 2.5 GB in fp32.
-_PROJECTION_ROWS = 4096
+PROJECTION_ROWS = 4096
 
 
 def num_projections(num_labels: int) -> int:
     """How many calls of the vocabulary projection so many labels take; no labels take one too."""
-    return max(1, math.ceil(num_labels / _PROJECTION_ROWS))
+    return max(1, math.ceil(num_labels / PROJECTION_ROWS))
 
 
 class Policy(nn.Module):
@@ -95,8 +95,8 @@ class Policy(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden [N, C], labels [N] -> log-probs [N], entropies [N]; of several pieces, no logits are kept."""
         surplus = max(0, least_projections - num_projections(len(labels)))
-        rows = [*hidden.split(_PROJECTION_ROWS), *[hidden[:0]] * surplus]
-        wanted = [*labels.split(_PROJECTION_ROWS), *[labels[:0]] * surplus]
+        rows = [*hidden.split(PROJECTION_ROWS), *[hidden[:0]] * surplus]
+        wanted = [*labels.split(PROJECTION_ROWS), *[labels[:0]] * surplus]
         pieces = [
             checkpoint(self._project, *piece, temperature, use_reentrant=False)
             if torch.is_grad_enabled() and len(rows) > 1
