@@ -30,6 +30,7 @@ EXTRAS = {
     "gpu": ["triton>=3.6", "flash-attn"],
     "vllm": ["vllm>=0.33"],  # serves a model on this machine to `data synthesize`
     "lora": ["peft>=0.17"],
+    "trackers": ["swanlab>=0.10", "trackio>=0.43", "wandb>=0.31"],
     "data": ["jsonschema>=4", "matplotlib>=3.8", "openai>=1.50", "pyarrow>=17"],
     "ray": ["ray[data]>=2.30"],
     "dev": [

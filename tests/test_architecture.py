@@ -22,7 +22,7 @@ SOURCES = {
 #: Rooms on the ground floor may also import from each other.
 FLOORS = (
     {"types", "trajectory_record", "config", "config_merge", "command"}
-    | {"files", "metrics", "progress", "ranks", "runtime", "distributed"},
+    | {"files", "metrics", "trackers", "progress", "ranks", "runtime", "distributed"},
     {"algorithms", "video"},
     {"trajectory"},
     {"rewards", "batches"},
@@ -31,7 +31,7 @@ FLOORS = (
     {"checkpoint", "evaluation", "pages"},
     {"stages", "data_tools", "synthesis"},
     {"train", "evaluate", "ask", "score", "compare", "report", "data"},
-)
+)  # fmt: skip
 #: Libraries that one room imports, so that a new version or an absence of the library concerns one room.
 SEAMS = {
     "triton": ("videoseek_kernels.dispatch", "videoseek_kernels.impl", "kernel_bench"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
+from support.qwen_7b import published_model
 
 from videoseek.algorithms.advantages import KINDS as ADVANTAGES
 from videoseek.algorithms.losses import LOSSES
 from videoseek.batches.masks import RULES
 from videoseek.config_merge import config_keys, list_recipes, load_config
 from videoseek.rewards.trajectory_guided import VARIANTS
+from videoseek.stages.memory import ModelSizes, memory_line, training_memory
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.wording import STYLES
 
@@ -35,6 +38,59 @@ def test_recipe_head_is_a_manual(name: str) -> None:
     assert re.search(r"^# (Needs|Hardware) ", head, re.MULTILINE)
     assert re.search(r"^# Change ", head, re.MULTILINE)
     assert len(lines) <= 100
+
+
+MEMORY_LINE = re.compile(r"^#   (\d+) GPUs?, (sft|grpo)(?:, (\S+))?: (.+)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "_7b" in name])
+def test_a_7b_recipe_fits_the_hardware_of_its_header(name: str) -> None:
+    text = list_recipes()[name].read_text(encoding="utf-8")
+    config = load_config([f"recipe={name}"])
+    sizes = ModelSizes.of(published_model(), config.lora)
+    assert f"# Memory    {sizes.num_parameters:,} parameters" in text
+    if sizes.num_adapters:
+        assert f"{sizes.num_adapters:,} of adapters" in text
+    gigabytes = re.search(r"^# Hardware .*? (\d+) GB", text, re.MULTILINE)
+    assert gigabytes is not None
+    lines = MEMORY_LINE.findall(text)
+    assert {stage for _, stage, override, _ in lines if not override} == set(config.stages)
+    for num_gpus, stage, override, written in lines:
+        changed = load_config([f"recipe={name}", *override.split()])
+        parts = training_memory(sizes, changed, stage, int(num_gpus))
+        line = memory_line(parts)
+        assert written in (line, line.partition(" = ")[0]), f"{num_gpus} GPUs, {stage} {override}: {line}"
+        assert sum(parts.values()) / 2**30 <= 0.9 * int(gigabytes[1])
+
+
+@pytest.mark.parametrize(
+    ("stage", "override"),
+    [
+        ("sft", "deepspeed.stage=1"),
+        ("grpo", "deepspeed.stage=1"),
+        ("grpo", "deepspeed.stage=2"),
+        ("grpo", "grpo.max_tokens_per_micro_batch=98304"),
+    ],
+)
+def test_what_the_7b_recipe_avoids_does_not_fit(stage: str, override: str) -> None:
+    config = load_config(["recipe=sft_rl_7b", override])
+    parts = training_memory(ModelSizes.of(published_model(), config.lora), config, stage, num_ranks=32)
+    assert sum(parts.values()) / 2**30 > 0.9 * 80
+
+
+def test_the_two_stages_of_sft_follow_each_other() -> None:
+    first, second = load_config(["recipe=sft_stage1_7b"]), load_config(["recipe=sft_stage2_7b"])
+    assert second.model == f"{first.output_dir}/final"
+    assert (first.tdam.rule, second.tdam.rule, second.tdam.share) == ("off", "spans", 0.1)
+    for config, num_rows in ((first, 123_737), (second, 16_282)):
+        assert config.stages == ["sft"]
+        assert config.sft.steps == math.ceil(num_rows / config.sft.samples_per_step)
+        assert config.sft.warmup_steps == round(0.1 * config.sft.steps)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "_7b" in name])
+def test_an_unreadable_film_does_not_end_a_7b_run(name: str) -> None:
+    assert load_config([f"recipe={name}"]).data.bad_samples == "skip"
 
 
 def test_one_recipe_is_a_difference_from_another() -> None:

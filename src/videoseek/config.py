@@ -22,6 +22,7 @@ def option(default: Any, help: str, **limits: Any) -> Any:
 
 
 FREEZES = ("none", "tower", "all")
+TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 DECODER_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -196,6 +197,11 @@ class TrainConfig:
     stages: list[str] = option(["sft", "grpo"], "stages in order", choices=("direct", "sft", "grpo"))
     save_every_steps: int = option(50, "steps between checkpoints (0: at the end of a stage only)", at_least=0)
     keep_checkpoints: int = option(2, "newest checkpoints kept", at_least=1)
+    tracker: list[str] = option(
+        ["tensorboard"],
+        "get the numbers of metrics.jsonl too, offline unless the environment asks",
+        choices=TRACKERS,
+    )
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     dtype: str = option("float32", "type of weights and activations in the model", choices=("float32", "bfloat16"))
     grad_clip: float = option(1.0, "largest gradient norm of an optimizer step", above=0)

@@ -1,4 +1,4 @@
-"""The metrics of a run by step: metrics.jsonl and TensorBoard."""
+"""The metrics of a run by step: metrics.jsonl, and the same numbers to trackers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from videoseek.files import append_json_line, open_json_lines, read_json_lines, write_text
 from videoseek.ranks import rank
+from videoseek.trackers import Tracker
 
 
 class RunError(Exception):
@@ -25,16 +26,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Writes one JSON object a step to metrics.jsonl, and the same numbers to tensorboard/STAGE, on rank 0 only.
+    """Writes one JSON object a step to metrics.jsonl, and hands the same numbers to `trackers`, on rank 0 only.
 
     `stages` is the run's order. `resume` is the (stage, step) of a checkpoint: the log drops the rows beyond it, which
     the run will make again. Without `resume` the log starts empty.
     """
 
-    def __init__(self, output_dir: Path, stages: Sequence[str], resume: tuple[str, int] | None = None) -> None:
-        self._output_dir, self._resume = output_dir, resume
-        self._writers: dict[str, Any] = {}
+    def __init__(
+        self,
+        output_dir: Path,
+        stages: Sequence[str],
+        resume: tuple[str, int] | None = None,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         self._enabled = rank() == 0
+        self._trackers = trackers
         if not self._enabled:
             return
         path = output_dir / "metrics.jsonl"
@@ -47,29 +53,18 @@ class MetricsLog:
         self._file = open_json_lines(path)
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Logs numbers by name. NaN and infinity become null, since JSON has neither."""
+        """Logs numbers by name. In metrics.jsonl NaN and infinity become null, since JSON has neither."""
         if not self._enabled:
             return
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         append_json_line(self._file, {"stage": stage, "step": step, **finite})
-        writer = self._writer(stage)
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
-
-    def _writer(self, stage: str) -> Any:
-        """Opens an event folder for each stage, and hides events of an interrupted run beyond the resume step."""
-        if stage not in self._writers:
-            from torch.utils.tensorboard import SummaryWriter
-
-            first_step = self._resume[1] + 1 if self._resume and self._resume[0] == stage else 0
-            folder = self._output_dir / "tensorboard" / stage
-            self._writers[stage] = SummaryWriter(str(folder), purge_step=first_step)
-        return self._writers[stage]
+        for tracker in self._trackers:
+            tracker.log(stage, step, numbers)
 
     def close(self) -> None:
-        """Closes all files."""
+        """Closes the file and all trackers."""
         if self._enabled:
             self._file.close()
-        for writer in self._writers.values():
-            writer.close()
+        for tracker in self._trackers:
+            tracker.close()

@@ -56,7 +56,7 @@ def test_tiny_recipe_with_the_reference_rule(released: Path, tiny: list[str], tm
 
 
 def test_published_recipe(released: Path, tmp_path: Path) -> None:
-    """bfloat16, ZeRO-1, recomputed activations, the published video quotas: all but the sizes of the 7B run."""
+    """bfloat16, ZeRO-3, recomputed activations, the published video quotas: all but the sizes of the 7B run."""
     data = prepare(tmp_path / "cache", "train", 4, seed=0)
     sources = [f"data.{name}=[{data}]" for name in ("sft", "rl", "eval")]
     arguments = ["recipe=sft_rl_7b", *SMALL, *sources, f"model={released}", f"output_dir={tmp_path / 'out'}"]

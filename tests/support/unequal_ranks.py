@@ -63,7 +63,7 @@ def large_policy(world: TinyWorld, seed: int) -> Policy:
 
 def labels(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     """SFT steps on two rows: one of many labels, which are projected in pieces, and one of few."""
-    policy_module._PROJECTION_ROWS = 20
+    policy_module.PROJECTION_ROWS = 20
     engine = engine_of(world, stage)
     rows = [pack_documents([episode], world.packing) for episode in (world.episodes()[4], world.episodes()[0])]
     assert policy_module.num_projections(len(rows[0].labels)) > policy_module.num_projections(len(rows[1].labels))

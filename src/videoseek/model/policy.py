@@ -22,12 +22,12 @@ from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
 
 #: Rows projected to the vocabulary at a time: 4,096 rows of 152k logits are 2.5 GB in fp32.
-_PROJECTION_ROWS = 4096
+PROJECTION_ROWS = 4096
 
 
 def num_projections(num_labels: int) -> int:
     """Returns the number of calls of the vocabulary projection for `num_labels`, at least one."""
-    return max(1, math.ceil(num_labels / _PROJECTION_ROWS))
+    return max(1, math.ceil(num_labels / PROJECTION_ROWS))
 
 
 class Policy(nn.Module):
@@ -95,8 +95,8 @@ class Policy(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns log-probs [N] and entropies [N] of hidden [N, C] and labels [N], projected in chunks of rows."""
         surplus = max(0, least_projections - num_projections(len(labels)))
-        hidden_chunks = [*hidden.split(_PROJECTION_ROWS), *[hidden[:0]] * surplus]
-        label_chunks = [*labels.split(_PROJECTION_ROWS), *[labels[:0]] * surplus]
+        hidden_chunks = [*hidden.split(PROJECTION_ROWS), *[hidden[:0]] * surplus]
+        label_chunks = [*labels.split(PROJECTION_ROWS), *[labels[:0]] * surplus]
         # Checkpointing recomputes the logits of a chunk in the backward pass, so at most one chunk's are in memory.
         chunks = [
             checkpoint(self._project, *chunk, temperature, use_reentrant=False)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from videoseek.batches.order import cut_rows
 from videoseek.batches.packing import PackSettings, pack_documents
 from videoseek.model.load import tokens_per_second
+from videoseek.ranks import world_size
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.replay import ReplayedEpisodes
 from videoseek.rollout.setup import load_policy
-from videoseek.runtime import choose_dtype
+from videoseek.stages.memory import ModelSizes, memory_line, training_memory
 from videoseek.stages.stage_run import RunContext
 from videoseek.types import Sample
 
@@ -40,25 +39,22 @@ def dry_run(context: RunContext, source: Path, samples: Sequence[Sample]) -> str
     logprobs, _ = policy(batch)
     (-logprobs.mean()).backward()
     seconds = time.perf_counter() - started
-    parameters = sum(parameter.numel() for parameter in policy.parameters())
-    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+    sizes = ModelSizes.of(policy.model, config.lora)
+    memory = {stage: training_memory(sizes, config, stage, world_size()) for stage in config.stages}
+    most = max(memory, key=lambda stage: sum(memory[stage].values()))
     per_step = sum(lengths) / len(lengths) * config.sft.samples_per_step
-    # Weights, gradients and two fp32 moments, plus an fp32 master copy when the weights are in bf16.
-    bytes_each = 16 if choose_dtype(config.dtype) == torch.bfloat16 else 12
-    state_gib = (
-        parameters * logprobs.new_empty(0, dtype=choose_dtype(config.dtype)).element_size() + trained * bytes_each
-    ) / 2**30
     time_line = f"  time: {seconds:.2f} s for this row"
     if "sft" in config.stages:
         minutes = seconds * per_step / len(batch) * config.sft.steps / 60
         time_line += f", about {minutes:.1f} minutes for the SFT stage on one device like this"
     return "\n".join(
         [
-            f"dry run: {len(samples)} samples, {parameters / 1e6:.2f}M parameters, {trained / 1e6:.2f}M trained",
+            f"dry run: {len(samples)} samples, {sizes.num_parameters / 1e6:.2f}M parameters, "
+            f"{sizes.num_trained(config.sft.freeze_vision) / 1e6:.2f}M trained in SFT",
             f"  tokens: {min(lengths)} to {max(lengths)} a sample, about {per_step:.0f} a step",
             f"  one row: {len(row)} samples, {len(batch)} tokens, {len(batch.labels)} labels, "
             f"loss {-logprobs.mean():.3f}",
-            f"  memory: {state_gib:.2f} GiB for weights, gradients and optimizer, before ZeRO and activations",
+            f"  memory: {memory_line(memory[most])} on each of {world_size()} devices in {most}, which takes most",
             time_line,
         ]
     )

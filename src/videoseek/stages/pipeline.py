@@ -38,6 +38,7 @@ from videoseek.stages.loading import Data, load_data
 from videoseek.stages.run_folder import start_folder, start_run
 from videoseek.stages.sft import train_sft
 from videoseek.stages.stage_run import RunContext, StageRun, find_resume_point
+from videoseek.trackers import check_trackers, open_trackers
 from videoseek.types import Sample
 
 #: What a stage's model is called in summary and report.
@@ -53,6 +54,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     check_batches(config)
     check_masters(config)
     check_peft(config.lora)
+    check_trackers(config.tracker)
     if config.model != "scratch":
         model_folder(config.model)
     functions = load_reward_functions(config.reward.functions) if "grpo" in config.stages else []
@@ -112,7 +114,8 @@ def run_stages(context: RunContext, source: Path, data: Data, functions: Sequenc
     """Each stage from its source's weights, or on from where it was; then its scores on the held-out questions."""
     config, output_dir = context.config, context.output_dir
     points = {stage: find_resume_point(output_dir, stage) for stage in config.stages}
-    metrics = MetricsLog(output_dir, config.stages, resume=_logged_so_far(config, output_dir, points))
+    resume = _logged_so_far(config, output_dir, points)
+    metrics = MetricsLog(output_dir, config.stages, resume, open_trackers(config, output_dir, resume))
     done = 0
     for stage in config.stages:
         folder = output_dir / stage

@@ -172,7 +172,7 @@ def test_projection_in_pieces_changes_nothing(
     batch = pack_documents(episodes, world.packing)
     logprobs, entropies = policy(batch)
     whole = gradients(policy, logprobs.sum())
-    monkeypatch.setattr(policy_module, "_PROJECTION_ROWS", 7)
+    monkeypatch.setattr(policy_module, "PROJECTION_ROWS", 7)
     pieces, entropies_of_pieces = policy(batch)
     torch.testing.assert_close(pieces, logprobs, atol=1e-6, rtol=0)
     torch.testing.assert_close(entropies_of_pieces, entropies, atol=1e-5, rtol=0)
@@ -185,7 +185,7 @@ def test_surplus_projections_are_calls_and_nothing_else(
     world: TinyWorld, policy: Policy, monkeypatch: pytest.MonkeyPatch, num_labels: int
 ) -> None:
     """Calls and recomputation depend on the number agreed on only, so that ranks stay in step with any labels."""
-    monkeypatch.setattr(policy_module, "_PROJECTION_ROWS", 7)
+    monkeypatch.setattr(policy_module, "PROJECTION_ROWS", 7)
     hidden = torch.randn(num_labels, world.config.text_config.hidden_size, requires_grad=True)
     labels = torch.arange(num_labels)
     calls: list[int] = []

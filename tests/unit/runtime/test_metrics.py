@@ -11,7 +11,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from videoseek.config import TrainConfig
 from videoseek.metrics import MetricsLog, RunError, read_metrics
+from videoseek.trackers import open_trackers
 
 SRC = Path(__file__).parents[3] / "src"
 STAGES = ["direct", "sft", "grpo"]
@@ -92,6 +94,7 @@ def test_no_log_no_rows(tmp_path: Path) -> None:
 WRITER = """
 import itertools, sys
 from pathlib import Path
+from videoseek.config import TrainConfig
 from videoseek.metrics import MetricsLog
 log = MetricsLog(Path(sys.argv[1]), ["sft"])
 for step in itertools.count(1):
@@ -113,17 +116,18 @@ def test_kill_loses_no_written_step(tmp_path: Path) -> None:
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    log = MetricsLog(tmp_path, STAGES)
+    log = MetricsLog(tmp_path, STAGES, trackers=open_trackers(TrainConfig(), tmp_path))
     write_steps(log, "sft", range(1, 3))
     log.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, STAGES)
+    config = TrainConfig()
+    log = MetricsLog(tmp_path, STAGES, trackers=open_trackers(config, tmp_path))
     write_steps(log, "sft", range(1, 6))
     log.close()
-    log = MetricsLog(tmp_path, STAGES, ("sft", 3))
+    log = MetricsLog(tmp_path, STAGES, ("sft", 3), open_trackers(config, tmp_path, ("sft", 3)))
     write_steps(log, "sft", range(4, 8))
     write_steps(log, "grpo", range(1, 3))
     log.close()
