@@ -15,7 +15,7 @@ from videoseek.rewards.clue_score import FIT_FLOOR, MIN_WINDOW_SECONDS, clue_fit
 from videoseek.rewards.trajectory_guided import VARIANTS, RewardParts, Trajectory, score
 from videoseek.types import Interval
 
-PAGE = Path(__file__).parents[2] / "docs/reward.md"
+PAGE = Path(__file__).parents[3] / "docs/reward.md"
 W1, W2, D1, D2 = "clue_single_w_tool", "clue_multi_w_tool", "clue_single_wo_tool", "clue_multi_wo_tool"
 
 

@@ -22,7 +22,7 @@ from videoseek.config_merge import load_config
 from videoseek.metrics import MetricsLog, read_metrics
 from videoseek.trackers import check_trackers, open_trackers
 
-SRC = Path(__file__).parents[2] / "src"
+SRC = Path(__file__).parents[3] / "src"
 OTHERS = ("wandb", "trackio", "swanlab")
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
