@@ -39,13 +39,13 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"out must end in .html, got {settings.out!r}")
     _, config = parse(recipe_of_model([argument for argument in rest if argument not in own]), USAGE)
     # torch and transformers take seconds to import, so errors in the arguments come first.
+    from videoseek.distributed import choose_device
     from videoseek.files import write_text
     from videoseek.model.load import model_folder, tokens_per_second
     from videoseek.pages.page import document
     from videoseek.pages.viewer import record_article
     from videoseek.rollout.native import NativeEngine
     from videoseek.rollout.setup import load_policy, sampling_settings
-    from videoseek.runtime import choose_device
     from videoseek.trajectory_record import TrajectoryRecord
 
     sample = Sample(

@@ -26,7 +26,7 @@ from videoseek.engine import TrainEngine
 from videoseek.files import partial_path, publish, remove_folder, remove_leftovers, write_json
 from videoseek.model.adapters import has_adapters, merged_weights, save_adapters
 from videoseek.model.load import save_pretrained
-from videoseek.ranks import rank
+from videoseek.runtime import rank
 
 _COMPLETE = "complete"
 #: Ranks write into one partial folder, so its name is the same for all of them.

@@ -1,15 +1,98 @@
-"""Collectives over the ranks of a run, and how a global batch is divided among them."""
+"""The ranks of a run together: device and seeds of each, collectives, and how a global batch is divided among them."""
 
 from __future__ import annotations
 
+import gc
+import importlib.metadata
 import itertools
+import os
+import platform
+import random
+import subprocess
+import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from videoseek.ranks import rank, world_size
+from videoseek.config import UsageError
+from videoseek.runtime import local_rank, rank, world_size
+
+PACKAGES = ("torch", "transformers", "deepspeed", "triton", "av", "numpy", "omegaconf", "safetensors", "tokenizers")
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of a `device` key; `auto` is this rank's GPU, or the CPU of a machine without one.
+
+    Raises UsageError for `cuda` on a machine without a GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda, but torch sees no GPU; use device=cpu or device=auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank())
+
+
+def choose_accelerator(name: str) -> None:
+    """Tells DeepSpeed the device; call it before DeepSpeed is imported, which otherwise warns that it guesses a CPU."""
+    if choose_device(name).type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def free_memory() -> None:
+    """Frees reference cycles, of which model classes are full, and then torch's unused GPU blocks."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """Returns the torch type of a `dtype` key."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def environment_report() -> dict[str, Any]:
+    """Returns versions, machine, devices, revision of the source tree and command line, for env.json."""
+    versions: dict[str, str | None] = {}
+    for package in ("videoseek", *PACKAGES):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "num_cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "world_size": world_size(),
+        "revision": _source_revision(),
+        "command": list(sys.argv),
+    }
+
+
+def _source_revision() -> str | None:
+    """Returns the commit of this file's source tree, with `-dirty` if files differ, or None outside of one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
 
 T = TypeVar("T")
 

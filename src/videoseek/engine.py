@@ -25,7 +25,7 @@ from videoseek.algorithms.losses import Metrics, combine_metrics
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import all_max, all_sum, gather
 from videoseek.model.policy import Policy, num_projections
-from videoseek.ranks import rank, world_size
+from videoseek.runtime import rank, world_size
 
 
 class HasSamples(Protocol):

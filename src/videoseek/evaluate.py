@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 
 from videoseek.command import FLAGS, parse, recipe_of_model, run_command
-from videoseek.ranks import rank
+from videoseek.runtime import rank
 
 USAGE = "python -m videoseek.evaluate model=DIR [data.eval=[FILE.jsonl, ...]] [output_dir=DIR] [key=value ...]"
 #: These values win over the run's own recipe, so that no evaluation writes to the run's folder by accident.
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     rest = [argument for argument in arguments if argument not in flags]
     options, config = parse([*flags, *with_defaults(recipe_of_model(rest))], USAGE)
     # torch and transformers take seconds to import, so errors in the arguments come first.
-    from videoseek.runtime import choose_accelerator
+    from videoseek.distributed import choose_accelerator
 
     choose_accelerator(config.device)
     from videoseek.distributed import barrier
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.files import write_json
     from videoseek.model.load import model_folder
     from videoseek.pages.report import write_report
-    from videoseek.progress import say
+    from videoseek.runtime import say
     from videoseek.stages.loading import load_split
     from videoseek.stages.run_folder import start_folder, start_run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videoseek.files import append_json_line, open_json_lines, read_json_lines, write_text
-from videoseek.ranks import rank
+from videoseek.runtime import rank
 from videoseek.trackers import Tracker
 
 

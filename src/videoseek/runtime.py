@@ -1,91 +1,110 @@
-"""Seeds, device and memory of this process, and a report of its environment."""
+"""This process among those of its run, and what the run tells its user on stderr.
+
+The environment of torchrun, the deepspeed launcher or SLURM's wrapper says which rank this process is.
+"""
 
 from __future__ import annotations
 
-import gc
-import importlib.metadata
 import os
-import platform
-import random
-import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from videoseek.config import UsageError
-from videoseek.ranks import local_rank, world_size
-
-PACKAGES = ("torch", "transformers", "deepspeed", "triton", "av", "numpy", "omegaconf", "safetensors", "tokenizers")
+if TYPE_CHECKING:
+    import rich.progress
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch on all devices."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+def rank() -> int:
+    """Returns the index of this process in the run, 0 if it is the only one."""
+    return int(os.environ.get("RANK", "0"))
 
 
-def choose_device(name: str) -> torch.device:
-    """Returns the device of a `device` key; `auto` is this rank's GPU, or the CPU of a machine without one.
+def local_rank() -> int:
+    """Returns the index of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
-    Raises UsageError for `cuda` on a machine without a GPU.
+
+def world_size() -> int:
+    """Returns the number of processes of the run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+if TYPE_CHECKING:
+    import rich.progress
+
+
+class Progress:
+    """Shows the progress of one stage on stderr, on rank 0 only: a bar on a terminal, else a line every few seconds.
+
+    It shows stage, step of total, the given numbers and the time left, which follows from the steps since `first_step`.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda, but torch sees no GPU; use device=cpu or device=auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", local_rank())
+
+    def __init__(self, stage: str, total: int, first_step: int = 0, every_seconds: float = 5.0) -> None:
+        self._stage, self._total, self._first_step = stage, total, first_step
+        self._every_seconds = every_seconds
+        self._enabled = rank() == 0
+        self._started = self._shown = time.monotonic()
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> Progress:
+        if self._enabled:
+            self._bar = _start_bar()
+        if self._bar is not None:
+            self._bar.add_task(self._stage, total=self._total, completed=self._first_step, numbers="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def track(self, done: int, total: int) -> None:
+        """Shows that `done` of `total` units are done, for work that learns its total on the way."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=total)
+        self.update(done, {})
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows that `step` steps are done, with `values` beside it."""
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, numbers=numbers)
+            return
+        now = time.monotonic()
+        due = step >= self._total or step == self._first_step + 1 or now - self._shown >= self._every_seconds
+        if self._enabled and due:
+            self._shown = now
+            left = (now - self._started) / max(step - self._first_step, 1) * (self._total - step)
+            minutes, seconds = divmod(round(left), 60)
+            line = f"{self._stage} {step}/{self._total}  {numbers}  {minutes}:{seconds:02d} left"
+            print(line, file=sys.stderr, flush=True)
 
 
-def choose_accelerator(name: str) -> None:
-    """Tells DeepSpeed the device; call it before DeepSpeed is imported, which otherwise warns that it guesses a CPU."""
-    if choose_device(name).type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+def _start_bar() -> rich.progress.Progress | None:
+    """Starts an empty bar if stderr is a terminal. `rich` is imported here, since most commands show no progress."""
+    import rich.progress
+    from rich.console import Console
 
-
-def free_memory() -> None:
-    """Frees reference cycles, of which model classes are full, and then torch's unused GPU blocks."""
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def choose_dtype(name: str) -> torch.dtype:
-    """Returns the torch type of a `dtype` key."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-def environment_report() -> dict[str, Any]:
-    """Returns versions, machine, devices, revision of the source tree and command line, for env.json."""
-    versions: dict[str, str | None] = {}
-    for package in ("videoseek", *PACKAGES):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "cuda": torch.version.cuda,
-        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "num_cpus": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "world_size": world_size(),
-        "revision": _source_revision(),
-        "command": list(sys.argv),
-    }
-
-
-def _source_revision() -> str | None:
-    """Returns the commit of this file's source tree, with `-dirty` if files differ, or None outside of one."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    bar = rich.progress.Progress(
+        "{task.description}",
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        "{task.fields[numbers]}",
+        rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
+    bar.start()
+    return bar
+
+
+def say(text: str) -> None:
+    """Prints one line to stderr, on rank 0 only."""
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)

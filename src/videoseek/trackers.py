@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from videoseek.config import TrainConfig, UsageError
 from videoseek.files import write_text
-from videoseek.ranks import rank
+from videoseek.runtime import rank
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(describe(config), file=sys.stderr, flush=True)
     # torch, transformers and deepspeed take seconds to import, so the banner comes first.
-    from videoseek.runtime import choose_accelerator
+    from videoseek.distributed import choose_accelerator
 
     choose_accelerator(config.device)
     from videoseek.stages.pipeline import run

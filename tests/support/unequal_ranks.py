@@ -31,9 +31,9 @@ from videoseek.model import policy as policy_module
 from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, tiny_config
-from videoseek.ranks import rank
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
+from videoseek.runtime import rank
 from videoseek.stages.grpo import Objective, join_updates
 from videoseek.stages.rollouts import (
     Rollouts,

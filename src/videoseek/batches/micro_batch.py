@@ -14,7 +14,7 @@ from videoseek.batches.packing import PackSettings, pack_groups
 from videoseek.batches.planning import GroupShape, Tree, num_planned_tokens, plan_rows
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import gather
-from videoseek.ranks import rank, world_size
+from videoseek.runtime import rank, world_size
 from videoseek.types import Episode
 
 Group = list[Episode]

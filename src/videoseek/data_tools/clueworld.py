@@ -8,7 +8,7 @@ from pathlib import Path
 from videoseek.command import parse_files
 from videoseek.config import UsageError, option
 from videoseek.files import remove_abandoned
-from videoseek.progress import Progress
+from videoseek.runtime import Progress
 from videoseek.samples.clueworld import SAMPLES, SPLITS, generate
 
 USAGE = "python -m videoseek.data clueworld out=DIR [num=N] [seed=S] [split=SPLIT]"

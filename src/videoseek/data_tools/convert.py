@@ -12,7 +12,7 @@ from videoseek.config import UsageError
 from videoseek.data_tools.paths import existing_files
 from videoseek.data_tools.settings import ConvertSettings
 from videoseek.data_tools.writers import WRITERS
-from videoseek.progress import Progress
+from videoseek.runtime import Progress
 from videoseek.samples.readers import Reader
 from videoseek.samples.readers.rows import Problem, VideoPaths, problem_lines
 from videoseek.samples.schema import DataError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videoseek.config import UsageError
-from videoseek.progress import say
+from videoseek.runtime import say
 from videoseek.samples.readers.messages import DATASET_INFO
 
 #: Endings of data files. LLaMA-Factory's dataset_info.json lies beside them and is not data.

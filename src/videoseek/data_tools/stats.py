@@ -16,7 +16,7 @@ from videoseek.files import write_json, write_text
 from videoseek.pages.charts import MODEL_COLOURS, Bar, Histogram, bar_chart, column_chart, plain_number
 from videoseek.pages.page import Markup, document, join, tag
 from videoseek.pages.viewer import KIND_LABELS
-from videoseek.progress import Progress
+from videoseek.runtime import Progress
 from videoseek.samples.readers import Reader
 from videoseek.types import Sample
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from videoseek.data_tools.inspect_video import content_digest, content_size
 from videoseek.data_tools.video_probe import Length, VideoProbe, in_parallel
-from videoseek.progress import Progress
+from videoseek.runtime import Progress
 from videoseek.samples.readers import Reader
 from videoseek.samples.readers.rows import Problem, VideoPaths
 from videoseek.samples.rules import (

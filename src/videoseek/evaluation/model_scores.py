@@ -10,11 +10,10 @@ from videoseek.config import TrainConfig
 from videoseek.distributed import gather, rank_indices
 from videoseek.evaluation.scores import answer_questions, scores
 from videoseek.model.load import tokens_per_second
-from videoseek.progress import Progress, say
-from videoseek.ranks import rank
 from videoseek.rollout.native import NativeEngine
 from videoseek.rollout.setup import load_policy, sampling_settings
 from videoseek.rollout.trajectories import write_trajectories
+from videoseek.runtime import Progress, rank, say
 from videoseek.types import Sample
 
 

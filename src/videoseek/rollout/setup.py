@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from videoseek.config import TrainConfig
+from videoseek.distributed import choose_dtype
 from videoseek.model.load import ModelError, load_model, load_tokenizer
 from videoseek.model.policy import Policy
 from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import SamplingSettings
-from videoseek.runtime import choose_dtype
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.vocabulary import Vocabulary
 

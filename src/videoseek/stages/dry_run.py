@@ -10,10 +10,10 @@ from pathlib import Path
 from videoseek.batches.order import cut_rows
 from videoseek.batches.packing import PackSettings, pack_documents
 from videoseek.model.load import tokens_per_second
-from videoseek.ranks import world_size
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.replay import ReplayedEpisodes
 from videoseek.rollout.setup import load_policy
+from videoseek.runtime import world_size
 from videoseek.stages.memory import ModelSizes, memory_line, training_memory
 from videoseek.stages.stage_run import RunContext
 from videoseek.types import Sample

@@ -22,9 +22,9 @@ from videoseek.config import TrainConfig
 from videoseek.distributed import all_sum, split_minibatches
 from videoseek.engine import OptimizerSettings, TrainEngine, learning_rate
 from videoseek.model.policy import Policy
-from videoseek.progress import Progress
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
+from videoseek.runtime import Progress
 from videoseek.stages.rollouts import filler_group, rollout_metrics, sample_groups, with_advantages
 from videoseek.stages.stage_run import StageRun
 from videoseek.types import Clip, Sample

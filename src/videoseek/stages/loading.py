@@ -11,8 +11,7 @@ from pathlib import Path
 from videoseek.config import TrainConfig
 from videoseek.distributed import barrier, gather, rank_indices
 from videoseek.files import write_text
-from videoseek.progress import Progress
-from videoseek.ranks import rank
+from videoseek.runtime import Progress, rank
 from videoseek.samples.readers.rows import Problem, VideoPaths, problem_lines
 from videoseek.samples.rules import Rules, find_bad, refusal
 from videoseek.samples.sources import Loading, Mixture, load_samples

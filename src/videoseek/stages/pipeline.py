@@ -17,7 +17,7 @@ from pathlib import Path
 
 from videoseek.checkpoint import is_complete, link, read_state, save_weights
 from videoseek.config import TrainConfig, UsageError, stage_steps
-from videoseek.distributed import barrier
+from videoseek.distributed import barrier, free_memory
 from videoseek.engine import TrainEngine, end_distributed
 from videoseek.evaluation.model_scores import score_model
 from videoseek.evaluation.scores import summary_of
@@ -27,10 +27,8 @@ from videoseek.model.adapters import check_peft
 from videoseek.model.load import model_folder, save_pretrained
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
 from videoseek.pages.report import write_report
-from videoseek.progress import say
-from videoseek.ranks import rank, world_size
 from videoseek.rewards.functions import RewardFunction, load_reward_functions
-from videoseek.runtime import free_memory
+from videoseek.runtime import rank, say, world_size
 from videoseek.samples.clueworld import phrases
 from videoseek.stages.dry_run import dry_run
 from videoseek.stages.grpo import train_grpo

@@ -7,10 +7,10 @@ from pathlib import Path
 from videoseek.checkpoint import CheckpointError, discard_after, discard_stage, read_state
 from videoseek.config import TrainConfig
 from videoseek.config_merge import config_yaml
+from videoseek.distributed import choose_device, environment_report, seed_everything
 from videoseek.engine import start_distributed
 from videoseek.files import prepare_output_dir, write_json, write_text
-from videoseek.progress import say
-from videoseek.runtime import choose_device, environment_report, seed_everything
+from videoseek.runtime import say
 from videoseek.stages.stage_run import RunContext
 from videoseek.video.decode import FRAME_CACHE
 from videoseek.video.worker import use_worker

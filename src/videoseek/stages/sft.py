@@ -18,9 +18,8 @@ from videoseek.batches.packing import masked_by_tdam, pack_documents
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import all_sum, rank_indices
 from videoseek.engine import OptimizerSettings, TrainEngine, learning_rate
-from videoseek.progress import Progress
-from videoseek.ranks import rank
 from videoseek.rollout.replay import ReplayedEpisodes
+from videoseek.runtime import Progress, rank
 from videoseek.samples.schema import DataError
 from videoseek.stages.stage_run import StageRun
 from videoseek.types import Episode, Sample

@@ -28,12 +28,11 @@ from videoseek.metrics import MetricsLog, RunError
 from videoseek.model.adapters import add_adapters, load_adapters
 from videoseek.model.load import tokens_per_second
 from videoseek.model.policy import Policy
-from videoseek.progress import say
-from videoseek.ranks import rank, world_size
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeEngine
 from videoseek.rollout.setup import load_policy
 from videoseek.rollout.trajectories import write_trajectories
+from videoseek.runtime import rank, say, world_size
 from videoseek.types import Episode
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from videoseek.command import parse_files
 from videoseek.config import UsageError
 from videoseek.files import prepare_output_dir
-from videoseek.progress import Progress
+from videoseek.runtime import Progress
 from videoseek.samples.schema import DataError
 from videoseek.synthesis.inputs import read_items
 from videoseek.synthesis.items import Item, in_shard

@@ -11,7 +11,7 @@ from math import ceil
 from typing import Any
 
 from videoseek.config import UsageError
-from videoseek.progress import Progress
+from videoseek.runtime import Progress
 from videoseek.synthesis.client import CallFailed, Client, EndpointError, ItemRejected, StageClient
 from videoseek.synthesis.items import STAGES, UNFINISHED, Item, Rejection
 from videoseek.synthesis.settings import SynthesisSettings, read_key

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from support.tiny_world import answer, tiny_world
 
 from videoseek.batches.packing import pack_documents
+from videoseek.distributed import free_memory
 from videoseek.engine import OptimizerSettings, TrainEngine, start_distributed
-from videoseek.runtime import free_memory
 
 
 def test_a_rank_computes_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

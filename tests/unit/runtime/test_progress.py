@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from videoseek.progress import Progress
+from videoseek.runtime import Progress
 
 
 def test_progress_without_a_terminal_is_a_few_lines(

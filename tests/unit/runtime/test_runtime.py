@@ -1,4 +1,4 @@
-"""Seeds, ranks, devices, and the report of the environment."""
+"""Ranks, seeds, devices, and the report of the environment."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from videoseek import ranks, runtime
+from videoseek import distributed, runtime
 from videoseek.config import UsageError
 from videoseek.files import write_json
 
 
 def test_seed_repeats_all_three_generators() -> None:
     def draw() -> tuple[float, float, float]:
-        runtime.seed_everything(2**40 + 3)
+        distributed.seed_everything(2**40 + 3)
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
     assert draw() == draw()
@@ -26,11 +26,11 @@ def test_seed_repeats_all_three_generators() -> None:
 def test_ranks_come_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert (ranks.rank(), ranks.local_rank(), ranks.world_size()) == (0, 0, 1)
+    assert (runtime.rank(), runtime.local_rank(), runtime.world_size()) == (0, 0, 1)
     monkeypatch.setenv("RANK", "9")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert (ranks.rank(), ranks.local_rank(), ranks.world_size()) == (9, 1, 16)
+    assert (runtime.rank(), runtime.local_rank(), runtime.world_size()) == (9, 1, 16)
 
 
 @pytest.mark.parametrize(
@@ -40,22 +40,22 @@ def test_ranks_come_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_device_choice(monkeypatch: pytest.MonkeyPatch, name: str, has_gpu: bool, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert runtime.choose_device(name) == torch.device(device)
+    assert distributed.choose_device(name) == torch.device(device)
 
 
 def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="device=cuda, but torch sees no GPU"):
-        runtime.choose_device("cuda")
+        distributed.choose_device("cuda")
 
 
 def test_dtype_choice() -> None:
-    assert runtime.choose_dtype("bfloat16") is torch.bfloat16
-    assert runtime.choose_dtype("float32") is torch.float32
+    assert distributed.choose_dtype("bfloat16") is torch.bfloat16
+    assert distributed.choose_dtype("float32") is torch.float32
 
 
 def test_environment_report_is_json(tmp_path: Path) -> None:
-    report = runtime.environment_report()
+    report = distributed.environment_report()
     write_json(tmp_path / "env.json", report)
     assert report["versions"]["torch"] == torch.__version__
     assert report["num_cpus"] >= 1 and report["memory_gib"] > 0
