@@ -18,6 +18,7 @@ from PIL import Image
 NUM_BITS = 13
 TICKS_PER_SECOND = 1000
 HEIGHT, WIDTH = 64, 112
+LONG_FILM_GOP = 250
 FIRST_IMAGE = 97  # of a frame folder: names of two and of three digits
 
 os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder reports each file it writes otherwise
@@ -77,6 +78,33 @@ def write_video(
             frame.pts, frame.time_base = round(seconds / clock), clock
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def write_long_film(
+    path: Path, num_frames: int, fps: int, size: tuple[int, int] = (90, 160), num_groups: int = 8
+) -> Path:
+    """H.264 with two B-frames, a keyframe every 250; the packets of the first groups are repeated.
+
+    Frame i carries i modulo (num_groups * 250).
+    """
+    times = steady(num_groups * LONG_FILM_GOP, fps)
+    cycle = write_video(path.with_name(f"cycle_{path.stem}.mp4"), times, size=size, options=x264(LONG_FILM_GOP, 2))
+    with av.open(str(cycle)) as old:
+        template = old.streams.video[0]
+        packets = [packet for packet in old.demux(template) if packet.size]
+        ticks = round(1 / (fps * template.time_base))
+        times = [(packet.pts, packet.dts) for packet in packets]
+        with av.open(str(path), "w") as new:
+            stream = new.add_stream_from_template(template)
+            for number in range(num_frames):
+                cycles, place = divmod(number, len(packets))
+                packet, (pts, dts) = packets[place], times[place]
+                packet.stream = stream
+                packet.pts, packet.dts = pts + cycles * len(packets) * ticks, dts + cycles * len(packets) * ticks
+                packet.time_base = template.time_base
+                new.mux(packet)
+    cycle.unlink()
     return path
 
 
