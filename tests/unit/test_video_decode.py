@@ -27,9 +27,10 @@ from video_samples import (
 
 from videoseek.types import Clip
 from videoseek.video.decode import FRAME_CACHE, decode_clip, load_index, probe, read_frames
+from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoIndex
 from videoseek.video.pixels import shown_pixels
-from videoseek.video.reader import VideoReader
+from videoseek.video.reader import VideoReader, decode_frames
 
 #: What a file reader is held to bit by bit; a frame folder has neither seeks nor a decoder.
 FILES = [name for name, kind in KINDS.items() if not kind.folder_fps]
@@ -56,14 +57,15 @@ def test_presentation_times_of_the_file_give_exactly_their_frames(files, name) -
     assert [read_number(frame) for frame in frames] == list(range(len(seconds)))
 
 
+@pytest.mark.parametrize("decode_threads", [1, 3])
 @pytest.mark.parametrize("name", FILES)
-def test_sought_frames_equal_sequentially_decoded_ones_bit_for_bit(files, name) -> None:
+def test_sought_frames_equal_sequentially_decoded_ones_bit_for_bit(files, name, decode_threads) -> None:
     rng = np.random.default_rng(1)
     with av.open(files(name)) as container:
         whole = [shown_pixels(frame) for _, frame in zip(range(300), container.decode(video=0), strict=False)]
     for count in (1, 2, 3, 8):
         wanted = sorted(rng.choice(len(whole), min(count, len(whole)), replace=False).tolist())
-        with VideoReader(files(name)) as reader:
+        with VideoReader(files(name), decode_threads) as reader:
             for index, frame in zip(wanted, reader.frames(wanted), strict=True):
                 assert np.array_equal(shown_pixels(frame), whole[index]), (wanted, index)
 
@@ -144,6 +146,30 @@ def test_few_frames_of_a_long_video_cost_few_decoded_frames(tmp_path) -> None:
             shown = [read_number(shown_pixels(frame)) for frame in reader.frames(wanted)]
             assert shown == [int(8 * t) for t in seconds]
             assert reader.num_decoded <= most
+
+
+def test_damage_shows_in_the_same_frames_with_more_threads(tmp_path) -> None:
+    whole = write_video(tmp_path / "whole.mp4", steady(60, 10), options=x264(10)).read_bytes()
+    rng = np.random.default_rng(0)
+    num_errors = 0
+    for trial in range(60):
+        data = bytearray(whole)
+        for position in rng.integers(0, len(data), 1 + trial % 20):
+            data[position] ^= 1 << int(rng.integers(8))
+        path = tmp_path / f"{trial}.mp4"
+        path.write_bytes(data)
+        outcomes = [outcome_of(path, decode_threads) for decode_threads in (1, 3)]
+        assert outcomes[0] == outcomes[1], path.name
+        num_errors += isinstance(outcomes[0], str)
+    assert 0 < num_errors < 60
+
+
+def outcome_of(path: Path, decode_threads: int) -> str | bytes:
+    """The message of the error, or the pixels."""
+    try:
+        return decode_frames(str(path), [0.35 * i for i in range(16)], 56, 112, decode_threads).tobytes()
+    except VideoError as error:
+        return error.message
 
 
 def num_needed(index: VideoIndex, frame_indices: list[int]) -> int:

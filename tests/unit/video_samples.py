@@ -88,24 +88,28 @@ def write_long_film(
 
     Frame i carries i modulo (num_groups * 250).
     """
-    times = steady(num_groups * LONG_FILM_GOP, fps)
-    cycle = write_video(path.with_name(f"cycle_{path.stem}.mp4"), times, size=size, options=x264(LONG_FILM_GOP, 2))
-    with av.open(str(cycle)) as old:
-        template = old.streams.video[0]
-        packets = [packet for packet in old.demux(template) if packet.size]
-        ticks = round(1 / (fps * template.time_base))
-        times = [(packet.pts, packet.dts) for packet in packets]
-        with av.open(str(path), "w") as new:
-            stream = new.add_stream_from_template(template)
-            for number in range(num_frames):
-                cycles, place = divmod(number, len(packets))
-                packet, (pts, dts) = packets[place], times[place]
-                packet.stream = stream
-                packet.pts, packet.dts = pts + cycles * len(packets) * ticks, dts + cycles * len(packets) * ticks
-                packet.time_base = template.time_base
-                new.mux(packet)
+    cycle = path.with_name(f"cycle_{path.stem}.mp4")
+    write_video(cycle, steady(num_groups * LONG_FILM_GOP, fps), size=size, options=x264(LONG_FILM_GOP, 2))
+    repeat_packets(cycle, path, num_frames, fps)
     cycle.unlink()
     return path
+
+
+def repeat_packets(cycle: Path, path: Path, num_frames: int, fps: int) -> None:
+    """Writes the packets of a file of whole groups over and over, until the film has `num_frames` frames."""
+    with av.open(str(cycle)) as old, av.open(str(path), "w") as new:
+        template = old.streams.video[0]
+        packets = [packet for packet in old.demux(template) if packet.size]
+        times = [(packet.pts, packet.dts) for packet in packets]
+        ticks = round(len(packets) / (fps * template.time_base))
+        stream = new.add_stream_from_template(template)
+        for number in range(num_frames):
+            num_cycles, place = divmod(number, len(packets))
+            packet, (pts, dts) = packets[place], times[place]
+            packet.stream = stream
+            packet.pts, packet.dts = pts + num_cycles * ticks, dts + num_cycles * ticks
+            packet.time_base = template.time_base
+            new.mux(packet)
 
 
 def _add_tone(container: Any, num_seconds: float) -> None:

@@ -63,8 +63,13 @@ def decode_runs(index: VideoIndex, frame_indices: Sequence[int]) -> list[DecodeR
     return runs
 
 
-def decode_frames(path: str, frame_seconds: Sequence[float], height: int, width: int) -> np.ndarray:
-    """The frames shown at these seconds, in their order, RGB uint8 [F, height, width, 3]. Raises VideoError."""
+def decode_frames(
+    path: str, frame_seconds: Sequence[float], height: int, width: int, decode_threads: int = 1
+) -> np.ndarray:
+    """Returns the frames shown at these seconds, in their order, RGB uint8 [F, height, width, 3]. Raises VideoError.
+
+    `decode_threads` changes the time that the decode takes, never a pixel.
+    """
     index = read_index(path)
     rows_of_frame: dict[int, list[int]] = {}
     for row, seconds in enumerate(frame_seconds):
