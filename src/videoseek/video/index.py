@@ -21,6 +21,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from videoseek.video.errors import VideoError
+from videoseek.video.mp4_table import PacketTable, read_table
 from videoseek.video.packets import DecodeCount, SparseDecoder, demux_packets
 
 #: Plain containers only: playlists and scripts (HLS, DASH, concat) could make the library open other files.
@@ -148,7 +149,7 @@ def scan_file(path: str) -> VideoIndex:
     """The index of a file, from all of its packets and its first frame. Raises VideoError."""
     with open_video(path) as (container, stream):
         check_pixels(path, stream.width, stream.height)
-        stamps, keyframes, seek_stamps, last_duration = _scan(container, stream)
+        stamps, keyframes, seek_stamps, last_duration = _scan(path, container, stream)
         time_base = stream.time_base
         if not len(stamps) or time_base is None:
             raise VideoError("no_frames", f"{path} has a video stream without frames.")
@@ -228,34 +229,41 @@ def decoded_frames(
                 yield frame
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Stamps of all frames, of keyframes, where to seek for these, duration of the last frame.
-
-    A broken tail ends the scan, and so does one frame more than MAX_FRAMES.
-    """
+def _scan(path: str, container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Stamps of all frames, of keyframes, where to seek for these, duration of the last frame."""
     by_presentation = container.format.name in SEEKABLE_BY_PRESENTATION
-    stamps = array("q")
-    seek_stamp_of_key: dict[int, int] = {}
+    table = read_table(path, container, stream, MAX_FRAMES)
+    if table is None:
+        table = _read_packets(container, stream)
+    # A film cut without encoding starts with pictures that are decoded and not shown, its keyframe among them.
+    stamps = np.unique(table.presentation[~table.is_discard])
+    keys, key_rows = np.unique(table.presentation[table.is_keyframe], return_index=True)
+    if not len(keys):
+        return stamps, stamps[:1], stamps[:1], table.last_duration
+    seek_stamps = keys if by_presentation else table.decoding[table.is_keyframe][key_rows]
+    return stamps, keys, seek_stamps, table.last_duration
+
+
+def _read_packets(container: InputContainer, stream: VideoStream) -> PacketTable:
+    """The table from all packets. A broken tail ends it, and so does one frame more than MAX_FRAMES."""
+    presentation, decoding = array("q"), array("q")
+    is_keyframe, is_discard = bytearray(), bytearray()
     last_stamp, last_duration = -1, 0
     for packet in demux_packets(container, stream):
         stamp = packet.dts if _lacks_presentation_times(container) else packet.pts
         if stamp is None:
             continue
-        # A film cut without encoding starts with pictures that are decoded and not shown, its keyframe among them.
-        if packet.is_keyframe:
-            seek_stamp_of_key[stamp] = stamp if by_presentation or packet.dts is None else packet.dts
-        if packet.is_discard:
-            continue
-        stamps.append(stamp)
-        if len(stamps) > MAX_FRAMES:
+        presentation.append(stamp)
+        decoding.append(stamp if packet.dts is None else packet.dts)
+        is_keyframe.append(packet.is_keyframe)
+        is_discard.append(packet.is_discard)
+        if len(presentation) > MAX_FRAMES:
             break
-        if stamp >= last_stamp:
+        if stamp >= last_stamp and not packet.is_discard:
             last_stamp, last_duration = stamp, packet.duration or 0
-    all_stamps = np.unique(np.array(stamps, np.int64))
-    if not seek_stamp_of_key and stamps:
-        seek_stamp_of_key[int(all_stamps[0])] = int(all_stamps[0])
-    keys = np.array(sorted(seek_stamp_of_key.items()), np.int64).reshape(-1, 2)
-    return all_stamps, keys[:, 0], keys[:, 1], last_duration
+    times = [np.array(column, np.int64) for column in (presentation, decoding)]
+    marks = [np.array(column, np.bool_) for column in (is_keyframe, is_discard)]
+    return PacketTable(times[0], times[1], marks[0], marks[1], last_duration)
 
 
 def _first_frame(

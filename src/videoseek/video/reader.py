@@ -16,6 +16,7 @@ import numpy as np
 
 from videoseek.video.folder import FolderIndex, FrameFolder, scan_folder
 from videoseek.video.index import VideoIndex, file_stamp, open_video, scan_file
+from videoseek.video.index_store import load_stored, store
 from videoseek.video.packets import DecodeCount, SparseDecoder
 from videoseek.video.pixels import resized, shown_pixels
 from videoseek.video.sequential import SEEK_WORTH_FRAMES, SequentialReader
@@ -33,14 +34,20 @@ def source_stamp(path: str) -> tuple[int, int]:
 
 
 def read_index(path: str) -> VideoIndex:
-    """The index of a file or frame folder, cached until it changes. Raises VideoError."""
+    """The index of a file or frame folder, cached in memory and on disk until it changes. Raises VideoError."""
     return _read_index(path, source_stamp(path))
 
 
 @lru_cache(maxsize=MAX_INDICES)
 def _read_index(path: str, stamp: tuple[int, int]) -> VideoIndex:
     folder = FrameFolder.parse(path)
-    return scan_file(path) if folder is None else scan_folder(path, folder)
+    if folder is not None:
+        return scan_folder(path, folder)
+    index = load_stored(path, stamp)
+    if index is None:
+        index = scan_file(path)
+        store(index, stamp)
+    return index
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from videoseek.video.errors import VideoError
+from videoseek.video.index_store import ARRAYS, to_fields
 from videoseek.video.reader import decode_frames, read_index
 
 READY = "ready"
@@ -67,13 +67,7 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
         index = read_index(path)
     except VideoError as error:
         return {"error": [error.code, error.message]}, []
-    message = {
-        "info": asdict(index.info),
-        "start_stamp": index.start_stamp,
-        "time_base": str(index.time_base),
-        "decoder_lag": index.decoder_lag,
-    }
-    return message, [index.stamps, index.keyframes, index.seek_stamps]
+    return to_fields(index), [getattr(index, name) for name in ARRAYS]
 
 
 def main() -> None:
