@@ -136,6 +136,40 @@ def test_resize_is_pillows_bicubic_with_antialias(tmp_path) -> None:
     assert np.array_equal(decode_clip(clip_at(path, [0.0], 56, 84))[0].numpy(), expected)
 
 
+def write_one_color(path: Path, yuv: tuple[int, int, int], height: int, tag: str = "") -> Path:
+    """Two frames of one colour, BT.709 or BT.601 as `tag` says, or untagged."""
+    width = height * 16 // 9 // 2 * 2
+    with av.open(str(path), "w") as container:
+        options = x264(1, 0)
+        options["x264-params"] += f":colormatrix={tag}" if tag else ""
+        stream = container.add_stream("libx264", rate=10, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        planes = np.empty((height * 3 // 2, width), np.uint8)
+        planes[:height] = yuv[0]
+        planes[height : height * 5 // 4] = yuv[1]
+        planes[height * 5 // 4 :] = yuv[2]
+        for number in range(2):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+#: Pure red in studio range: ITU-R BT.709 (luma weight of red 0.2126) and BT.601 (0.299).
+RED_709, RED_601 = (63, 102, 240), (81, 90, 240)
+
+
+@pytest.mark.parametrize(
+    ("height", "tag", "red"),
+    [(720, "", RED_709), (704, "", RED_601), (720, "smpte170m", RED_601), (704, "bt709", RED_709)],
+)
+def test_untagged_colors_are_bt709_from_720_lines_on(tmp_path, height, tag, red) -> None:
+    path = write_one_color(tmp_path / "v.mp4", red, height, tag)
+    pixels = decode_clip(clip_at(path, [0.0], 28, 56)).numpy().reshape(-1, 3)
+    assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 4
+
+
 def test_few_frames_of_a_long_video_cost_few_decoded_frames(tmp_path) -> None:
     path = write_video(tmp_path / "v.mp4", steady(4800, 8), options=x264(50))
     crop = [300 + 0.5 * i for i in range(8)]

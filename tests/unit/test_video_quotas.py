@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from video_samples import steady, write_video, x264
 
-from videoseek.config import VideoConfig
+from videoseek.config import UsageError, VideoConfig
+from videoseek.config_merge import check_limits
 from videoseek.types import STRATEGIES
 from videoseek.video.decode import probe, read_frames
 from videoseek.video.errors import VideoError
@@ -168,14 +169,14 @@ def test_strip_is_refused_by_name() -> None:
         ({"crop_fps": 0.0}, "crop_fps"),
         ({"fine_tokens": -1}, "fine_tokens"),
         ({"overview_fps": float("inf")}, "overview_fps"),
-        ({"max_frames": 1}, "max_frames is 1"),
+        ({"max_frames": 1}, "max_frames must be at least 2, got 1"),
         ({"frame_policy": "random"}, "linspace, uniform"),
     ],
     ids=str,
 )
-def test_limits_validate_themselves(changes, said) -> None:
-    with pytest.raises(ValueError, match=said):
-        VideoConfig(**changes)
+def test_limits_outside_their_range_are_refused(changes, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_limits(VideoConfig(**changes))
 
 
 def test_unknown_strategy_is_refused() -> None:
