@@ -71,5 +71,5 @@ def test_choices_are_the_owners_table(key: str, table: object) -> None:
 
 def test_video_keys_are_the_limits_of_the_video_floor() -> None:
     config = dataclasses.asdict(VideoConfig())
-    del config["cache_megabytes"], config["decode_deadline_seconds"]
+    del config["cache_megabytes"], config["stall_seconds"]
     assert VideoConfig(**config) == VideoConfig()

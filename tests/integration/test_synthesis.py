@@ -40,7 +40,7 @@ ITEMS = VIDEOS * QUESTIONS
 SMALL = [
     *("model=clue", "api_key_env=null", "attempts=4", "max_wait_seconds=0.02", "deadline_seconds=20", "concurrency=4"),
     *(
-        "video.decode_deadline_seconds=null",
+        "video.stall_seconds=null",
         "questions_per_video=4",
         "caption_seconds=16",
         "prompt_price=2",
@@ -90,7 +90,7 @@ def changed(change: Callable[[str, dict[str, Any], dict[str, Any]], None]) -> Ca
 
 def test_every_question_of_every_quadrant_comes_through(videos: Path, tmp_path: Path) -> None:
     with serving(clue_model.reply) as server:
-        found = synthesize(videos, tmp_path, server, "video.decode_deadline_seconds=60")
+        found = synthesize(videos, tmp_path, server, "video.stall_seconds=60")
     assert (found["sources"], found["items"], found["samples"]) == (VIDEOS, ITEMS, ITEMS)
     assert {kind: count["samples"] for kind, count in found["kinds"].items()} == dict.fromkeys(QUADRANTS, VIDEOS)
     samples = read_samples(tmp_path / "samples.jsonl", videos)

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"out= is missing; {USAGE}")
     out = output_file("out", settings.out, (".html",))
     sample = find(files[0], settings)
-    with decode_workers(settings.video.decode_deadline_seconds, 1):
+    with decode_workers(settings.video.stall_seconds, 1):
         write_text(out, page(sample, settings.environment(), settings.rules))
     print(out)
 

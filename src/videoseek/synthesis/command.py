@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"name one folder of videos or one JSONL file, got {len(paths)}; usage: {USAGE}")
     root = Path(settings.video_root) if settings.video_root is not None else None
     items = in_shard(read_items(Path(paths[0]), root)[: settings.limit], *settings.part)
-    use_worker(settings.video.decode_deadline_seconds, len(os.sched_getaffinity(0)))
+    use_worker(settings.video.stall_seconds, len(os.sched_getaffinity(0)))
     if settings.dry_run:
         with Progress("estimate", len(items)) as progress:
             print(estimate_text(estimate(items, settings, progress.track), settings))

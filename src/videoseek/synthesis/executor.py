@@ -80,7 +80,7 @@ def _run_batch(batch: dict[str, Any], name: str, settings: SynthesisSettings) ->
     texts = list(batch["item"])
     if any(batch["failure"]):
         return {"item": texts, "failure": list(batch["failure"])}
-    _read_under_deadline(settings.video.decode_deadline_seconds)
+    _read_under_deadline(settings.video.stall_seconds)
     try:
         made = asyncio.run(_run_one_stage(name, [Item.from_json(text) for text in texts], settings))
     except EndpointError as error:

@@ -1,6 +1,6 @@
 """What the rest of the project asks of a video: its facts, its index, the pixels of a clip.
 
-All of it is answered in this process, or under a deadline in another one where `use_worker` says so.
+All of it is answered in this process, or under limits in another one where `use_worker` says so.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from types import TracebackType
 import av
 import numpy as np
 
+from videoseek.video import watchdog
 from videoseek.video.folder import FolderIndex, FrameFolder, scan_folder
 from videoseek.video.index import VideoIndex, file_stamp, open_video, scan_file
 from videoseek.video.index_store import load_stored, store
@@ -23,6 +24,8 @@ from videoseek.video.sequential import SEEK_WORTH_FRAMES, SequentialReader
 
 #: After so many runs that were not read sparsely to their end, a file is taken for one that never is.
 MAX_FAILED_RUNS = 3
+#: A damaged file is read again from earlier keyframes on: so many times the frames of a sound one are allowed for.
+MAX_WORK_RATIO = 8
 #: Indices kept; that of an hour at 30 fps takes 0.9 MB.
 MAX_INDICES = 64
 
@@ -70,6 +73,13 @@ def decode_runs(index: VideoIndex, frame_indices: Sequence[int]) -> list[DecodeR
     return runs
 
 
+def num_needed(index: VideoIndex, frame_indices: Sequence[int]) -> int:
+    """The number of frames from the keyframe of each run up to its last wanted frame."""
+    runs = decode_runs(index, frame_indices)
+    frames_at_keys = np.searchsorted(index.stamps, index.keyframes[[run.key for run in runs]])
+    return int(sum(run.frames[-1] + 1 for run in runs) - frames_at_keys.sum())
+
+
 def decode_frames(
     path: str, frame_seconds: Sequence[float], height: int, width: int, decode_threads: int = 1
 ) -> np.ndarray:
@@ -82,6 +92,9 @@ def decode_frames(
     for row, seconds in enumerate(frame_seconds):
         rows_of_frame.setdefault(index.frame_at(seconds), []).append(row)
     wanted = sorted(rows_of_frame)
+    if wanted:
+        allowed = MAX_WORK_RATIO * num_needed(index, wanted)
+        watchdog.allow_frames(path, allowed, index.info.width * index.info.height)
     pixels = np.empty((len(frame_seconds), height, width, 3), np.uint8)
     with ExitStack() as resources:
         if isinstance(index, FolderIndex):
