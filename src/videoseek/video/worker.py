@@ -45,7 +45,9 @@ MAX_DECODE_THREADS = 8
 
 
 class Decoder(Protocol):
-    """Who reads files. Both methods raise VideoError."""
+    """Who reads files, `num_workers` at a time. Both methods raise VideoError."""
+
+    num_workers: int
 
     def index(self, path: str) -> VideoIndex: ...
 
@@ -56,6 +58,8 @@ class Decoder(Protocol):
 
 class LocalDecoder:
     """Reads files in this process, however long it takes."""
+
+    num_workers = 1
 
     def index(self, path: str) -> VideoIndex:
         return read_index(path)
@@ -81,6 +85,8 @@ class WorkerPool:
         self.num_workers = num_workers
         self.num_cores = num_cores
         self._num_busy = 0
+        self._workers: set[_Worker] = set()
+        self._is_stopped = False
         self._counting = Lock()
         # Last in, first out: the worker that served last has its file's index in memory.
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
@@ -104,9 +110,32 @@ class WorkerPool:
         for _ in range(self.num_workers):
             worker = self._idle.get()
             if worker is not None:
-                worker.kill()
+                self._ended(worker)
         for _ in range(self.num_workers):
             self._idle.put(None)
+
+    def stop(self) -> None:
+        """Kills all workers at once, those at work too. No worker starts again."""
+        with self._counting:
+            self._is_stopped = True
+            workers = list(self._workers)
+        for worker in workers:
+            worker.kill()
+
+    def _started(self) -> _Worker:
+        worker = _Worker()
+        with self._counting:
+            self._workers.add(worker)
+            is_stopped = self._is_stopped
+        if is_stopped:
+            self._ended(worker)
+            raise RuntimeError("the decode workers of this process were stopped")
+        return worker
+
+    def _ended(self, worker: _Worker) -> None:
+        with self._counting:
+            self._workers.discard(worker)
+        worker.kill()
 
     def _index(self, path: str, stamp: tuple[int, int]) -> VideoIndex:
         # Ours to read: nothing of the film itself is touched, so nothing can hang.
@@ -118,14 +147,14 @@ class WorkerPool:
         worker, kept = self._idle.get(), None
         try:
             if worker is None or not worker.is_alive():
-                worker = _Worker()
+                worker = self._started()
             with self._busy() as num_busy:
                 message, arrays = worker.ask({**request, "decode_threads": self.decode_threads(num_busy)})
             kept = worker
         finally:
             # Whatever cut the exchange short, Ctrl-C included, leaves half a reply behind: such a worker goes.
             if kept is None and worker is not None:
-                worker.kill()
+                self._ended(worker)
             self._idle.put(kept)
         if "error" in message:
             raise VideoError(*message["error"])
@@ -230,6 +259,14 @@ def use_worker(stall_seconds: float | None, num_workers: int = 1, num_cores: int
     else:
         _decoder = LocalDecoder()
         logger.info("videos are read in this process, without a limit")
+
+
+def stop_workers() -> None:
+    """Ends all workers at once, those at work too. From now on this process reads files in itself."""
+    global _decoder
+    if isinstance(_decoder, WorkerPool):
+        _decoder.stop()
+    _decoder = LocalDecoder()
 
 
 def _after_fork() -> None:
