@@ -28,6 +28,8 @@ from videoseek.video.packets import DecodeCount, SparseDecoder, demux_packets
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
 #: Containers whose demuxer takes a seek stamp as a presentation time; the others go by decoding times.
 SEEKABLE_BY_PRESENTATION = ("matroska,webm", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "asf")
+#: Decoders whose frame threads gave the frames of one thread for thousands of damaged files. Those of HEVC can hang.
+PARALLEL_DECODERS = ("h264", "vp9", "libdav1d")
 #: Slack when a time is looked up, below any frame interval: 0.1 + 0.2 still finds the frame at 0.3.
 TIME_SLACK_SECONDS = 1e-6
 #: Twice the pixels of 8K video. A file of a few kilobytes can ask for a frame of gigabytes.
@@ -94,8 +96,9 @@ class VideoIndex:
 def open_video(path: str, decode_threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens a local regular file and its default video stream for reading, and closes it on leaving.
 
-    `decode_threads` threads decode consecutive frames in parallel. Raises VideoError, also in place of whatever FFmpeg
-    reports inside the `with` block.
+    `decode_threads` threads decode consecutive frames in parallel, where the codec allows it. They report damage that
+    one thread would conceal, since the way in which it is concealed depends on their number. Raises VideoError, also in
+    place of whatever FFmpeg reports inside the `with` block.
     """
     file_stamp(path)
     try:
@@ -118,9 +121,11 @@ def open_video(path: str, decode_threads: int = 1) -> Iterator[tuple[InputContai
             if other.index != stream.index:
                 other.discard = Discard.all  # their bytes need not be read
         # Headers can be wrong: the decoder itself must refuse what is too large.
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        stream.codec_context.thread_count = decode_threads
-        stream.thread_type = "FRAME" if decode_threads > 1 else "NONE"
+        in_parallel = decode_threads > 1 and stream.codec_context.name in PARALLEL_DECODERS
+        strictness = {"err_detect": "explode"} if in_parallel else {}
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), **strictness}
+        stream.codec_context.thread_count = decode_threads if in_parallel else 1
+        stream.thread_type = "FRAME" if in_parallel else "NONE"
         try:
             yield container, stream
         except av.FFmpegError as error:

@@ -125,21 +125,23 @@ class SparseDecoder:
         self._container.seek(seek_stamp, stream=self._stream)
         frames = self._decoded(key_stamp, set(stamps))
         for stamp in stamps:
-            frame = self._next_sound(frames)
-            while frame is not None and frame.pts < stamp:
-                frame = self._next_sound(frames)
-            if frame is None or frame.pts != stamp:
+            shown = self._next_sound(frames)
+            while shown is not None and shown[0] < stamp:
+                shown = self._next_sound(frames)
+            if shown is None or shown[0] != stamp:
                 return
-            yield frame
+            yield shown[1]
 
     @staticmethod
-    def _next_sound(frames: Iterator[av.VideoFrame]) -> av.VideoFrame | None:
+    def _next_sound(frames: Iterator[av.VideoFrame]) -> tuple[int, av.VideoFrame] | None:
+        """Stamp and frame, or None at the end and where a frame is damaged, interlaced or without a stamp."""
         try:
             frame = next(frames, None)
         except av.InvalidDataError:
             return None
-        unsound = frame is None or frame.is_corrupt or frame.interlaced_frame or frame.pts is None
-        return None if unsound else frame
+        if frame is None or frame.pts is None or frame.is_corrupt or frame.interlaced_frame:
+            return None
+        return frame.pts, frame
 
     def _decoded(self, key_stamp: int, missing: set[int]) -> Iterator[av.VideoFrame]:
         """What the decoder puts out for the packets from the keyframe to the last missing one, and then for the end."""

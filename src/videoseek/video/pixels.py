@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import av
 import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
@@ -21,7 +23,8 @@ def shown_pixels(frame: av.VideoFrame) -> np.ndarray:
     is_untagged_hd = frame.colorspace == _UNSPECIFIED_COLORS and frame.height >= HD_LINES and not frame.format.is_rgb
     colors = Colorspace.ITU709 if is_untagged_hd else None
     # `VideoFrame.to_ndarray(format=..)` sets up a threaded scaler for each frame: 6 ms where this takes 0.05.
-    plane = VideoReformatter().reformat(frame, format="rgb24", src_colorspace=colors, threads=1).planes[0]
+    rgb = VideoReformatter().reformat(frame, format="rgb24", src_colorspace=colors, threads=1)
+    plane: Any = rgb.planes[0]  # its annotations do not say that it is a buffer
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : 3 * plane.width]
     return np.rot90(rows.reshape(plane.height, plane.width, 3), quarter_turns(frame))
 

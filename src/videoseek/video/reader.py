@@ -91,30 +91,50 @@ def decode_frames(
     rows_of_frame: dict[int, list[int]] = {}
     for row, seconds in enumerate(frame_seconds):
         rows_of_frame.setdefault(index.frame_at(seconds), []).append(row)
-    wanted = sorted(rows_of_frame)
-    if wanted:
-        allowed = MAX_WORK_RATIO * num_needed(index, wanted)
+    if rows_of_frame:
+        allowed = MAX_WORK_RATIO * num_needed(index, sorted(rows_of_frame))
         watchdog.allow_frames(path, allowed, index.info.width * index.info.height)
     pixels = np.empty((len(frame_seconds), height, width, 3), np.uint8)
+    try:
+        _fill(pixels, path, index, rows_of_frame, decode_threads)
+    except DamagedError:
+        _fill(pixels, path, index, rows_of_frame, decode_threads=1)
+    return pixels
+
+
+def _fill(
+    pixels: np.ndarray, path: str, index: VideoIndex, rows_of_frame: dict[int, list[int]], decode_threads: int
+) -> None:
+    """Writes each frame, brought to the size of `pixels` [F, height, width, 3], to its rows."""
+    _, height, width, _ = pixels.shape
+    wanted = sorted(rows_of_frame)
     with ExitStack() as resources:
         if isinstance(index, FolderIndex):
             images = index.images(wanted)
         else:
-            images = map(shown_pixels, resources.enter_context(VideoReader(path)).frames(wanted))
-        for frame_index, image in zip(wanted, images, strict=True):
-            pixels[rows_of_frame[frame_index]] = resized(image, height, width)
-    return pixels
+            reader = resources.enter_context(VideoReader(path, decode_threads))
+            images = map(shown_pixels, reader.frames(wanted))
+        # A large image is let go before the next one is made: no variable of this loop holds it.
+        small_images = map(lambda image: resized(image, height, width), images)
+        for frame_index, small_image in zip(wanted, small_images, strict=True):
+            pixels[rows_of_frame[frame_index]] = small_image
+
+
+class DamagedError(Exception):
+    """Several threads met damage, or what they take for it: the file is to be read by one."""
 
 
 class VideoReader:
     """An open file, read by the index of its frames in presentation order. num_decoded counts decoded packets.
 
-    Frames are read sparsely (`SparseDecoder`) where the file is sound, and one after the other where it is not.
+    Frames are read sparsely (`SparseDecoder`) where the file is sound, and one after the other where it is not. With
+    several threads a file that is not sound raises DamagedError instead: how damage is concealed depends on them.
     """
 
     def __init__(self, path: str, decode_threads: int = 1) -> None:
         self.index = read_index(path)
         self._path = path
+        self._decode_threads = decode_threads
         self._count = DecodeCount()
         self._resources = ExitStack()
         self._num_failed_runs = 0
@@ -155,10 +175,12 @@ class VideoReader:
         for frame in self._sparse.frames(seek_stamp, key_stamp, self.index.stamps[run.frames].tolist()):
             yield frame
             num_read += 1
-        self._num_failed_runs += num_read < len(run.frames)
+        if num_read < len(run.frames):
+            if self._decode_threads > 1:
+                raise DamagedError
+            self._num_failed_runs += 1
 
     def _sequential_reader(self) -> SequentialReader:
-        """With one thread, so that damage shows in the same frames always."""
         if self._sequential is None:
             opened = self._resources.enter_context(open_video(self._path))
             self._sequential = SequentialReader(self._path, self.index, *opened, self._count)
