@@ -215,7 +215,7 @@ def test_forked_process_prefetches_by_itself(videos) -> None:
 
 RUN = """
 import os, sys, time
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
 from pathlib import Path
 from test_video_worker import children, hang
 from videoseek.config import VideoConfig

@@ -293,7 +293,7 @@ def test_worker_of_a_killed_run_ends_even_if_it_hangs(tmp_path) -> None:
     code = """
 import sys, threading
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
 from test_video_worker import children, hang, numbers
 from videoseek.video import worker
 worker.use_worker(1.5)
