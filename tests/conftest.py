@@ -15,6 +15,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# No test reads or writes the user's stored video indices. Tests of the store name a folder.
+os.environ["VIDEOSEEK_CACHE"] = ""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks too, and print their tables")
 

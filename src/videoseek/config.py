@@ -70,17 +70,13 @@ class VideoConfig:
     min_window_seconds: float = option(1.0, "shortest window a crop shows, in seconds", above=0)
     frame_policy: str = option("linspace", "how frames are spread over a window", choices=("linspace", "uniform"))
     cache_megabytes: int = option(512, "memory for decoded clips, in MiB", at_least=0)
-    decode_deadline_seconds: float | None = option(
-        120.0, "most seconds a decode may take, in a process that can be killed (null: in the run's own)", at_least=0
+    stall_seconds: float | None = option(
+        60.0, "most seconds of decoding without a frame, in a process that is then killed (null: no limit)", at_least=0
     )
 
     def shown_by(self) -> dict[str, Any]:
         """The keys that decide which frames and tokens are shown: what a cache of measurements depends on."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in ("cache_megabytes", "decode_deadline_seconds")
-        }
+        return {name: value for name, value in asdict(self).items() if name not in ("cache_megabytes", "stall_seconds")}
 
 
 @dataclass(frozen=True)

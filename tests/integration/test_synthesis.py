@@ -44,7 +44,7 @@ ITEMS = VIDEOS * QUESTIONS
 SMALL = [
     *("model=clue", "api_key_env=null", "attempts=4", "max_wait_seconds=0.02", "deadline_seconds=20", "concurrency=4"),
     *(
-        "video.decode_deadline_seconds=null",
+        "video.stall_seconds=null",
         "questions_per_video=4",
         "caption_seconds=16",
         "prompt_price=2",
@@ -94,7 +94,7 @@ def changed(change: Callable[[str, dict[str, Any], dict[str, Any]], None]) -> Ca
 
 def test_good_questions_of_all_quadrants_are_accepted(videos: Path, tmp_path: Path) -> None:
     with serving(clue_model.reply) as server:
-        report = synthesize(videos, tmp_path, server, "video.decode_deadline_seconds=60")
+        report = synthesize(videos, tmp_path, server, "video.stall_seconds=60")
     assert (report["sources"], report["items"], report["samples"]) == (VIDEOS, ITEMS, ITEMS)
     assert {kind: count["samples"] for kind, count in report["kinds"].items()} == dict.fromkeys(QUADRANTS, VIDEOS)
     samples = read_samples(tmp_path / "samples.jsonl", videos)

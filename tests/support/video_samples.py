@@ -14,10 +14,12 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
+from support.long_film import repeat_packets
 
 NUM_BITS = 13
 TICKS_PER_SECOND = 1000
 HEIGHT, WIDTH = 64, 112
+LONG_FILM_GOP = 250
 FIRST_IMAGE = 97  # of a frame folder: names of two and of three digits
 
 os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder reports each file it writes otherwise
@@ -77,6 +79,20 @@ def write_video(
             frame.pts, frame.time_base = round(seconds / clock), clock
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def write_long_film(
+    path: Path, num_frames: int, fps: int, size: tuple[int, int] = (90, 160), num_groups: int = 8
+) -> Path:
+    """H.264 with two B-frames, a keyframe every 250; the packets of the first groups are repeated.
+
+    Frame i carries i modulo (num_groups * 250).
+    """
+    cycle = path.with_name(f"cycle_{path.stem}.mp4")
+    write_video(cycle, steady(num_groups * LONG_FILM_GOP, fps), size=size, options=x264(LONG_FILM_GOP, 2))
+    repeat_packets(cycle, path, num_frames, fps)
+    cycle.unlink()
     return path
 
 

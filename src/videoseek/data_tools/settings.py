@@ -53,7 +53,7 @@ class MeasureSettings(SourceSettings):
 
     metadata_only: bool = option(False, "open no video: leaves out lengths, frames and tokens")
     workers: int = option(0, "processes that open videos (0: one for each core)", at_least=0)
-    deadline_seconds: float = option(60.0, "most seconds that opening a video, or decoding from it, may take", above=0)
+    deadline_seconds: float = option(60.0, "most seconds of reading a video without progress", above=0)
     cache: str | None = option(None, "file that keeps measurements for later runs, also when this run is interrupted")
 
     @property

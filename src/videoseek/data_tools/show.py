@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"out= is missing; {settings.usage}")
     out = output_file("out", settings.out, (".html",))
     sample = find(files[0], settings)
-    with decode_workers(settings.video.decode_deadline_seconds, 1):
+    with decode_workers(settings.video.stall_seconds, 1):
         write_text(out, page(sample, replay_environment(settings), protocol_rules(settings)))
     print(out)
 

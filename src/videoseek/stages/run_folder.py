@@ -22,7 +22,7 @@ def start_run(config: TrainConfig) -> RunContext:
     seed_everything(config.seed)
     start_distributed(context.device)
     FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
-    use_worker(config.video.decode_deadline_seconds)
+    use_worker(config.video.stall_seconds)
     return context
 
 

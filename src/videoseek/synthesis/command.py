@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         items, settings = _merged_shards(paths, settings)
     else:
         items = _input_items(paths, settings)
-        use_worker(settings.video.decode_deadline_seconds, len(os.sched_getaffinity(0)))
+        use_worker(settings.video.stall_seconds, len(os.sched_getaffinity(0)))
         if settings.dry_run:
             with Progress("estimate", len(items)) as progress:
                 print(estimate_text(estimate(items, settings, progress.track), settings))

@@ -123,7 +123,7 @@ def _run_batch(batch: dict[str, Any], stage: str, settings: SynthesisSettings) -
     texts = list(batch["item"])
     if any(batch["failure"]):
         return {"item": texts, "failure": list(batch["failure"])}
-    _set_decode_deadline(settings.video.decode_deadline_seconds)
+    _set_decode_deadline(settings.video.stall_seconds)
     try:
         results = asyncio.run(_run_single_stage(stage, [Item.from_json(text) for text in texts], settings))
     except EndpointError as error:

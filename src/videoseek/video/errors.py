@@ -19,7 +19,7 @@ CODES = (
     "size_unsupported",  # sides so unequal that no legal size exists
     "window_outside",  # a window that does not lie inside the video
     "window_too_short",  # a window below the minimum length
-    "timeout",  # a file that takes longer than the deadline to open or decode
+    "timeout",  # a file that stalls, or takes too long for its frames
     "crashed",  # a file that the decoder died over
 )
 

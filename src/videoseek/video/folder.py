@@ -15,6 +15,7 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
+from videoseek.video import watchdog
 from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoIndex, VideoInfo, check_extent, check_pixels
 
@@ -91,6 +92,7 @@ class FolderIndex(VideoIndex):
                     pixels = np.asarray(image.convert("RGB"))
             except _IMAGE_ERRORS as error:
                 raise VideoError("decode_failed", f"the image {file} cannot be decoded.") from error
+            watchdog.progress()
             yield pixels
 
     def check_size(self, file: str, size: tuple[int, int]) -> None:
@@ -120,6 +122,7 @@ def scan_folder(path: str, folder: FrameFolder) -> FolderIndex:
     index = FolderIndex(info, stamps, stamps, stamps, 0, 1 / folder.fps, None, files)
     for file in files:
         index.check_size(file, _image_size(file))
+        watchdog.progress()
     return index
 
 

@@ -17,15 +17,19 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from videoseek.video.errors import VideoError
+from videoseek.video.mp4_table import PacketTable, read_table
+from videoseek.video.packets import DecodeCount, SparseDecoder, demux_packets
 
 #: Plain containers only: playlists and scripts (HLS, DASH, concat) could make the library open other files.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
-#: Containers whose own seek index holds presentation times; the others go by decoding times.
-SEEKABLE_BY_PRESENTATION = ("matroska,webm", "ogg")
+#: Containers whose demuxer takes a seek stamp as a presentation time; the others go by decoding times.
+SEEKABLE_BY_PRESENTATION = ("matroska,webm", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "asf")
+#: Decoders whose frame threads gave the frames of one thread for thousands of damaged files. Those of HEVC can hang.
+PARALLEL_DECODERS = ("h264", "vp9", "libdav1d")
 #: Slack when a time is looked up, below any frame interval: 0.1 + 0.2 still finds the frame at 0.3.
 TIME_SLACK_SECONDS = 1e-6
 #: Twice the pixels of 8K video. A file of a few kilobytes can ask for a frame of gigabytes.
@@ -89,10 +93,12 @@ class VideoIndex:
 
 
 @contextmanager
-def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a local regular file and its first video stream for reading; closed on leaving.
+def open_video(path: str, decode_threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens a local regular file and its default video stream for reading, and closes it on leaving.
 
-    Raises VideoError, also in place of whatever FFmpeg reports inside the `with` block.
+    `decode_threads` threads decode consecutive frames in parallel, where the codec allows it. They report damage that
+    one thread would conceal, since the way in which it is concealed depends on their number. Raises VideoError, also in
+    place of whatever FFmpeg reports inside the `with` block.
     """
     file_stamp(path)
     try:
@@ -106,19 +112,31 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     except (av.FFmpegError, ValueError) as error:
         raise VideoError("not_video", f"{path} is not a video file that can be opened.") from error
     with container:
-        streams = [s for s in container.streams.video if Disposition.attached_pic not in s.disposition]
-        if not streams:
+        stream = _default_stream(container)
+        if stream is None:
             raise VideoError("not_video", f"{path} has no video stream.")
-        if streams[0].codec_context is None:
+        if stream.codec_context is None:
             raise VideoError("not_video", f"{path} has a video stream of an unknown codec.")
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all  # their bytes need not be read
         # Headers can be wrong: the decoder itself must refuse what is too large.
-        streams[0].codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        # Frame threads can deadlock when a decode is left early, and data workers are parallel already.
-        streams[0].thread_type = "NONE"
+        in_parallel = decode_threads > 1 and stream.codec_context.name in PARALLEL_DECODERS
+        strictness = {"err_detect": "explode"} if in_parallel else {}
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), **strictness}
+        stream.codec_context.thread_count = decode_threads if in_parallel else 1
+        stream.thread_type = "FRAME" if in_parallel else "NONE"
         try:
-            yield container, streams[0]
+            yield container, stream
         except av.FFmpegError as error:
             raise VideoError("decode_failed", f"{path} cannot be decoded.") from error
+
+
+def _default_stream(container: InputContainer) -> VideoStream | None:
+    """The stream that a player shows; pictures attached to the file, such as covers, are none."""
+    streams = [s for s in container.streams.video if Disposition.attached_pic not in s.disposition]
+    best = container.streams.best("video")
+    return next((s for s in streams if best is not None and s.index == best.index), streams[0] if streams else None)
 
 
 def file_stamp(path: str) -> tuple[int, int]:
@@ -136,13 +154,12 @@ def scan_file(path: str) -> VideoIndex:
     """The index of a file, from all of its packets and its first frame. Raises VideoError."""
     with open_video(path) as (container, stream):
         check_pixels(path, stream.width, stream.height)
-        stamps, keyframes, seek_stamps, last_duration = _scan(container, stream)
+        stamps, keyframes, seek_stamps, last_duration = _scan(path, container, stream)
         time_base = stream.time_base
         if not len(stamps) or time_base is None:
             raise VideoError("no_frames", f"{path} has a video stream without frames.")
         stamps = stamps[stamps >= keyframes[0]]  # a recording cut in mid-stream starts with frames of no use
-        container.seek(0)
-        first = next(decoded_frames(container, stream), None)
+        first = _first_frame(container, stream, int(keyframes[0]), int(seek_stamps[0]))
         if first is None:
             raise VideoError("decode_failed", f"no frame of {path} can be decoded.")
         upright = quarter_turns(first) % 2 == 0
@@ -189,19 +206,19 @@ def decoded_frames(
     container: InputContainer,
     stream: VideoStream,
     index: VideoIndex | None = None,
-    wanted: frozenset[int] | None = None,
+    count: DecodeCount | None = None,
 ) -> Iterator[av.VideoFrame]:
     """Frames from the current position on, in presentation order; damaged packets and frames are passed over.
 
     `index` is for containers that store no presentation times: by it a frame's place follows from the packet upon which
-    it came. With `wanted` stamps (H.264 only), other frames that nothing refers to are left out.
+    it came. `count` takes in every packet that is sent to the decoder.
     """
     place = -1
-    for packet in _packets(container, stream):
+    for packet in demux_packets(container, stream):
         if place < 0 and index is not None:  # before the first packet's, should all frames come at the end
             place = int(np.searchsorted(index.stamps, packet.dts or 0)) - 1
-        if wanted is not None:
-            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        if count is not None and packet.size:
+            count.num_packets += 1
         try:
             frames = [frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)]
         except av.InvalidDataError:
@@ -217,44 +234,52 @@ def decoded_frames(
                 yield frame
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
-    """Packets up to the end of the file, or to its first unreadable byte; the last is the empty flush packet."""
-    try:
-        yield from container.demux(stream)
-    except (av.InvalidDataError, av.EOFError):
-        return
-    except IndexError:  # PyAV at the end of a recording in which another stream began later; ours is flushed by then
-        return
-
-
-def _scan(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Stamps of all frames, of keyframes, where to seek for these, duration of the last frame.
-
-    A broken tail ends the scan, and so does one frame more than MAX_FRAMES.
-    """
+def _scan(path: str, container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Stamps of all frames, of keyframes, where to seek for these, duration of the last frame."""
     by_presentation = container.format.name in SEEKABLE_BY_PRESENTATION
-    stamps = array("q")
-    seek_stamp_of_key: dict[int, int] = {}
+    table = read_table(path, container, stream, MAX_FRAMES)
+    if table is None:
+        table = _read_packets(container, stream)
+    # A film cut without encoding starts with pictures that are decoded and not shown, its keyframe among them.
+    stamps = np.unique(table.presentation[~table.is_discard])
+    keys, key_rows = np.unique(table.presentation[table.is_keyframe], return_index=True)
+    if not len(keys):
+        return stamps, stamps[:1], stamps[:1], table.last_duration
+    seek_stamps = keys if by_presentation else table.decoding[table.is_keyframe][key_rows]
+    return stamps, keys, seek_stamps, table.last_duration
+
+
+def _read_packets(container: InputContainer, stream: VideoStream) -> PacketTable:
+    """The table from all packets. A broken tail ends it, and so does one frame more than MAX_FRAMES."""
+    presentation, decoding = array("q"), array("q")
+    is_keyframe, is_discard = bytearray(), bytearray()
     last_stamp, last_duration = -1, 0
-    for packet in _packets(container, stream):
+    for packet in demux_packets(container, stream):
         stamp = packet.dts if _lacks_presentation_times(container) else packet.pts
         if stamp is None:
             continue
-        # A film cut without encoding starts with pictures that are decoded and not shown, its keyframe among them.
-        if packet.is_keyframe:
-            seek_stamp_of_key[stamp] = stamp if by_presentation or packet.dts is None else packet.dts
-        if packet.is_discard:
-            continue
-        stamps.append(stamp)
-        if len(stamps) > MAX_FRAMES:
+        presentation.append(stamp)
+        decoding.append(stamp if packet.dts is None else packet.dts)
+        is_keyframe.append(packet.is_keyframe)
+        is_discard.append(packet.is_discard)
+        if len(presentation) > MAX_FRAMES:
             break
-        if stamp >= last_stamp:
+        if stamp >= last_stamp and not packet.is_discard:
             last_stamp, last_duration = stamp, packet.duration or 0
-    all_stamps = np.unique(np.array(stamps, np.int64))
-    if not seek_stamp_of_key and stamps:
-        seek_stamp_of_key[int(all_stamps[0])] = int(all_stamps[0])
-    keys = np.array(sorted(seek_stamp_of_key.items()), np.int64).reshape(-1, 2)
-    return all_stamps, keys[:, 0], keys[:, 1], last_duration
+    times = [np.array(column, np.int64) for column in (presentation, decoding)]
+    marks = [np.array(column, np.bool_) for column in (is_keyframe, is_discard)]
+    return PacketTable(times[0], times[1], marks[0], marks[1], last_duration)
+
+
+def _first_frame(
+    container: InputContainer, stream: VideoStream, key_stamp: int, seek_stamp: int
+) -> av.VideoFrame | None:
+    """The first frame that can be decoded: from the first keyframe alone where that works, which holds one picture."""
+    if not _lacks_presentation_times(container):
+        for frame in SparseDecoder(container, stream, DecodeCount()).frames(seek_stamp, key_stamp, [key_stamp]):
+            return frame
+    container.seek(0)
+    return next(decoded_frames(container, stream), None)
 
 
 def _header_seconds(container: InputContainer, stream: VideoStream) -> float | None:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
-from PIL import Image
 
-from videoseek.video.errors import VideoError
+from videoseek.video import watchdog
 from videoseek.video.folder import FolderIndex, FrameFolder, scan_folder
-from videoseek.video.index import VideoIndex, decoded_frames, file_stamp, open_video, quarter_turns, scan_file
+from videoseek.video.index import VideoIndex, file_stamp, open_video, scan_file
+from videoseek.video.index_store import load_stored, store
+from videoseek.video.packets import DecodeCount, SparseDecoder
+from videoseek.video.pixels import resized, shown_pixels
+from videoseek.video.sequential import SEEK_WORTH_FRAMES, SequentialReader
 
-#: A seek throws decoder state away: decoding this many frames more is cheaper.
-SEEK_WORTH_FRAMES = 4
-#: A frame that cannot be decoded may be stood in for by one shown at most this long before it.
-MAX_STALE_SECONDS = 0.5
+#: After so many runs that were not read sparsely to their end, a file is taken for one that never is.
+MAX_FAILED_RUNS = 3
+#: A damaged file is read again from earlier keyframes on: so many times the frames of a sound one are allowed for.
+MAX_WORK_RATIO = 8
 #: Indices kept; that of an hour at 30 fps takes 0.9 MB.
 MAX_INDICES = 64
 
@@ -34,62 +37,116 @@ def source_stamp(path: str) -> tuple[int, int]:
 
 
 def read_index(path: str) -> VideoIndex:
-    """The index of a file or frame folder, cached until it changes. Raises VideoError."""
+    """The index of a file or frame folder, cached in memory and on disk until it changes. Raises VideoError."""
     return _read_index(path, source_stamp(path))
 
 
 @lru_cache(maxsize=MAX_INDICES)
 def _read_index(path: str, stamp: tuple[int, int]) -> VideoIndex:
     folder = FrameFolder.parse(path)
-    return scan_file(path) if folder is None else scan_folder(path, folder)
+    if folder is not None:
+        return scan_folder(path, folder)
+    index = load_stored(path, stamp)
+    if index is None:
+        index = scan_file(path)
+        store(index, stamp)
+    return index
 
 
-def decode_frames(path: str, frame_seconds: Sequence[float], height: int, width: int) -> np.ndarray:
-    """The frames shown at these seconds, in their order, RGB uint8 [F, height, width, 3]. Raises VideoError."""
+@dataclass(frozen=True, slots=True)
+class DecodeRun:
+    """Wanted frames that are decoded in one go, from keyframe number `key` on."""
+
+    key: int
+    frames: list[int]
+
+
+def decode_runs(index: VideoIndex, frame_indices: Sequence[int]) -> list[DecodeRun]:
+    """Ascending frames, cut where a seek to a later keyframe passes over more than SEEK_WORTH_FRAMES frames."""
+    keys = np.maximum(np.searchsorted(index.keyframes, index.stamps[list(frame_indices)], side="right") - 1, 0)
+    frames_at_keys = np.searchsorted(index.stamps, index.keyframes[keys])
+    runs: list[DecodeRun] = []
+    for frame_index, key, frame_at_key in zip(frame_indices, keys.tolist(), frames_at_keys.tolist(), strict=True):
+        if not runs or frame_at_key - runs[-1].frames[-1] > SEEK_WORTH_FRAMES:
+            runs.append(DecodeRun(key, []))
+        runs[-1].frames.append(frame_index)
+    return runs
+
+
+def num_needed(index: VideoIndex, frame_indices: Sequence[int]) -> int:
+    """The number of frames from the keyframe of each run up to its last wanted frame."""
+    runs = decode_runs(index, frame_indices)
+    frames_at_keys = np.searchsorted(index.stamps, index.keyframes[[run.key for run in runs]])
+    return int(sum(run.frames[-1] + 1 for run in runs) - frames_at_keys.sum())
+
+
+def decode_frames(
+    path: str, frame_seconds: Sequence[float], height: int, width: int, decode_threads: int = 1
+) -> np.ndarray:
+    """Returns the frames shown at these seconds, in their order, RGB uint8 [F, height, width, 3]. Raises VideoError.
+
+    `decode_threads` changes the time that the decode takes, never a pixel.
+    """
     index = read_index(path)
     rows_of_frame: dict[int, list[int]] = {}
     for row, seconds in enumerate(frame_seconds):
         rows_of_frame.setdefault(index.frame_at(seconds), []).append(row)
-    wanted = sorted(rows_of_frame)
+    if rows_of_frame:
+        allowed = MAX_WORK_RATIO * num_needed(index, sorted(rows_of_frame))
+        watchdog.allow_frames(path, allowed, index.info.width * index.info.height)
     pixels = np.empty((len(frame_seconds), height, width, 3), np.uint8)
+    try:
+        _fill(pixels, path, index, rows_of_frame, decode_threads)
+    except DamagedError:
+        _fill(pixels, path, index, rows_of_frame, decode_threads=1)
+    return pixels
+
+
+def _fill(
+    pixels: np.ndarray, path: str, index: VideoIndex, rows_of_frame: dict[int, list[int]], decode_threads: int
+) -> None:
+    """Writes each frame, brought to the size of `pixels` [F, height, width, 3], to its rows."""
+    _, height, width, _ = pixels.shape
+    wanted = sorted(rows_of_frame)
     with ExitStack() as resources:
         if isinstance(index, FolderIndex):
             images = index.images(wanted)
         else:
-            images = map(shown_pixels, resources.enter_context(VideoReader(path)).frames(wanted))
-        for frame_index, image in zip(wanted, images, strict=True):
-            pixels[rows_of_frame[frame_index]] = _resized(image, height, width)
-    return pixels
+            reader = resources.enter_context(VideoReader(path, decode_threads))
+            images = map(shown_pixels, reader.frames(wanted))
+        # A large image is let go before the next one is made: no variable of this loop holds it.
+        small_images = map(lambda image: resized(image, height, width), images)
+        for frame_index, small_image in zip(wanted, small_images, strict=True):
+            pixels[rows_of_frame[frame_index]] = small_image
 
 
-def shown_pixels(frame: av.VideoFrame) -> np.ndarray:
-    """RGB uint8 [height, width, 3] of a frame as a player shows it, rotation applied."""
-    # `VideoFrame.to_ndarray(format=..)` sets up a threaded scaler for each frame: 6 ms where this takes 0.05.
-    rgb = VideoReformatter().reformat(frame, format="rgb24", threads=1).to_ndarray()
-    return np.ascontiguousarray(np.rot90(rgb, quarter_turns(frame)))
-
-
-def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic with antialias, uint8 [height, width, 3]."""
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+class DamagedError(Exception):
+    """Several threads met damage, or what they take for it: the file is to be read by one."""
 
 
 class VideoReader:
-    """An open file, read by the index of its frames in presentation order.
+    """An open file, read by the index of its frames in presentation order. num_decoded counts decoded packets.
 
-    num_decoded counts the frames that the decoder had to put out.
+    Frames are read sparsely (`SparseDecoder`) where the file is sound, and one after the other where it is not. With
+    several threads a file that is not sound raises DamagedError instead: how damage is concealed depends on them.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, decode_threads: int = 1) -> None:
         self.index = read_index(path)
-        self.num_decoded = 0
         self._path = path
+        self._decode_threads = decode_threads
+        self._count = DecodeCount()
         self._resources = ExitStack()
-        self._container, self._stream = self._resources.enter_context(open_video(path))
-        self._wanted: frozenset[int] | None = None
-        self._decoder: Iterator[av.VideoFrame] = iter(())
-        self._shown: av.VideoFrame | None = None
-        self._ahead: av.VideoFrame | None = None
+        self._num_failed_runs = 0
+        self._sequential: SequentialReader | None = None
+        self._sparse: SparseDecoder | None = None
+        if self.index.decoder_lag is None:
+            opened = self._resources.enter_context(open_video(path, decode_threads))
+            self._sparse = SparseDecoder(*opened, self._count)
+
+    @property
+    def num_decoded(self) -> int:
+        return self._count.num_packets
 
     def __enter__(self) -> VideoReader:
         return self
@@ -100,50 +157,31 @@ class VideoReader:
 
     def frames(self, frame_indices: Sequence[int]) -> Iterator[av.VideoFrame]:
         """The frames with these ascending indices, each replaced by the one shown just before where it is damaged."""
-        self._shown = None
-        if self._stream.codec_context.name == "h264" and self.index.decoder_lag is None:
-            self._wanted = frozenset(self.index.stamps[list(frame_indices)].tolist())
-        for frame_index in frame_indices:
-            yield self._frame(frame_index)
+        if self._sequential is not None:
+            self._sequential.restart()
+        for run in decode_runs(self.index, frame_indices):
+            num_read = 0
+            for frame in self._sparse_frames(run):
+                yield frame
+                num_read += 1
+            for frame_index in run.frames[num_read:]:
+                yield self._sequential_reader().frame(frame_index)
 
-    def _frame(self, frame_index: int) -> av.VideoFrame:
-        stamp = int(self.index.stamps[frame_index])
-        key = int(np.searchsorted(self.index.keyframes, stamp, side="right")) - 1
-        if self._must_seek(key):
-            self._seek(key)
-        self._advance(stamp)
-        step = 1
-        # A container without an index seeks by guess and may land behind the wanted frame: start earlier.
-        while self._shown is None and key > 0:
-            key, step = max(key - step, 0), step * 2
-            self._seek(key)
-            self._advance(stamp)
-        shown = self._shown
-        if shown is None or shown.pts is None or (stamp - shown.pts) * self.index.time_base > MAX_STALE_SECONDS:
-            seconds = float(self.index.seconds([frame_index])[0])
-            raise VideoError("decode_failed", f"the frame of {self._path} at {seconds:.3f} s cannot be decoded.")
-        return shown
+    def _sparse_frames(self, run: DecodeRun) -> Iterator[av.VideoFrame]:
+        if self._sparse is None or self._num_failed_runs >= MAX_FAILED_RUNS:
+            return
+        seek_stamp, key_stamp = int(self.index.seek_stamps[run.key]), int(self.index.keyframes[run.key])
+        num_read = 0
+        for frame in self._sparse.frames(seek_stamp, key_stamp, self.index.stamps[run.frames].tolist()):
+            yield frame
+            num_read += 1
+        if num_read < len(run.frames):
+            if self._decode_threads > 1:
+                raise DamagedError
+            self._num_failed_runs += 1
 
-    def _must_seek(self, key: int) -> bool:
-        if self._shown is None or self._shown.pts is None:
-            return True
-        here, at_key = np.searchsorted(self.index.stamps, [self._shown.pts, self.index.keyframes[key]])
-        return bool(at_key - here > SEEK_WORTH_FRAMES)
-
-    def _seek(self, key: int) -> None:
-        self._container.seek(int(self.index.seek_stamps[key]), stream=self._stream)
-        by_order = self.index if self.index.decoder_lag is not None else None
-        self._decoder = decoded_frames(self._container, self._stream, by_order, self._wanted)
-        self._shown = self._ahead = None
-
-    def _advance(self, stamp: int) -> None:
-        """Decode until the frame shown at `stamp` is known: it starts exactly there, or the next one starts later."""
-        while self._shown is None or self._shown.pts != stamp:
-            if self._ahead is None:
-                self._ahead = next(self._decoder, None)
-                if self._ahead is None:
-                    return
-                self.num_decoded += 1
-            if self._ahead.pts is None or self._ahead.pts > stamp:
-                return
-            self._shown, self._ahead = self._ahead, None
+    def _sequential_reader(self) -> SequentialReader:
+        if self._sequential is None:
+            opened = self._resources.enter_context(open_video(self._path))
+            self._sequential = SequentialReader(self._path, self.index, *opened, self._count)
+        return self._sequential

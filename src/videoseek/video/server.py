@@ -1,7 +1,8 @@
 """The program of a decode worker: answers one request at a time on the socket whose number is its argument.
 
 A message is the length of a JSON object (8 bytes), the object, and the raw bytes of the arrays that it announces.
-Requests name `path`, `working_folder`, `deadline_seconds`, and for pixels `frame_seconds`, `height`, `width`.
+Requests name `path`, `working_folder`, `stall_seconds`, and for pixels `frame_seconds`, `height`, `width`,
+`decode_threads`. While there is progress, messages {"state": "progress"} come every fraction of `stall_seconds`.
 Replies hold the fields of the index (arrays: stamps, keyframes, seek_stamps), or the pixels as an array, or `error`.
 """
 
@@ -13,15 +14,16 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from videoseek.video import watchdog
 from videoseek.video.errors import VideoError
+from videoseek.video.index_store import ARRAYS, to_fields
 from videoseek.video.reader import decode_frames, read_index
 
-READY = "ready"
+READY, PROGRESS = {"state": "ready"}, {"state": "progress"}
 _LENGTH_BYTES = 8
 
 
@@ -63,31 +65,26 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
     path = request["path"]
     try:
         if "frame_seconds" in request:
-            return {}, [decode_frames(path, request["frame_seconds"], request["height"], request["width"])]
+            names = ("frame_seconds", "height", "width", "decode_threads")
+            return {}, [decode_frames(path, **{name: request[name] for name in names})]
         index = read_index(path)
     except VideoError as error:
         return {"error": [error.code, error.message]}, []
-    message = {
-        "info": asdict(index.info),
-        "start_stamp": index.start_stamp,
-        "time_base": str(index.time_base),
-        "decoder_lag": index.decoder_lag,
-    }
-    return message, [index.stamps, index.keyframes, index.seek_stamps]
+    return to_fields(index), [getattr(index, name) for name in ARRAYS]
 
 
 def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         try:
-            send(parent, {"state": READY})
+            send(parent, READY)
             while True:
                 request, _ = receive(parent)
                 os.chdir(request["working_folder"])
                 # The kernel's own alarm ends a decoder that never returns, also when nobody is left to kill it.
-                signal.setitimer(signal.ITIMER_REAL, request["deadline_seconds"])
+                watchdog.start(request["stall_seconds"], lambda: send(parent, PROGRESS))
                 reply = answer(request)
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                watchdog.stop()
                 send(parent, *reply)
         except (EOFError, ConnectionError):
             return

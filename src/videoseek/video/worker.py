@@ -1,8 +1,9 @@
-"""Decoding under a deadline: in worker processes that can be killed, or without one in this process.
+"""Decoding under a limit: in worker processes that can be killed, or without a limit in this process.
 
 FFmpeg cannot be interrupted: a decoder that hangs or crashes over a damaged file takes its process along. A worker is
 therefore a fresh interpreter that inherits nothing but a socket, so threads, CUDA and open files of this process do no
-harm. It serves one request at a time and dies of its own alarm at the deadline; the next request starts another.
+harm. It serves one request at a time. Its own alarm ends it when its decoder stalls, and the next request starts a new
+worker.
 """
 
 from __future__ import annotations
@@ -14,31 +15,39 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 
+from videoseek.video import watchdog
 from videoseek.video.errors import VideoError
-from videoseek.video.index import VideoIndex, VideoInfo
+from videoseek.video.folder import FrameFolder
+from videoseek.video.index import VideoIndex
+from videoseek.video.index_store import from_fields, load_stored
 from videoseek.video.reader import MAX_INDICES, decode_frames, read_index, source_stamp
-from videoseek.video.server import receive, send
+from videoseek.video.server import PROGRESS, receive, send
 
 logger = logging.getLogger(__name__)
 
 #: A fresh interpreter takes 0.3 s to import FFmpeg and numpy; from a cold network disk much longer.
 START_SECONDS = 120.0
-#: A worker that is still silent this long after its deadline cannot even die by itself, and is killed from here.
+#: A worker that is silent for this much longer than it may cannot even die by itself, and is killed from here.
 GRACE_SECONDS = 2.0
 #: A killed process that is still there after this hangs in the kernel, as on a dead network disk, and is left to it.
 KILL_SECONDS = 2.0
+#: Frames that are decoded in parallel are all held in memory.
+MAX_DECODE_THREADS = 8
 
 
 class Decoder(Protocol):
-    """Who reads files. Both methods raise VideoError."""
+    """Who reads files, `num_workers` at a time. Both methods raise VideoError."""
+
+    num_workers: int
 
     def index(self, path: str) -> VideoIndex: ...
 
@@ -50,6 +59,8 @@ class Decoder(Protocol):
 class LocalDecoder:
     """Reads files in this process, however long it takes."""
 
+    num_workers = 1
+
     def index(self, path: str) -> VideoIndex:
         return read_index(path)
 
@@ -58,13 +69,25 @@ class LocalDecoder:
 
 
 class WorkerPool:
-    """Reads files in up to `num_workers` processes, each started at first need. Safe to use from several threads."""
+    """Reads files in up to `num_workers` processes, each started at first need. Safe to use from several threads.
 
-    def __init__(self, deadline_seconds: float, num_workers: int) -> None:
-        if not 0 < deadline_seconds < float("inf") or num_workers < 1:
-            raise ValueError(f"{num_workers} workers and {deadline_seconds} s are not at least 1 and a finite deadline")
-        self.deadline_seconds = deadline_seconds
+    A worker that makes no progress for `stall_seconds` is killed. `num_cores` are shared out as threads of the decodes
+    that are under way, so that a lone decode uses all of them and many decodes one each.
+    """
+
+    def __init__(self, stall_seconds: float, num_workers: int, num_cores: int = 1) -> None:
+        if not 0 < stall_seconds < float("inf") or num_workers < 1 or num_cores < 1:
+            raise ValueError(
+                f"{num_workers} workers, {num_cores} cores and a stall limit of {stall_seconds} s must be at least 1, "
+                "at least 1, and finite"
+            )
+        self.stall_seconds = stall_seconds
         self.num_workers = num_workers
+        self.num_cores = num_cores
+        self._num_busy = 0
+        self._workers: set[_Worker] = set()
+        self._is_stopped = False
+        self._counting = Lock()
         # Last in, first out: the worker that served last has its file's index in memory.
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(num_workers):
@@ -78,43 +101,76 @@ class WorkerPool:
         _, (pixels,) = self._ask(path, frame_seconds=list(frame_seconds), height=height, width=width)
         return pixels
 
+    def decode_threads(self, num_busy: int) -> int:
+        """Threads of one decode while `num_busy` are under way."""
+        return min(max(1, self.num_cores // max(num_busy, 1)), MAX_DECODE_THREADS)
+
     def close(self) -> None:
         """Ends all workers; called while none is at work. The pool stays usable."""
         for _ in range(self.num_workers):
             worker = self._idle.get()
             if worker is not None:
-                worker.kill()
+                self._ended(worker)
         for _ in range(self.num_workers):
             self._idle.put(None)
 
+    def stop(self) -> None:
+        """Kills all workers at once, those at work too. No worker starts again."""
+        with self._counting:
+            self._is_stopped = True
+            workers = list(self._workers)
+        for worker in workers:
+            worker.kill()
+
+    def _started(self) -> _Worker:
+        worker = _Worker()
+        with self._counting:
+            self._workers.add(worker)
+            is_stopped = self._is_stopped
+        if is_stopped:
+            self._ended(worker)
+            raise RuntimeError("the decode workers of this process were stopped")
+        return worker
+
+    def _ended(self, worker: _Worker) -> None:
+        with self._counting:
+            self._workers.discard(worker)
+        worker.kill()
+
     def _index(self, path: str, stamp: tuple[int, int]) -> VideoIndex:
-        fields, (stamps, keyframes, seek_stamps) = self._ask(path)
-        return VideoIndex(
-            info=VideoInfo(**fields["info"]),
-            stamps=stamps,
-            keyframes=keyframes,
-            seek_stamps=seek_stamps,
-            start_stamp=fields["start_stamp"],
-            time_base=Fraction(fields["time_base"]),
-            decoder_lag=fields["decoder_lag"],
-        )
+        # Ours to read: nothing of the film itself is touched, so nothing can hang.
+        stored = None if FrameFolder.parse(path) else load_stored(path, stamp)
+        return stored or from_fields(*self._ask(path))
 
     def _ask(self, path: str, **wanted: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
-        request = {"path": path, "working_folder": os.getcwd(), "deadline_seconds": self.deadline_seconds, **wanted}
+        request = {"path": path, "working_folder": os.getcwd(), "stall_seconds": self.stall_seconds, **wanted}
         worker, kept = self._idle.get(), None
         try:
             if worker is None or not worker.is_alive():
-                worker = _Worker()
-            message, arrays = worker.ask(request, self.deadline_seconds)
+                worker = self._started()
+            with self._busy() as num_busy:
+                message, arrays = worker.ask({**request, "decode_threads": self.decode_threads(num_busy)})
             kept = worker
         finally:
             # Whatever cut the exchange short, Ctrl-C included, leaves half a reply behind: such a worker goes.
             if kept is None and worker is not None:
-                worker.kill()
+                self._ended(worker)
             self._idle.put(kept)
         if "error" in message:
             raise VideoError(*message["error"])
         return message, arrays
+
+    @contextmanager
+    def _busy(self) -> Iterator[int]:
+        """Counts one more decode as under way, and gives their number."""
+        with self._counting:
+            self._num_busy += 1
+            num_busy = self._num_busy
+        try:
+            yield num_busy
+        finally:
+            with self._counting:
+                self._num_busy -= 1
 
 
 class _Worker:
@@ -140,13 +196,16 @@ class _Worker:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, request: dict[str, Any], deadline_seconds: float) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
         """The reply. Raises VideoError when none comes; then the worker is of no more use."""
-        path = request["path"]
-        self._socket.settimeout(deadline_seconds + GRACE_SECONDS)
+        path, stall_seconds = request["path"], request["stall_seconds"]
+        self._socket.settimeout(watchdog.longest_silence(stall_seconds) + GRACE_SECONDS)
         try:
             send(self._socket, request)
-            return receive(self._socket)
+            reply = receive(self._socket)
+            while reply[0] == PROGRESS:
+                reply = receive(self._socket)
+            return reply
         except TimeoutError as error:
             cause: Exception = error
         except (EOFError, ConnectionError) as error:
@@ -154,7 +213,7 @@ class _Worker:
             if ending != signal.SIGALRM.name:
                 raise VideoError("crashed", f"the decoder died over {path} ({ending}).") from error
             cause = error
-        raise VideoError("timeout", f"{path} was not read within {deadline_seconds:g} s.") from cause
+        raise VideoError("timeout", f"{path} was read for {stall_seconds:g} s without progress.") from cause
 
     def kill(self) -> None:
         self._socket.close()
@@ -186,27 +245,35 @@ def decoder() -> Decoder:
     return _decoder
 
 
-def use_worker(deadline_seconds: float | None, num_workers: int = 1) -> None:
-    """From now on this process reads files in worker processes under a deadline; in itself with None or 0.
+def use_worker(stall_seconds: float | None, num_workers: int = 1, num_cores: int = 1) -> None:
+    """From now on this process reads files in worker processes under a stall limit; in itself with None or 0.
 
-    A process forked off later starts workers of its own.
+    A process forked off later starts workers of its own. Arguments are those of `WorkerPool`.
     """
     global _decoder
     if isinstance(_decoder, WorkerPool):
         _decoder.close()
-    if deadline_seconds:
-        _decoder = WorkerPool(deadline_seconds, num_workers)
-        logger.info("videos are read in %d worker(s), each time within %g s", num_workers, deadline_seconds)
+    if stall_seconds:
+        _decoder = WorkerPool(stall_seconds, num_workers, num_cores)
+        logger.info("videos are read in %d worker(s), killed after %g s without progress", num_workers, stall_seconds)
     else:
         _decoder = LocalDecoder()
-        logger.info("videos are read in this process, without a deadline")
+        logger.info("videos are read in this process, without a limit")
+
+
+def stop_workers() -> None:
+    """Ends all workers at once, those at work too. From now on this process reads files in itself."""
+    global _decoder
+    if isinstance(_decoder, WorkerPool):
+        _decoder.stop()
+    _decoder = LocalDecoder()
 
 
 def _after_fork() -> None:
     """A socket that two processes write to serves neither: the forked one gets a pool that is still empty."""
     global _decoder
     if isinstance(_decoder, WorkerPool):
-        _decoder = WorkerPool(_decoder.deadline_seconds, _decoder.num_workers)
+        _decoder = WorkerPool(_decoder.stall_seconds, _decoder.num_workers, _decoder.num_cores)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -95,3 +95,29 @@ def test_smaller_bound_drops_the_oldest_at_once() -> None:
 def test_negative_bound_is_refused(make) -> None:
     with pytest.raises(ValueError, match="max_bytes is -1"):
         make(-1)
+
+
+def test_clip_loaded_ahead_outlasts_used_ones_until_its_first_use() -> None:
+    cache = FrameCache(4 * FRAME_BYTES)
+    cache.load_ahead(clip("ahead"), load)
+    for name in "abc":
+        cache.get(clip(name), load)
+    assert clip("ahead") in cache and clip("c") in cache and cache.num_bytes_ahead() == 2 * FRAME_BYTES
+    cache.get(clip("ahead"), never)
+    assert cache.num_bytes_ahead() == 0
+    for name in "de":
+        cache.get(clip(name), load)
+    assert clip("ahead") not in cache
+
+
+def test_clips_ahead_make_room_when_they_alone_fill_the_store() -> None:
+    cache = FrameCache(4 * FRAME_BYTES)
+    for name in "ab":
+        cache.load_ahead(clip(name), load)
+    cache.get(clip("c"), load)
+    assert clip("a") not in cache and clip("b") in cache and clip("c") in cache
+    assert cache.num_bytes == 4 * FRAME_BYTES and cache.num_bytes_ahead() == 2 * FRAME_BYTES
+    cache.give_up_ahead()
+    cache.get(clip("c"), never)
+    cache.get(clip("d"), load)
+    assert clip("b") not in cache and cache.num_bytes_ahead() == 0

@@ -1,4 +1,4 @@
-"""Mutated files of every kind, read by a worker: each ends as frames or as a named error, within the deadline."""
+"""Mutated files of every kind, read by a worker: each ends as frames or as a named error, within the limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from videoseek.video.errors import BAD_FILES, CODES, VideoError
 from videoseek.video.quotas import crop_clip, overview_clip
 
 NUM_MUTANTS = int(os.environ.get("VIDEOSEEK_MUTANTS", 5000 if os.environ.get("VIDEOSEEK_FULL") else 500))
-DEADLINE_SECONDS = 10.0
+STALL_SECONDS = 10.0
 LIMITS = VideoConfig(max_frames=8, overview_tokens=64, coarse_tokens=64)
 FILES = [name for name, kind in KINDS.items() if not kind.folder_fps and name != "four_hours"]
 HEADER_BYTES = 600
@@ -27,7 +27,7 @@ HEADER_BYTES = 600
 
 @pytest.fixture(autouse=True)
 def _worker() -> Iterator[None]:
-    worker.use_worker(DEADLINE_SECONDS)
+    worker.use_worker(STALL_SECONDS)
     yield
     worker.use_worker(None)
     BAD_FILES.clear()
@@ -89,8 +89,8 @@ def test_mutants_end_as_frames_or_as_named_errors(tmp_path, tmp_path_factory, re
         path.write_bytes(MUTATIONS[mutation](bytearray(sound[name].read_bytes()), rng))
         started = time.monotonic()
         ended = outcome(path)
-        # Three reads, each within the deadline and the time that it takes to start another worker.
-        assert time.monotonic() - started < 3 * (DEADLINE_SECONDS + 5), path.name
+        # Three reads, each within the stall limit and the time that it takes to start another worker.
+        assert time.monotonic() - started < 3 * (STALL_SECONDS + 5), path.name
         assert ended not in ("timeout", "crashed"), path.name
         outcomes[ended] += 1
         path.unlink()

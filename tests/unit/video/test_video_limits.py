@@ -53,6 +53,19 @@ def test_decompression_bomb_in_a_video_takes_no_memory(tmp_path, side) -> None:
     assert error.code == "decode_failed" and int(peak[1]) < 200 * 1024
 
 
+def test_one_frame_of_the_largest_size_is_held_once_in_each_form(tmp_path) -> None:
+    """96 MiB as decoded, 192 MiB as RGB, and what FFmpeg holds to open the file."""
+    path = write_video(tmp_path / "v.mp4", [0.0], size=(8192, 8192), options=x264(1, 0))
+    worker.use_worker(60.0)
+    try:
+        decode_clip(Clip(str(path), 0.0, 1.0, (0.0, 0.0), 280, 280, 1.0))
+        (slot,) = worker.decoder()._idle.queue
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{slot._process.pid}/status").read_text())
+    finally:
+        worker.use_worker(None)
+    assert int(peak[1]) < 500 * 1024
+
+
 def test_decompression_bomb_in_a_frame_folder_is_refused(tmp_path) -> None:
     for side, codes in ((9000, ["too_large"]), (100_000, ["too_large", "decode_failed"])):
         folder = write_folder(tmp_path / str(side), [1], ".png")

@@ -11,21 +11,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 import torch
-from support.video_samples import KINDS, read_number, steady, write_folder, write_video, x264
+from support.video_samples import KINDS, read_number, steady, write_folder, write_long_film, write_video, x264
 
 from videoseek.config import VideoConfig
 from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.types import Call, Clip, Fault
-from videoseek.video import worker
+from videoseek.video import watchdog, worker
 from videoseek.video.decode import decode_clip, load_index, probe
 from videoseek.video.errors import BAD_FILES, VideoError, error_metrics
 
-DEADLINE_SECONDS = 60.0
+STALL_SECONDS = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def children() -> set[int]:
 def started(video) -> int:
     """Process id of a worker that has served once."""
     before = children()
-    worker.use_worker(DEADLINE_SECONDS)
+    worker.use_worker(STALL_SECONDS)
     probe(video)
     (pid,) = children() - before
     return pid
@@ -70,7 +71,7 @@ def test_index_and_pixels_are_those_of_this_process(tmp_path, name) -> None:
     path = KINDS[name].write(tmp_path)
     seconds = load_index(path).seconds(slice(None))[1:21].tolist()
     own_index, own_pixels = load_index(path), decode_clip(clip(path, *seconds))
-    worker.use_worker(DEADLINE_SECONDS)
+    worker.use_worker(STALL_SECONDS)
     index = load_index(path)
     assert index.info == own_index.info
     for field in ("stamps", "keyframes", "seek_stamps"):
@@ -84,7 +85,7 @@ def test_index_and_pixels_are_those_of_this_process(tmp_path, name) -> None:
 def test_errors_are_those_of_this_process(tmp_path) -> None:
     (tmp_path / "v.mp4").write_bytes(b"nothing")
     messages = []
-    for deadline in (None, DEADLINE_SECONDS):
+    for deadline in (None, STALL_SECONDS):
         worker.use_worker(deadline)
         with pytest.raises(VideoError) as caught:
             probe(str(tmp_path / "v.mp4"))
@@ -99,7 +100,7 @@ def test_worker_imports_nothing_heavy_and_inherits_nothing(video) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     before = children()
     with av.open(video), open(video, "rb"):
-        worker.use_worker(DEADLINE_SECONDS)
+        worker.use_worker(STALL_SECONDS)
         probe(video)
     (pid,) = children() - before
     links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
@@ -118,7 +119,7 @@ def hang(folder: Path) -> str:
     return path
 
 
-def test_hanging_read_ends_at_the_deadline_and_the_next_one_is_right(tmp_path, video) -> None:
+def test_hanging_read_ends_at_the_stall_limit_and_the_next_one_is_right(tmp_path, video) -> None:
     worker.use_worker(1.0)
     path = hang(tmp_path / "f")
     started = time.monotonic()
@@ -126,25 +127,77 @@ def test_hanging_read_ends_at_the_deadline_and_the_next_one_is_right(tmp_path, v
         numbers(path, 0.0, 0.25)
     assert 1.0 <= time.monotonic() - started < 5.0
     assert caught.value.code == "timeout" and path in caught.value.message and "1 s" in caught.value.message
-    worker.use_worker(DEADLINE_SECONDS)
+    worker.use_worker(STALL_SECONDS)
     assert numbers(video, 1.0, 2.0) == [4, 8]
 
 
-def test_slow_decode_is_cut_off(tmp_path) -> None:
-    path = write_video(tmp_path / "v.mp4", steady(600, 30), size=(480, 640), options=x264(600))
-    worker.use_worker(DEADLINE_SECONDS)
-    probe(str(path))
-    (slot,) = worker.decoder()._idle.queue
-    worker.decoder().deadline_seconds = 0.02
+def test_decode_that_makes_progress_may_last_longer_than_the_stall_limit(tmp_path) -> None:
+    path = str(write_long_film(tmp_path / "v.mp4", 3 * 3600 * 25, fps=25, num_groups=1))
+    worker.use_worker(0.5)
+    probe(path)
+    started = time.monotonic()
+    seconds = tuple(np.linspace(0, 3 * 3600 - 1, 768).tolist())
+    frames = decode_clip(Clip(path, 0.0, 3 * 3600.0, seconds, 28, 56, 1.0)).numpy()
+    assert time.monotonic() - started > 0.5 * 1.125
+    assert [read_number(frame) for frame in frames[::50]] == [int(t * 25 + 1e-6) % 250 for t in seconds[::50]]
+
+
+def test_worker_that_stalls_in_mid_decode_is_killed(tmp_path, started) -> None:
+    """It has shown progress before."""
+    path = str(write_folder(tmp_path / "f", range(400), size=(480, 640)))
+    probe(path)
+    worker.decoder().stall_seconds = 0.3
+
+    def stop() -> None:
+        time.sleep(0.15)
+        os.kill(started, signal.SIGSTOP)
+
+    threading.Thread(target=stop).start()
     with pytest.raises(VideoError) as caught:
-        decode_clip(Clip(str(path), 0.0, 20.0, tuple(steady(100, 5)), 280, 560, 5.0))
-    assert caught.value.code == "timeout" and not slot.is_alive()
+        decode_clip(Clip(path, 0.0, 100.0, tuple(steady(400, 4)), 28, 56, 1.0))
+    assert caught.value.code == "timeout" and started not in children()
+
+
+@pytest.fixture
+def alarms(monkeypatch) -> list[float]:
+    """The seconds of every alarm that the watchdog sets, none of which rings."""
+    set_alarms: list[float] = []
+    clock = SimpleNamespace(ITIMER_REAL=0, setitimer=lambda which, seconds: set_alarms.append(seconds))
+    monkeypatch.setattr(watchdog, "signal", clock)
+    monkeypatch.setattr(watchdog, "_watch", None)
+    return set_alarms
+
+
+def test_time_allowed_is_in_proportion_to_the_frames(alarms, monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
+    reports: list[float] = []
+    watchdog.start(8.0, lambda: reports.append(now[0]))
+    num_frames, pixels = 1000, 1920 * 1080
+    watchdog.allow_frames("v.mp4", num_frames, pixels)
+    allowed = 8 + num_frames * (watchdog.SECONDS_PER_FRAME + watchdog.SECONDS_PER_MEGAPIXEL * pixels / 1e6)
+    assert allowed > 10 * num_frames * 0.02  # of a slow core
+    for step in range(int(allowed)):
+        now[0] = 100.0 + step
+        watchdog.progress()
+    assert len(reports) == len(alarms) - 1 and allowed / 3 < len(reports) < allowed
+    assert set(alarms) == {watchdog.longest_silence(8.0)}
+    now[0] = 100.1 + allowed
+    with pytest.raises(VideoError, match=r"v\.mp4 takes too long") as caught:
+        watchdog.progress()
+    assert caught.value.code == "timeout"
+
+
+def test_no_limits_without_a_start(alarms) -> None:
+    watchdog.allow_frames("v.mp4", 0, 0)
+    watchdog.progress()
+    assert alarms == []
 
 
 def test_slow_index_is_cut_off_and_leaves_no_process_behind(tmp_path, started) -> None:
     os.kill(started, signal.SIGSTOP)
-    worker.decoder().deadline_seconds = 0.2
-    with pytest.raises(VideoError, match=r"within 0\.2 s"):
+    worker.decoder().stall_seconds = 0.2
+    with pytest.raises(VideoError, match=r"for 0\.2 s without progress"):
         probe(str(write_video(tmp_path / "v.mp4", steady(8, 4))))
     assert started not in children()
 
@@ -185,7 +238,7 @@ def test_interrupted_read_leaves_no_stale_reply(tmp_path, video, started) -> Non
 
 
 def test_relative_paths_follow_the_working_folder(tmp_path, monkeypatch) -> None:
-    worker.use_worker(DEADLINE_SECONDS)
+    worker.use_worker(STALL_SECONDS)
     for name, count in (("a", 4), ("b", 8)):
         (tmp_path / name).mkdir()
         write_video(tmp_path / name / "v.mp4", steady(count, 4))
@@ -194,7 +247,7 @@ def test_relative_paths_follow_the_working_folder(tmp_path, monkeypatch) -> None
 
 
 def test_file_that_changed_is_read_again(tmp_path) -> None:
-    worker.use_worker(DEADLINE_SECONDS)
+    worker.use_worker(STALL_SECONDS)
     path = write_video(tmp_path / "v.mp4", steady(8, 4))
     assert probe(str(path)).num_frames == 8
     write_video(path, steady(12, 4))
@@ -202,7 +255,7 @@ def test_file_that_changed_is_read_again(tmp_path) -> None:
 
 
 def test_threads_share_the_workers(video) -> None:
-    worker.use_worker(DEADLINE_SECONDS, num_workers=2)
+    worker.use_worker(STALL_SECONDS, num_workers=2)
     with ThreadPoolExecutor(6) as pool:
         results = list(pool.map(lambda i: numbers(video, i / 4, (i + 1) / 4), range(60)))
     assert results == [[i, i + 1] for i in range(60)]
@@ -270,10 +323,24 @@ def test_bad_files_are_counted_once_each_by_code(tmp_path, video, started) -> No
     assert error_metrics() == {"video/errors_missing_file": 1.0, "video/errors_not_video": 2.0}
 
 
-@pytest.mark.parametrize(("deadline", "count"), [(-1.0, 1), (float("nan"), 1), (float("inf"), 1), (1.0, 0)])
-def test_odd_settings_are_refused(deadline, count) -> None:
-    with pytest.raises(ValueError, match="deadline"):
-        worker.use_worker(deadline, count)
+@pytest.mark.parametrize(
+    ("stall", "workers", "cores"), [(-1.0, 1, 1), (float("nan"), 1, 1), (float("inf"), 1, 1), (1.0, 0, 1), (1.0, 1, 0)]
+)
+def test_odd_settings_are_refused(stall, workers, cores) -> None:
+    with pytest.raises(ValueError, match="stall limit"):
+        worker.use_worker(stall, workers, cores)
+
+
+def test_cores_are_shared_out_over_the_decodes_under_way() -> None:
+    pool = worker.WorkerPool(STALL_SECONDS, num_workers=6, num_cores=6)
+    assert [pool.decode_threads(num_busy) for num_busy in (1, 2, 3, 4, 6)] == [6, 3, 2, 1, 1]
+    assert worker.WorkerPool(STALL_SECONDS, 2, num_cores=64).decode_threads(1) == worker.MAX_DECODE_THREADS
+
+
+def test_pixels_are_the_same_with_more_cores(video) -> None:
+    before = decode_clip(clip(video, *steady(20, 1)))
+    worker.use_worker(STALL_SECONDS, num_workers=2, num_cores=4)
+    assert torch.equal(decode_clip(clip(video, *steady(20, 1))), before)
 
 
 def test_zero_and_none_read_in_this_process(video) -> None:
