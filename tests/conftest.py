@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-
-# No test reads or writes the user's stored video indices. Tests of the store name a folder.
-os.environ["VIDEOSEEK_CACHE"] = ""
+# Processes that tests start import both packages of this checkout, whether or not another checkout is installed.
+ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT / "src"), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Generated videos lie in one folder for all tests of a process, and not in the user's cache."""
+    """Generated videos and stored indices lie in one folder for all tests of a process, not in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VIDEOSEEK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

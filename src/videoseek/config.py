@@ -74,9 +74,12 @@ class VideoConfig:
         60.0, "most seconds of decoding without a frame, in a process that is then killed (null: no limit)", at_least=0
     )
 
+    prefetch: bool = option(True, "decode the clips of the next step while this step trains")
+
     def shown_by(self) -> dict[str, Any]:
         """The keys that decide which frames and tokens are shown: what a cache of measurements depends on."""
-        return {name: value for name, value in asdict(self).items() if name not in ("cache_megabytes", "stall_seconds")}
+        unrelated = {"cache_megabytes", "stall_seconds", "prefetch"}
+        return {name: value for name, value in asdict(self).items() if name not in unrelated}
 
 
 @dataclass(frozen=True)

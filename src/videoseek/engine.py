@@ -26,6 +26,7 @@ from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import all_max, all_sum, gather
 from videoseek.model.policy import Policy, num_projections
 from videoseek.runtime import rank, world_size
+from videoseek.timing import CLOCK
 
 
 class HasSamples(Protocol):
@@ -203,15 +204,16 @@ class TrainEngine:
         """
         padded = self.pad_to_longest_rank(rows, filler)
         loss_sum, metrics, not_finite = 0.0, [], []
-        for index, row in enumerate(padded):
-            loss, row_metrics = loss_of(row)
-            is_own = index < len(rows)
-            # The filler must go through the backward pass too: its hooks are collective under ZeRO.
-            self.backward(loss * float(is_own), last=index == len(padded) - 1)
-            if is_own:
-                loss_sum += loss.item()
-                metrics.append({name: value.cpu() for name, value in row_metrics.items()})
-                not_finite += [] if math.isfinite(loss.item()) else row.sample_ids
+        with CLOCK.phase("train"):
+            for index, row in enumerate(padded):
+                loss, row_metrics = loss_of(row)
+                is_own = index < len(rows)
+                # The filler must go through the backward pass too: its hooks are collective under ZeRO.
+                self.backward(loss * float(is_own), last=index == len(padded) - 1)
+                if is_own:
+                    loss_sum += loss.item()
+                    metrics.append({name: value.cpu() for name, value in row_metrics.items()})
+                    not_finite += [] if math.isfinite(loss.item()) else row.sample_ids
         (loss_total,) = all_sum([loss_sum], self.policy.device)
         values = combine_metrics(gather(metrics)) | {"loss": loss_total}
         return BatchSums(values, gather(list(not_finite)) if not math.isfinite(loss_total) else [])
@@ -244,7 +246,8 @@ class TrainEngine:
             # Without ZeRO, DeepSpeed clips in `step` but keeps the norm to itself.
             gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
-        self.engine.step()
+        with CLOCK.phase("train"):
+            self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.stage else norm
 
     @contextmanager

@@ -26,6 +26,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def num_local_ranks() -> int:
+    """Returns the number of processes on this machine: LOCAL_WORLD_SIZE of torchrun, LOCAL_SIZE of deepspeed."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+
+
 def world_size() -> int:
     """Returns the number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -17,6 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.model.attention import DecoderAttention, PackedAttention
 from videoseek.model.kv_cache import SequenceCache
+from videoseek.timing import CLOCK
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
@@ -53,9 +54,9 @@ class Policy(nn.Module):
         visual = self.model.model.visual
         if not clips:
             return torch.zeros(0, self.model.config.text_config.hidden_size, dtype=visual.dtype, device=self.device)
-        patches = torch.cat([patchify(read_frames(clip)) for clip in clips]).to(self.device, visual.dtype)
-        grids = torch.tensor([clip.grid_thw for clip in clips], device=self.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
+        with CLOCK.phase("encode"), torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
+            patches = torch.cat([patchify(read_frames(clip)) for clip in clips]).to(self.device, visual.dtype)
+            grids = torch.tensor([clip.grid_thw for clip in clips], device=self.device)
             return visual(patches, grid_thw=grids).pooler_output
 
     def embed(self, token_ids: torch.Tensor, vision_rows: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.trajectory.grammar import CallFormat
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Call, CallRecord, Clip, Episode, Fault, ParsedTurn, Sample, StopReason
-from videoseek.video.decode import probe
+from videoseek.video.decode import prefetch, probe
+from videoseek.video.errors import VideoError
 from videoseek.video.quotas import crop_clip, overview_clip
 
 #: Answers a call about a video: `VideoCrop.run` or `VideoCrop.plan`.
@@ -31,16 +32,29 @@ class Environment:
     max_turns: int
     max_context_tokens: int
 
-    def open(self, sample: Sample) -> EpisodeBuilder:
-        """Returns an episode with its prompt. Raises VideoError when the video cannot be read."""
+    def prompt_clip(self, sample: Sample) -> Clip:
+        """Returns the clip that an episode opens with. Raises VideoError when the video cannot be read."""
         info = probe(sample.video)
         if sample.window is None:
-            clip = overview_clip(info, self.tool.limits)
-        else:
-            clip = crop_clip(info, *sample.window, "medium", self.tool.limits)
+            return overview_clip(info, self.tool.limits)
+        return crop_clip(info, *sample.window, "medium", self.tool.limits)
+
+    def open(self, sample: Sample) -> EpisodeBuilder:
+        """Returns an episode with its prompt. Raises VideoError when the video cannot be read."""
+        clip = self.prompt_clip(sample)
         builder = EpisodeBuilder(sample, self.vocabulary, self.fmt)
         builder.prompt(clip)
         return builder
+
+    def prefetch_calls(self, sample: Sample, parsed: ParsedTurn) -> None:
+        """Begins to decode the clips that `respond` will read, so that the calls of many episodes decode together."""
+        for call in parsed.calls:
+            try:
+                clip = self.tool.plan(sample.video, call)
+            except VideoError:
+                continue  # `respond` meets the error again and answers it
+            if isinstance(clip, Clip):
+                prefetch([clip])
 
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
         """Answers the last turn: appends an observation and returns None, or returns why the episode ends."""

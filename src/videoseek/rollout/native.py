@@ -23,7 +23,8 @@ from videoseek.rollout.clip_features import ClipFeatures
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampling import episode_generator, sample_tokens
 from videoseek.rollout.sequence import SequenceState, finish_group
-from videoseek.types import Episode, Sample, StopReason
+from videoseek.timing import CLOCK
+from videoseek.types import Episode, ParsedTurn, Sample, StopReason
 from videoseek.video.errors import VideoError, warn_once
 
 #: Tokens of one decoder pass, and merged tokens of one vision pass: activations of 7B take 3.5 GiB in the wider of the
@@ -93,7 +94,8 @@ class NativeEngine:
         for first in range(0, len(samples), prompts_per_batch):
             batch = samples[first : first + prompts_per_batch]
             groups = self._start(batch, samples_per_prompt, seed, skip_unreadable)
-            self._generate([group for group in groups if group], settings, skip_unreadable)
+            with CLOCK.phase("generate"):
+                self._generate([group for group in groups if group], settings, skip_unreadable)
             episodes += [finish_group(group, weight_version) for group in groups]
             if not self.keep_features:
                 self.features.clear()
@@ -140,8 +142,12 @@ class NativeEngine:
         running = [sequence for group in groups for sequence in group]
         while running:
             self._sample_turn(running, cache, logits, settings, deadline)
-            for sequence in running:
-                self._finish_turn(sequence, deadline)
+            with CLOCK.phase("tools"):
+                parsed_turns = [sequence.end_turn() for sequence in running]
+                for sequence, parsed in zip(running, parsed_turns, strict=True):
+                    self.environment.prefetch_calls(sequence.builder.sample, parsed)
+                for sequence, parsed in zip(running, parsed_turns, strict=True):
+                    self._finish_turn(sequence, parsed, deadline)
             unfinished = [sequence for sequence in running if sequence.stop_reason is None]
             clips = [clip for sequence in unfinished for clip in sequence.pending_clips()]
             self.features.encode(clips, skip_unreadable=skip_unreadable)
@@ -205,9 +211,8 @@ class NativeEngine:
                 return
             logits = self._feed_sampled(sequences, cache, tokens)
 
-    def _finish_turn(self, sequence: SequenceState, deadline: float) -> None:
+    def _finish_turn(self, sequence: SequenceState, parsed: ParsedTurn, deadline: float) -> None:
         """Lets the environment answer the sampled turn, or stops a sequence whose turn was cut off."""
-        parsed = sequence.end_turn()
         builder = sequence.builder
         if builder.token_ids[-1] != self.environment.vocabulary.im_end:
             out_of_time = time.monotonic() > deadline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from threading import Lock
 
 from videoseek.rollout.environment import Environment
 from videoseek.samples.schema import DataError
@@ -27,11 +28,16 @@ class ReplayedEpisodes(Sequence[Episode]):
         self._environment = environment
         self._episodes: OrderedDict[int, Episode] = OrderedDict()
         self._num_cached_tokens, self._max_cached_tokens = 0, max_cached_tokens
+        self._lock = Lock()  # the next step's batch is replayed in a thread of its own
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Episode:  # type: ignore[override]
+        with self._lock:
+            return self._get(index)
+
+    def _get(self, index: int) -> Episode:
         if index in self._episodes:
             self._episodes.move_to_end(index)
             return self._episodes[index]

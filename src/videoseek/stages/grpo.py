@@ -12,11 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import torch
 
 from videoseek.algorithms.losses import LOSSES, LossInputs, Metrics, PolicyLossSettings
+from videoseek.batches.loader import AheadLoader
 from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, plan_metrics, plan_micro_batches
 from videoseek.config import TrainConfig
 from videoseek.distributed import all_sum, split_minibatches
@@ -25,8 +27,9 @@ from videoseek.model.policy import Policy
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import Progress
-from videoseek.stages.rollouts import filler_group, rollout_metrics, sample_groups, with_advantages
+from videoseek.stages.rollouts import filler_group, prefetch_prompts, rollout_metrics, sample_groups, with_advantages
 from videoseek.stages.stage_run import StageRun
+from videoseek.timing import CLOCK
 from videoseek.types import Clip, Sample
 from videoseek.video.errors import error_metrics
 
@@ -44,10 +47,14 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
     objective = Objective(run.config, engine, sampler, reference)
     packing = run.pack_settings(masked=False)
     run.policy.train()
-    with Progress(run.name, grpo.steps, run.first_step) as progress:
+    load = partial(prefetch_prompts, run.environment, run.config, samples)
+    with Progress(run.name, grpo.steps, run.first_step) as progress, AheadLoader(load) as loader:
         for step in range(run.first_step, grpo.steps):
             started = time.perf_counter()
+            loader.get(step)
             rollouts = sample_groups(run, engine, sampler, functions, samples, step)
+            if run.config.video.prefetch and step + 1 < grpo.steps:
+                loader.start(step + 1)
             groups = with_advantages(rollouts.groups, grpo.advantage, grpo.overlong)
             plans = [
                 plan_micro_batches(part, grpo.max_tokens_per_micro_batch, packing, run.device)
@@ -75,7 +82,7 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
             values |= plan_metrics([account for _, account in plans])
             values |= rollout_metrics(rollouts, functions, run.device)
             values["step_time"] = time.perf_counter() - started
-            run.metrics.write(run.name, step + 1, values | error_metrics())
+            run.metrics.write(run.name, step + 1, values | CLOCK.take() | error_metrics())
             run.record(f"{run.name}_step_{step + 1:06d}", rollouts.all_groups)
             shown = {"reward": "reward/mean", "accuracy": "rewards/accuracy/mean", "tokens saved": "plan/saving"}
             progress.update(step + 1, {name: values[key] for name, key in shown.items()})

@@ -16,11 +16,14 @@ from videoseek.distributed import all_max, all_sum, gather, rank_indices
 from videoseek.engine import TrainEngine
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rewards.trajectory_guided import REWARD_NAMES, write_rewards
+from videoseek.rollout.environment import Environment
 from videoseek.rollout.episode_metrics import episode_sums, means
 from videoseek.rollout.native import NativeEngine
 from videoseek.rollout.setup import sampling_settings
 from videoseek.stages.stage_run import StageRun
 from videoseek.types import Episode, Sample
+from videoseek.video.decode import prefetch
+from videoseek.video.errors import VideoError
 
 
 class UnreadableVideosError(Exception):
@@ -99,6 +102,16 @@ def step_prompts(step: int, attempt: int, grpo: GRPOConfig, num_samples: int, se
         return batch_indices(step, grpo.prompts_per_step, num_samples, seed)
     number = step * grpo.max_resample_rounds + attempt - 1
     return batch_indices(number, grpo.prompts_per_step, num_samples, seed, RESERVE)
+
+
+def prefetch_prompts(environment: Environment, config: TrainConfig, samples: Sequence[Sample], step: int) -> None:
+    """Begins to decode the prompts' clips of this rank's first rollout round of a step."""
+    indices = step_prompts(step, 0, config.grpo, len(samples), config.seed)
+    for i in rank_indices(len(indices)):
+        try:
+            prefetch([environment.prompt_clip(samples[indices[i]])])
+        except VideoError:
+            continue  # the rollout meets the error again and names the video
 
 
 def check_unreadable(num_unreadable: int, num_prompts: int, max_share: float) -> None:

@@ -10,10 +10,9 @@ from videoseek.config_merge import config_yaml
 from videoseek.distributed import choose_device, environment_report, seed_everything
 from videoseek.engine import start_distributed
 from videoseek.files import prepare_output_dir, write_json, write_text
-from videoseek.runtime import say
+from videoseek.runtime import num_local_ranks, say
 from videoseek.stages.stage_run import RunContext
-from videoseek.video.decode import FRAME_CACHE
-from videoseek.video.worker import use_worker
+from videoseek.video.service import start_video_service
 
 
 def start_run(config: TrainConfig) -> RunContext:
@@ -21,8 +20,7 @@ def start_run(config: TrainConfig) -> RunContext:
     context = RunContext(config, prepare_output_dir(config.output_dir), choose_device(config.device))
     seed_everything(config.seed)
     start_distributed(context.device)
-    FRAME_CACHE.resize(config.video.cache_megabytes * 2**20)
-    use_worker(config.video.stall_seconds)
+    start_video_service(config.video, num_local_ranks())
     return context
 
 

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from videoseek.algorithms.losses import Metrics, sft_loss
+from videoseek.batches.loader import AheadLoader
 from videoseek.batches.order import batch_indices, cut_rows
 from videoseek.batches.packing import masked_by_tdam, pack_documents
 from videoseek.batches.token_batch import TokenBatch
@@ -22,8 +23,9 @@ from videoseek.rollout.replay import ReplayedEpisodes
 from videoseek.runtime import Progress, rank
 from videoseek.samples.schema import DataError
 from videoseek.stages.stage_run import StageRun
+from videoseek.timing import CLOCK
 from videoseek.types import Episode, Sample
-from videoseek.video.decode import read_frames
+from videoseek.video.decode import prefetch, read_frames
 from videoseek.video.errors import VideoError, error_metrics, warn_once
 
 
@@ -41,18 +43,18 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
     episodes = ReplayedEpisodes(samples, run.environment)
     skip_bad = run.config.data.bad_samples == "skip"
     run.policy.train()
-    with Progress(run.name, steps, run.first_step) as progress:
+    with Progress(run.name, steps, run.first_step) as progress, AheadLoader(partial(_load, run, episodes)) as loader:
         for step in range(run.first_step, steps):
             started = time.perf_counter()
-            indices = batch_indices(step, settings.samples_per_step, len(samples), run.config.seed)
-            own_indices = [indices[i] for i in rank_indices(len(indices))]
-            batch = list(_readable(episodes, own_indices)) if skip_bad else [episodes[index] for index in own_indices]
+            batch = loader.get(step)
+            if run.config.video.prefetch and step + 1 < steps:
+                loader.start(step + 1)
             counts = all_sum(
                 [
                     sum(sum(episode.loss_mask) for episode in batch),
                     sum(len(episode.token_ids) for episode in batch),
                     sum(packing.tdam_rule != "off" and masked_by_tdam(episode, packing) for episode in batch),
-                    len(own_indices) - len(batch),
+                    len(rank_indices(settings.samples_per_step)) - len(batch),
                 ],
                 run.device,
             )
@@ -76,10 +78,21 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
             values |= {"tdam/masked_samples": num_masked, "step_time": seconds}
             values |= {"data/unreadable_samples": num_unreadable} if skip_bad else {}
             values |= {"perf/tokens_per_s": num_tokens / seconds}
-            run.metrics.write(run.name, step + 1, values | error_metrics())
+            run.metrics.write(run.name, step + 1, values | CLOCK.take() | error_metrics())
             progress.update(step + 1, {"loss": learnt["loss"]})
             run.save(engine, step + 1)
     return engine
+
+
+def _load(run: StageRun, episodes: Sequence[Episode], step: int) -> list[Episode]:
+    """This rank's episodes of a step, their clips on the way. See `_readable` for data.bad_samples=skip."""
+    indices = batch_indices(step, run.config.sft.samples_per_step, len(episodes), run.config.seed)
+    own_indices = [indices[i] for i in rank_indices(len(indices))]
+    if run.config.data.bad_samples == "skip":
+        return list(_readable(episodes, own_indices))
+    batch = [episodes[index] for index in own_indices]
+    prefetch(clip for episode in batch for clip in episode.clips)
+    return batch
 
 
 def _row_loss(engine: TrainEngine, num_targets: int, row: TokenBatch) -> tuple[torch.Tensor, Metrics]:

@@ -6,11 +6,13 @@ All of it is answered in this process, or under limits in another one where `use
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from videoseek.timing import CLOCK
 from videoseek.types import Clip
 from videoseek.video import worker
 from videoseek.video.cache import FrameCache
@@ -38,7 +40,8 @@ def read_frames(clip: Clip) -> torch.Tensor:
 
     Waits for a clip that is being prefetched.
     """
-    return _prefetcher.read(clip)
+    with CLOCK.phase("wait"):
+        return _prefetcher.read(clip)
 
 
 def prefetch(clips: Iterable[Clip]) -> None:
@@ -56,8 +59,10 @@ def cancel_prefetch() -> None:
 
 def decode_clip(clip: Clip) -> torch.Tensor:
     """Decode a clip from its file, uint8 [F, height, width, 3], uncached. Raises VideoError."""
+    started = time.perf_counter()
     with _counted(clip.video):
         pixels = worker.decoder().frames(clip.video, clip.frame_seconds, clip.height, clip.width)
+    CLOCK.add("decode", time.perf_counter() - started)
     return torch.from_numpy(pixels)
 
 

@@ -82,6 +82,7 @@ class Trainer:
             name="grpo",
             config=replace(self.config, grpo=changed),
             policy=self.policy,
+            environment=self.world.environment,
             device=CPU,
             first_step=step,
             engine=lambda _: self.engine,
@@ -92,6 +93,7 @@ class Trainer:
             save=lambda engine, step: None,
             check_finite=lambda step, sums, grad_norm: {},
         )
+        self.monkeypatch.setattr(grpo, "prefetch_prompts", lambda *_: None)
         self.monkeypatch.setattr(grpo, "sample_groups", lambda *_: rollouts)
         self.monkeypatch.setattr(grpo, "with_advantages", lambda *_: scored)
         shown = {"reward/mean": 0.0, "rewards/accuracy/mean": 0.0}
@@ -100,7 +102,7 @@ class Trainer:
         return {
             name: value
             for name, value in self.written[-1].items()
-            if name not in {*shown, "step_time"} and not name.startswith("plan/")
+            if name not in {*shown, "step_time"} and not name.startswith(("plan/", "time/", "video/"))
         }
 
 

@@ -57,8 +57,9 @@ def children() -> set[int]:
 
 
 @pytest.fixture
-def started(video) -> int:
+def started(video, monkeypatch: pytest.MonkeyPatch) -> int:
     """Process id of a worker that has served once."""
+    monkeypatch.setenv("VIDEOSEEK_CACHE", "")  # a stored index would need no worker
     before = children()
     worker.use_worker(STALL_SECONDS)
     probe(video)

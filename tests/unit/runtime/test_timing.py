@@ -1,0 +1,55 @@
+"""The clock of a step: phases exclude the phases inside them, and threads do not disturb each other."""
+
+from __future__ import annotations
+
+import time
+from threading import Thread
+
+import pytest
+
+from videoseek.timing import PHASES, StepClock
+
+
+def test_an_inner_phase_interrupts_the_outer_one() -> None:
+    clock = StepClock()
+    with clock.phase("generate"):
+        time.sleep(0.02)
+        with clock.phase("tools"):
+            time.sleep(0.05)
+            with clock.phase("wait"):
+                time.sleep(0.03)
+    seconds = clock.take()
+    assert seconds["time/generate_s"] == pytest.approx(0.02, abs=0.015)
+    assert seconds["time/tools_s"] == pytest.approx(0.05, abs=0.015)
+    assert seconds["time/wait_s"] == pytest.approx(0.03, abs=0.015)
+
+
+def test_take_starts_again_and_names_every_phase() -> None:
+    clock = StepClock()
+    clock.add("decode", 2.0)
+    assert clock.take() == {f"time/{name}_s": 2.0 * (name == "decode") for name in PHASES}
+    assert set(clock.take().values()) == {0.0}
+
+
+def test_an_error_ends_its_phase() -> None:
+    clock = StepClock()
+    with pytest.raises(ValueError, match="broken"), clock.phase("train"), clock.phase("wait"):
+        raise ValueError("broken")
+    with clock.phase("encode"):
+        pass
+    assert clock.take()["time/encode_s"] < 0.01
+
+
+def test_another_thread_does_not_interrupt_this_one() -> None:
+    clock = StepClock()
+
+    def elsewhere() -> None:
+        with clock.phase("wait"):
+            time.sleep(0.05)
+
+    with clock.phase("train"):
+        thread = Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    seconds = clock.take()
+    assert seconds["time/train_s"] >= 0.05 and seconds["time/wait_s"] >= 0.05
