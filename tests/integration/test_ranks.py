@@ -1,21 +1,35 @@
-"""Two processes under any ZeRO stage learn what one process learns."""
+"""Several processes under any ZeRO stage learn what one process learns, with the default dynamic sampling."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from support.commands import TWO_RANKS, curve, environment, numbers, reached, run, start, stop, summary, weights
+from support.commands import TRAIN, curve, environment, numbers, reached, run, start, stop, summary, weights
+from support.damaged_video import damaged_copy
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-#: One rank cuts a batch into twice as many rows as each of two does.
+from videoseek.samples import clueworld
+from videoseek.samples.schema import write_samples
+from videoseek.types import Sample
+
+#: One rank cuts a batch into more rows than each of several does. One of the RL films cannot be decoded.
 COMMON = ["stages=[sft,grpo]", "save_every_steps=0", "sft.max_tokens_per_micro_batch=300"]
-COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.max_resample_rounds=0"]
+COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.prompts_per_step=4", "data.max_unreadable_share=0.6"]
+
+#: Half of the prompts get equal rewards, so that dynamic sampling replaces them.
+REWARD = """
+def sometimes(completion_ids, id, **kwargs):
+    equal = [sum(map(ord, name)) % 2 for name in id]
+    return [0.5 if same else sum(ids) % 97 / 96 for ids, same in zip(completion_ids, equal)]
+"""
 
 
 UNEQUAL = Path(__file__).parents[1] / "support/unequal_ranks.py"
@@ -36,6 +50,12 @@ def unequal(case: str, stage: int, ranks: int, folder: Path) -> dict[str, list[f
     return found
 
 
+def ranks(number: int) -> list[str]:
+    """The launcher of a run on so many processes; one needs none."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number), "-m"]
+    return [*launcher, "videoseek.train"] if number > 1 else TRAIN
+
+
 def two_processes(arguments: list[str]) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -45,17 +65,32 @@ def two_processes(arguments: list[str]) -> list[subprocess.Popen[str]]:
 
 
 @pytest.fixture(scope="session")
-def one_rank(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def common(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "reward.py").write_text(REWARD)
+    samples: list[Sample] = clueworld.load(folder, "rl", 12, seed=0)
+    damaged = damaged_copy(samples[0].video, folder / "damaged.mp4")
+    write_samples(folder / "rl.jsonl", [replace(samples[0], video=damaged), *samples[1:]])
+    own = [f"data.rl=[{folder / 'rl.jsonl'}]", f"reward.functions=[{folder / 'reward.py'}:sometimes]"]
+    return [*(key for key in tiny if not key.startswith("reward.functions")), *COMMON, *own]
+
+
+@pytest.fixture(scope="session")
+def one_rank(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output_dir = tmp_path_factory.mktemp("one_rank") / "out"
-    run([*tiny, *COMMON, f"output_dir={output_dir}"])
+    run([*common, f"output_dir={output_dir}"])
     return output_dir
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_equal_one(stage: int, tiny: list[str], one_rank: Path, output_dir: Path) -> None:
-    run([*tiny, *COMMON, f"output_dir={output_dir}", f"deepspeed.stage={stage}"], launcher=TWO_RANKS)
+@pytest.mark.parametrize(("num_ranks", "stage"), [(2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (3, 3)])
+def test_several_ranks_equal_one(
+    num_ranks: int, stage: int, common: list[str], one_rank: Path, output_dir: Path
+) -> None:
+    assert sum(curve(one_rank, "rollout/unreadable_prompts", "grpo")) >= 1, "no step met the damaged film"
+    assert max(curve(one_rank, "rollout/groups", "grpo")) > 4, "no group was replaced"
+    run([*common, f"output_dir={output_dir}", f"deepspeed.stage={stage}"], launcher=ranks(num_ranks))
     for name, of_stage in (("loss", "sft"), ("loss", "grpo"), ("reward/mean", "grpo"), ("entropy", "grpo")):
         assert curve(output_dir, name, of_stage) == pytest.approx(curve(one_rank, name, of_stage), abs=1e-4)
     norms = curve(output_dir, "grad_norm", "sft") + curve(output_dir, "grad_norm", "grpo")
@@ -76,18 +111,37 @@ def test_two_ranks_equal_one(stage: int, tiny: list[str], one_rank: Path, output
 def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path) -> None:
     arguments = [*tiny, "stages=[sft,grpo]", "grpo.steps=2", f"deepspeed.stage={stage}"]
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    run([*arguments, f"output_dir={uninterrupted}"], launcher=TWO_RANKS)
+    run([*arguments, f"output_dir={uninterrupted}"], launcher=ranks(2))
     again = [*arguments, f"output_dir={killed}", "resume=auto"]
     # Not by torchrun: its workers would outlive it.
     first, second = two_processes(again)
     stop(first, reached(killed, "sft", 3))
     second.kill()
     second.wait()
-    assert "was saved by 2 ranks and cannot be continued by 1" in run(again, code=1)
-    run(again, launcher=TWO_RANKS)
+    run(again, launcher=ranks(2))
     assert numbers(killed) == numbers(uninterrupted)
     wanted = weights(uninterrupted / "final")
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(killed / "final").items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (3, "float32")])
+def test_another_number_of_ranks_goes_on(stage: int, dtype: str, tiny: list[str], tmp_path: Path) -> None:
+    """Three ranks save after two SFT steps; one, two and three go on from there, and on to GRPO's checkpoint."""
+    arguments = [*tiny, "stages=[sft]", "sft.steps=5", f"deepspeed.stage={stage}", f"dtype={dtype}"]
+    saved = tmp_path / "saved"
+    run([*arguments, f"output_dir={saved}"], launcher=ranks(3))
+    wanted = curve(saved, "loss", "sft")
+    for num_ranks in (1, 2):
+        output_dir = tmp_path / f"by_{num_ranks}"
+        shutil.copytree(saved, output_dir, symlinks=True)
+        run(
+            [*arguments, f"output_dir={output_dir}", f"resume={output_dir / 'checkpoint-2'}"], launcher=ranks(num_ranks)
+        )
+        assert len(curve(output_dir, "loss", "sft")) == 5
+        tolerance = 1e-4 if dtype == "float32" else 2e-2
+        assert curve(output_dir, "loss", "sft") == pytest.approx(wanted, abs=tolerance)
 
 
 @pytest.mark.slow

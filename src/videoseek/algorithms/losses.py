@@ -16,6 +16,9 @@ import torch
 
 Metrics = dict[str, torch.Tensor]
 
+#: Log-ratios beyond this are far outside every clipping bound. verl clamps at the same value.
+_MAX_LOG_RATIO = 20.0
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyLossSettings:
@@ -61,7 +64,7 @@ def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, kind: 
     gradient is 0 on average (the mean of the score function), so k1 carries k2's gradient here. k3 has the gradient of
     the opposite divergence, KL(reference || policy).
     """
-    log_ratio = reference_logprobs - logprobs
+    log_ratio = _bounded(reference_logprobs - logprobs)
     k2 = 0.5 * log_ratio**2
     if kind == "k1":
         return k2 - k2.detach() - log_ratio.detach()
@@ -120,15 +123,18 @@ class PolicyLoss:
         _, document, lengths = torch.unique(inputs.documents, return_inverse=True, return_counts=True)
         log_ratio = logprobs - inputs.old_logprobs
         if self.ratio == "document":
-            log_ratio = (log_ratio.new_zeros(len(lengths)).index_add(0, document, log_ratio) / lengths)[document]
-        ratio = log_ratio.exp()
+            log_ratio = _document_means(log_ratio, document, lengths)
+        ratio = _bounded(log_ratio).exp()
         per_token = -self._objective(ratio, logprobs, advantages, settings)
         low, high = self._clipped(ratio.detach(), advantages, settings)
         metrics = _clip_metrics(low, high, document, lengths, settings)
         if inputs.rollout_logprobs is not None:
-            weight, gap_metrics = _importance(inputs.old_logprobs.detach(), inputs.rollout_logprobs, settings)
-            per_token = per_token * weight
-            metrics |= gap_metrics
+            gap = inputs.old_logprobs.detach() - inputs.rollout_logprobs
+            metrics |= _gap_metrics(gap, settings)
+            # A ratio of the whole document gets one weight for the document; token weights would undo its average.
+            gap = _document_means(gap, document, lengths) if self.ratio == "document" else gap
+            if settings.importance_cap is not None:
+                per_token = per_token * _bounded(gap).exp().clamp(max=settings.importance_cap)
         if inputs.reference_logprobs is not None:
             kl = kl_estimate(logprobs, inputs.reference_logprobs, settings.kl)
             per_token = per_token + settings.kl_weight * kl
@@ -187,22 +193,26 @@ def _clip_metrics(
     }
 
 
-def _importance(
-    old_logprobs: torch.Tensor, rollout_logprobs: torch.Tensor, settings: PolicyLossSettings
-) -> tuple[torch.Tensor, Metrics]:
-    """Returns the truncated importance weight [N] of old policy over rollout engine, and metrics of their gap."""
-    log_ratio = old_logprobs - rollout_logprobs
-    gap, ratio = log_ratio.abs(), log_ratio.exp()
-    metrics = {
-        "sampling/logp_diff_mean": gap.sum() / settings.num_tokens_global,
-        "sampling/logp_diff_max": gap.max(),
+def _gap_metrics(gap: torch.Tensor, settings: PolicyLossSettings) -> Metrics:
+    """Returns metrics of the log-prob gap [N] between the old policy and the rollout engine."""
+    ratio = _bounded(gap).exp()
+    return {
+        "sampling/logp_diff_mean": gap.abs().sum() / settings.num_tokens_global,
+        "sampling/logp_diff_max": gap.abs().max(),
         "sampling/is_ratio_mean": ratio.sum() / settings.num_tokens_global,
         "sampling/is_ratio_min": ratio.min(),
         "sampling/is_ratio_max": ratio.max(),
     }
-    if settings.importance_cap is None:
-        return torch.ones_like(ratio), metrics
-    return ratio.clamp(max=settings.importance_cap), metrics
+
+
+def _document_means(values: torch.Tensor, document: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Returns for every token [N] the mean over its document."""
+    return (values.new_zeros(len(lengths)).index_add(0, document, values) / lengths)[document]
+
+
+def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:
+    """Clamps log-ratios to +-20: the exponential of 88 overflows, and 0 * inf in a clipped branch is NaN."""
+    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
 
 
 def combine_metrics(parts: Sequence[Metrics]) -> dict[str, float]:

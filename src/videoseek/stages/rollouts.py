@@ -138,9 +138,14 @@ def rollout_metrics(rollouts: Rollouts, functions: Sequence[RewardFunction], dev
     parts = {*REWARD_NAMES, *(function.name for function in functions)} - {"reward"}
     sums = episode_sums(rollouts.all_groups, sorted(parts))
     totals = iter(all_sum([number for pair in sums.values() for number in pair], device))
-    (num_unreadable,) = all_sum([rollouts.num_unreadable], device)
+    num_unreadable, num_groups = all_sum([rollouts.num_unreadable, len(rollouts.all_groups)], device)
     values = means({name: (next(totals), next(totals)) for name in sums})
-    return values | {"rollout/unreadable_prompts": num_unreadable, "time/rollout_s": rollouts.seconds}
+    extra = {
+        "rollout/unreadable_prompts": num_unreadable,
+        "rollout/groups": num_groups,
+        "time/rollout_s": rollouts.seconds,
+    }
+    return values | extra
 
 
 def filler_group(rollouts: Rollouts, device: torch.device) -> ScoredGroup | None:

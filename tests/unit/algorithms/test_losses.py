@@ -136,6 +136,33 @@ def test_the_importance_weight_is_truncated_and_constant() -> None:
     torch.testing.assert_close(uncorrected, plain)
 
 
+def test_a_document_ratio_gets_one_importance_weight_for_the_document() -> None:
+    """GSPO: the geometric mean of the token weights, sqrt(1.5 * 4.0), truncated; and 0.5 for the single token."""
+    rollout = OLD - torch.tensor([math.log(1.5), math.log(4.0), math.log(0.5)], dtype=torch.float64)
+    _, plain = run("gspo")
+    _, weighted = run("gspo", replace(SETTINGS, importance_cap=10.0), rollout_logprobs=rollout)
+    torch.testing.assert_close(weighted, plain * torch.tensor([6**0.5, 6**0.5, 0.5], dtype=torch.float64))
+    _, truncated = run("gspo", replace(SETTINGS, importance_cap=2.0), rollout_logprobs=rollout)
+    torch.testing.assert_close(truncated, plain * torch.tensor([2.0, 2.0, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("gap", [-200.0, 200.0])
+def test_a_log_ratio_beyond_the_exponential_stays_finite(name: str, gap: float) -> None:
+    """In float32 exp(89) is infinite: without a bound the minimum of plain and clipped objective has a NaN gradient."""
+    logprobs = torch.tensor([-1.0, -1.0, -1.0 + gap], requires_grad=True)
+    old = torch.full((3,), -1.0)
+    settings = replace(SETTINGS, importance_cap=2.0, kl_weight=0.1)
+    inputs = LossInputs(
+        logprobs, old, ADVANTAGES.float() * torch.tensor([1.0, 0.0, 1.0]), DOCUMENTS, rollout_logprobs=old - gap,
+        reference_logprobs=old,
+    )  # fmt: skip
+    loss, metrics = LOSSES[name](inputs, settings)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert torch.isfinite(loss) and bool(torch.isfinite(gradient).all())
+    assert all(math.isfinite(value) for value in combine_metrics([metrics]).values())
+
+
 def test_the_rollout_gap_is_reported() -> None:
     rollout = OLD - torch.tensor([math.log(1.5), 0.0, math.log(0.5)], dtype=torch.float64)
     _, metrics = LOSSES["grpo"](LossInputs(OLD, OLD, ADVANTAGES, DOCUMENTS, rollout_logprobs=rollout), SETTINGS)

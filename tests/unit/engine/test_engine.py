@@ -49,3 +49,34 @@ def test_a_released_engine_leaves_no_memory_behind(stage: int, dtype: torch.dtyp
     del engine, policy
     free_memory()
     assert bytes_alive() - before < 0.1 * model_bytes
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_gradients_are_summed_in_fp32(stage: int) -> None:
+    """128 rows: within 0.3 % of the float64 sum of the same bf16 gradients. Summed in bf16 they would be 1.7 % off."""
+    world = tiny_world()
+    rows = [pack_documents([episode], world.packing) for episode in world.episodes()[:2]] * 64
+    signs = torch.randn(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    policy = world.policy().to(torch.bfloat16).train()
+    exact: dict[str, torch.Tensor] = {}
+    for row, sign in zip(rows, signs, strict=True):
+        policy.zero_grad()
+        (policy(row)[0].mean() * sign).backward()
+        for name, parameter in policy.named_parameters():
+            if parameter.grad is not None:
+                exact[name] = exact.get(name, 0) + parameter.grad.double()
+    wanted = float(torch.cat([gradient.flatten() for gradient in exact.values()]).norm())
+    policy.zero_grad(set_to_none=True)
+    engine = TrainEngine(policy, OptimizerSettings(grad_clip=1e9), stage=stage)
+    for index, (row, sign) in enumerate(zip(rows, signs, strict=True)):
+        engine.backward(engine(row)[0].mean() * sign, last=index == len(rows) - 1)
+    optimizer = engine.engine.optimizer
+    if hasattr(optimizer, "fp32_groups_gradients_flat"):
+        summed = list(optimizer.fp32_groups_gradients_flat)
+    else:
+        summed = [tensor for tensors in optimizer.averaged_gradients.values() for tensor in tensors]
+    assert {tensor.dtype for tensor in summed} == {torch.float32}
+    flat = torch.cat([tensor.flatten() for tensor in summed]).double()
+    reference = torch.cat([exact[name].flatten() for name, _ in policy.named_parameters() if name in exact])
+    assert float((flat[: len(reference)] - reference).norm()) / wanted < 3e-3
+    engine.release()
