@@ -102,8 +102,7 @@ def save_checkpoint(
     with _complete_or_nothing(final) as partial:
         _write_weights(partial, engine, tokenizer, source)
         (partial / "state").mkdir(exist_ok=True)
-        tensors, extents = engine.state()
-        save_file(tensors, partial / "state" / f"rank-{rank():03d}.safetensors", metadata=extents)
+        save_file(engine.state(), partial / "state" / f"rank-{rank():03d}.safetensors")
         if rank() == 0:
             write_json(partial / "trainer_state.json", asdict(state))
     if rank() == 0:

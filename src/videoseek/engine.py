@@ -69,16 +69,19 @@ class _SavedState:
         self._files = files
         self._parts: dict[str, list[tuple[int, int, int]]] = {}  # name -> (file, start, size)
         for number, file in enumerate(files):
-            for name, extent in (file.metadata() or {}).items():
-                start, size = map(int, extent.split())
-                self._parts.setdefault(name, []).append((number, start, size))
+            for key in file.keys():  # noqa: SIM118  (the file is no mapping)
+                name, _, kind = key.rpartition("|")
+                if kind == "extent":
+                    start, size = file.get_tensor(key).tolist()
+                    self._parts.setdefault(name, []).append((number, start, size))
 
     def kinds(self, name: str) -> list[str]:
         """What is kept of a parameter: `master`, `step`, `exp_avg`, `exp_avg_sq`. Raises ValueError for none."""
         if name not in self._parts:
             raise ValueError(f"it holds no state of {name}, so it belongs to another model or other trained weights")
         keys = self._files[self._parts[name][0][0]].keys()
-        return [key.removeprefix(f"{name}|") for key in keys if key.startswith(f"{name}|")]
+        kinds = [key.removeprefix(f"{name}|") for key in keys if key.startswith(f"{name}|")]
+        return [kind for kind in kinds if kind != "extent"]
 
     def read(self, part: Fragment, kind: str) -> torch.Tensor:
         """The elements of a stretch, from as many files as hold some of it. Raises ValueError where one is missing."""
@@ -268,19 +271,18 @@ class TrainEngine:
                 offload.setup_zero_stage3_hooks()
 
     @torch.no_grad()
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    def state(self) -> dict[str, torch.Tensor]:
         """This rank's part of the optimizer state, by parameter: fp32 master weights, moments and the step count.
 
-        The second dictionary gives, for each parameter, where the part begins in the flattened parameter and how many
-        elements it has. Together the ranks' parts cover every parameter, so that another number of ranks can load them.
+        `NAME|extent` says where the part begins in the flattened parameter and how many elements it has. Together the
+        ranks' parts cover every parameter, so that another number of ranks can load them.
         """
         optimizer, masters = self._base_optimizer(), self._masters()
         tensors: dict[str, torch.Tensor] = {}
-        extents: dict[str, str] = {}
         if self.stage == 0 and rank() > 0:
-            return tensors, extents  # without ZeRO every rank holds the same state; rank 0 saves it
+            return tensors  # without ZeRO every rank holds the same state; rank 0 saves it
         for part in self._fragments():
-            extents[part.name] = f"{part.start} {part.size}"
+            tensors[f"{part.name}|extent"] = torch.tensor([part.start, part.size])
             stretch = slice(part.offset, part.offset + part.size)
             master = masters[part.master]
             tensors[f"{part.name}|master"] = master.flatten()[stretch].cpu()
@@ -288,7 +290,7 @@ class TrainEngine:
                 whole = torch.as_tensor(value)
                 # Adam's step count is one number a group; it is kept with each parameter.
                 tensors[f"{part.name}|{kind}"] = (whole.flatten()[stretch] if whole.ndim else whole).cpu()
-        return {name: tensor.clone() for name, tensor in tensors.items()}, extents
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def load_state(self, files: Sequence[Path]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from support.tiny_world import assert_same_gradients, gradients, tiny_world
@@ -13,15 +11,13 @@ from videoseek.config_merge import load_config
 from videoseek.model.attention import PackedAttention
 from videoseek.model.load import model_folder
 from videoseek.rollout.setup import load_policy
-from videoseek.stages.stage_run import RunContext
 
 
 def loss_gradients_and_recomputed_layers(
     enabled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[int]]:
     config = load_config(["recipe=sft_rl", f"gradient_checkpointing={enabled}"])
-    place = RunContext(config, Path("unused"), torch.device("cpu"), torch.float32)
-    policy, environment = load_policy(model_folder("tiny"), place)
+    policy, environment = load_policy(model_folder("tiny"), config, torch.device("cpu"))
     policy.train()
     world = tiny_world()
     batch = pack_documents([environment.replay(sample) for sample in world.samples[:4]], world.packing)

@@ -68,7 +68,7 @@ def two_processes(arguments: list[str]) -> list[subprocess.Popen[str]]:
 def common(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "reward.py").write_text(REWARD)
-    samples: list[Sample] = clueworld.load(folder, "rl", 12, seed=0)
+    samples: list[Sample] = clueworld.load(folder, "train", 12, seed=0)
     damaged = damaged_copy(samples[0].video, folder / "damaged.mp4")
     write_samples(folder / "rl.jsonl", [replace(samples[0], video=damaged), *samples[1:]])
     own = [f"data.rl=[{folder / 'rl.jsonl'}]", f"reward.functions=[{folder / 'reward.py'}:sometimes]"]

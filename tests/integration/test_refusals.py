@@ -220,16 +220,6 @@ def test_full_disk_at_the_tokenizer_is_an_error_of_the_system(tmp_path: Path, mo
         save_pretrained(model, tokenizer, tmp_path / "model")
 
 
-def test_other_ranks_are_refused(tiny: list[str], tmp_path: Path) -> None:
-    output_dir = tmp_path / "out"
-    arguments = [*tiny, "stages=[sft]", "sft.steps=2", "evaluate.num_questions=1", f"output_dir={output_dir}"]
-    forked(arguments, tmp_path)
-    state = json.loads((output_dir / "checkpoint-2" / "trainer_state.json").read_text())
-    (output_dir / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state | {"world_size": 2}))
-    sentence = refused([*arguments, "resume=auto"], tmp_path, code=1)
-    assert "checkpoint-2 was saved by 2 ranks and cannot be continued by 1; start with model=" in sentence
-
-
 def test_earlier_run_is_moved_aside(tiny: list[str], tmp_path: Path) -> None:
     output_dir = tmp_path / "out"
     arguments = [*tiny, "stages=[sft]", "sft.steps=1", "evaluate.num_questions=1", f"output_dir={output_dir}"]
