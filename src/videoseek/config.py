@@ -133,6 +133,9 @@ class GRPOConfig:
         "dynamic sampling: most rollout rounds that replace groups of equal rewards (0: such groups stay)",
         at_least=0,
     )
+    save_every_steps: int | None = option(
+        None, "steps between checkpoints of this stage (null: as the run's)", at_least=0
+    )
     updates_per_batch: int = option(1, "optimizer steps per batch", at_least=1)
     importance_cap: float | None = option(
         2.0, "cap of the trainer-to-rollout probability ratio (null: no correction)", above=0
@@ -195,6 +198,9 @@ class TrainConfig:
     resume: str = option("no", "no, auto (the last complete checkpoint in output_dir), or a checkpoint folder")
     stages: list[str] = option(["sft", "grpo"], "stages in order", choices=("direct", "sft", "grpo"))
     save_every_steps: int = option(50, "steps between checkpoints (0: at the end of a stage only)", at_least=0)
+    save_every_minutes: float | None = option(
+        None, "minutes between checkpoints, beside the steps (null: off)", above=0
+    )
     keep_checkpoints: int = option(2, "newest checkpoints kept", at_least=1)
     tracker: list[str] = option(
         ["tensorboard"],

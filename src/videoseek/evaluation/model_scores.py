@@ -38,5 +38,6 @@ def score_model(
     values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format)
     if rank() == 0:
         write_trajectories(output_dir, f"eval_{name}", sampled)
+        write_trajectories(output_dir, f"greedy_{name}", greedy)
         say(f"{name}: accuracy {values['accuracy']:.3f} sampled, {values['accuracy_greedy']:.3f} greedy")
     return values

@@ -51,6 +51,10 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     # All that can be refused is, before anything in the output folder changes.
     check_batches(config)
     check_masters(config)
+    if config.resume == "auto" and not only_plan and is_finished(config, output_dir):
+        say(f"{output_dir} is finished; nothing was changed. resume=no starts the run anew")
+        end_distributed()
+        return
     check_peft(config.lora)
     check_trackers(config.tracker)
     if config.model != "scratch":
@@ -69,7 +73,14 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     if rank() == 0:
         write_summary(config, output_dir, time.monotonic() - started)
         say(f"report: {write_report(output_dir)}")
+        say(f"next: python -m videoseek.ask VIDEO QUESTION model={output_dir / 'final'}")
     end_distributed()
+
+
+def is_finished(config: TrainConfig, output_dir: Path) -> bool:
+    """Whether every stage of the run is complete and the summary of them all is written."""
+    stages_done = all(is_complete(output_dir / stage) for stage in config.stages)
+    return stages_done and (output_dir / "summary.json").is_file() and (output_dir / "report.html").is_file()
 
 
 def check_batches(config: TrainConfig) -> None:

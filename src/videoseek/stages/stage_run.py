@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from videoseek.checkpoint import (
     save_checkpoint,
 )
 from videoseek.config import TrainConfig, UsageError
+from videoseek.distributed import all_max
 from videoseek.engine import BatchSums, OptimizerSettings, TrainEngine
 from videoseek.metrics import MetricsLog, RunError
 from videoseek.model.adapters import add_adapters, load_adapters
@@ -59,6 +61,7 @@ class StageRun:
     first_global_step: int
     resumed_from: Path | None
     skipped_in_a_row: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
 
     @classmethod
     def open(
@@ -174,17 +177,24 @@ class StageRun:
         return {"skipped_steps": 1.0}
 
     def save(self, engine: TrainEngine, step: int) -> None:
-        """A checkpoint after `step` steps of this stage, if the recipe wants one there."""
-        every = self.config.save_every_steps
-        if every and step % every == 0:
-            state = TrainerState(self.name, step, self.first_global_step + step, self.config.seed, world_size())
+        """Saves a checkpoint after `step` steps of this stage, if the recipe asks for one by steps or by minutes."""
+        config = self.config
+        every = config.grpo.save_every_steps if self.name == "grpo" else None
+        every = config.save_every_steps if every is None else every
+        due = bool(every) and step % every == 0
+        if config.save_every_minutes is not None and not due:
+            # Clocks differ between machines, so rank 0 decides for all.
+            late = time.monotonic() - self.saved_at >= 60 * config.save_every_minutes
+            due = bool(all_max(int(late and rank() == 0), self.device))
+        if due:
+            state = TrainerState(self.name, step, self.first_global_step + step, config.seed, world_size())
             save_checkpoint(self.output_dir, engine, self.environment.vocabulary.tokenizer, self.source, state)
-            prune(self.output_dir, self.config.keep_checkpoints)
+            prune(self.output_dir, config.keep_checkpoints)
+            self.saved_at = time.monotonic()
 
     def record(self, name: str, groups: Sequence[Sequence[Episode]]) -> None:
-        """Writes sampled episodes to `trajectories/NAME.jsonl`, rank 0 those of its own share."""
-        if rank() == 0:
-            write_trajectories(self.output_dir, name, groups)
+        """Writes this rank's sampled episodes: rank 0 to `trajectories/NAME.jsonl`, rank 1 to `NAME.rank-001.jsonl`."""
+        write_trajectories(self.output_dir, name if rank() == 0 else f"{name}.rank-{rank():03d}", groups)
 
 
 def find_resume_point(output_dir: Path, stage: str) -> Path | None:

@@ -12,7 +12,7 @@ from videoseek.config_merge import config_keys, config_yaml, load_config
 
 #: The command line is a promise: a key that comes or goes changes this list in the same commit.
 FROZEN_KEYS = """
-recipe model output_dir seed resume stages save_every_steps keep_checkpoints tracker device dtype
+recipe model output_dir seed resume stages save_every_steps save_every_minutes keep_checkpoints tracker device dtype
 grad_clip max_skipped_steps gradient_checkpointing
 data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples data.max_unreadable_share
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
@@ -25,7 +25,7 @@ sft.steps sft.samples_per_step sft.max_tokens_per_micro_batch sft.learning_rate 
 sft.weight_decay sft.betas sft.freeze_vision
 grpo.steps grpo.prompts_per_step grpo.group_size grpo.loss grpo.advantage grpo.learning_rate grpo.warmup_steps
 grpo.weight_decay grpo.clip_low grpo.clip_high grpo.kl_coef grpo.kl_kind grpo.overlong
-grpo.max_resample_rounds grpo.updates_per_batch grpo.importance_cap
+grpo.max_resample_rounds grpo.save_every_steps grpo.updates_per_batch grpo.importance_cap
 grpo.max_tokens_per_micro_batch grpo.freeze_vision
 rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
 rollout.top_p rollout.episodes_per_batch rollout.deadline_seconds
