@@ -121,8 +121,8 @@ def link(name: Path, target: Path) -> None:
 def complete_checkpoints(output_dir: Path) -> list[Path]:
     """Returns the complete checkpoints, oldest first."""
     # A kill between the marker and the renaming leaves a whole folder under its partial name, which is no number.
-    found = [path.parent for path in output_dir.glob(f"checkpoint-*/{_COMPLETE}")]
-    return sorted((folder for folder in found if folder.name.rpartition("-")[2].isdigit()), key=_global_step)
+    folders = [path.parent for path in output_dir.glob(f"checkpoint-*/{_COMPLETE}")]
+    return sorted((folder for folder in folders if folder.name.rpartition("-")[2].isdigit()), key=_global_step)
 
 
 def _global_step(checkpoint: Path) -> int:

@@ -63,10 +63,10 @@ def recipe_of_model(arguments: Sequence[str]) -> list[str]:
 
     A model answers well only with the prompt, quotas and limits of its training. A line on stderr names the recipe.
     """
-    given = parse_overrides(arguments)
-    if "recipe" in given or "model" not in given:
+    overrides = parse_overrides(arguments)
+    if "recipe" in overrides or "model" not in overrides:
         return list(arguments)
-    recipe = Path(given["model"]).expanduser().parent / "config.yaml"
+    recipe = Path(overrides["model"]).expanduser().parent / "config.yaml"
     if not recipe.is_file():
         return list(arguments)
     print(f"videoseek: settings of {recipe}", file=sys.stderr)

@@ -46,10 +46,10 @@ class Key:
     def expected(self) -> str:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         arguments = [kind for kind in get_args(self.type) if kind is not type(None)]
-        wanted = names[arguments[0] if arguments else self.type]
+        expected = names[arguments[0] if arguments else self.type]
         if self.is_list:
-            wanted = "a list such as [a, b]" if arguments == [str] else "a list of numbers such as [0.9, 0.95]"
-        return wanted + (" or null" if self.optional else "")
+            expected = "a list such as [a, b]" if arguments == [str] else "a list of numbers such as [0.9, 0.95]"
+        return expected + (" or null" if self.optional else "")
 
 
 def config_keys(config: Any = None, prefix: str = "") -> dict[str, Key]:
@@ -76,10 +76,10 @@ def find_recipe(name: str, folder: Path) -> Path:
     path = folder / Path(name).expanduser()
     if path.is_file():
         return path.resolve()
-    known = list_recipes()
-    if name in known:
-        return known[name].resolve()
-    raise UsageError(f"recipe {name!r} is neither a file nor one of {', '.join(known)}")
+    recipes = list_recipes()
+    if name in recipes:
+        return recipes[name].resolve()
+    raise UsageError(f"recipe {name!r} is neither a file nor one of {', '.join(recipes)}")
 
 
 def load_config(arguments: Sequence[str]) -> TrainConfig:

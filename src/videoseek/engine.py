@@ -85,19 +85,19 @@ class _SavedState:
 
     def read(self, part: Fragment, kind: str) -> torch.Tensor:
         """The elements of a stretch, from as many files as hold some of it. Raises ValueError where one is missing."""
-        pieces = []
+        stretches = []
         stop = part.start + part.size
-        for number, start, size in sorted(self._parts[part.name], key=lambda piece: piece[1]):
+        for number, start, size in sorted(self._parts[part.name], key=lambda saved: saved[1]):
             values = self._files[number].get_slice(f"{part.name}|{kind}")
             if not values.get_shape():
                 return self._files[number].get_tensor(f"{part.name}|{kind}")
             first, last = max(part.start, start), min(stop, start + size)
             if first < last:
-                pieces.append(values[first - start : last - start])
-        found = torch.cat(pieces) if pieces else torch.zeros(0)
-        if len(found) != part.size:
-            raise ValueError(f"it holds {len(found)} of {part.size} elements of {part.name}, which has another shape")
-        return found
+                stretches.append(values[first - start : last - start])
+        whole = torch.cat(stretches) if stretches else torch.zeros(0)
+        if len(whole) != part.size:
+            raise ValueError(f"it holds {len(whole)} of {part.size} elements of {part.name}, which has another shape")
+        return whole
 
 
 def _drop_non_finite_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:

@@ -58,8 +58,8 @@ def main(arguments: list[str]) -> None:
 
 def with_defaults(arguments: list[str]) -> list[str]:
     """Puts this command's own defaults before the arguments, except those that the arguments replace."""
-    given = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
-    return [*(default for default in DEFAULTS if default.partition("=")[0] not in given), *arguments]
+    given_keys = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
+    return [*(default for default in DEFAULTS if default.partition("=")[0] not in given_keys), *arguments]
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ class RunFiles:
     def models(self) -> list[str]:
         """Every model that was scored or recorded, in the order of training."""
         scored = {name.removeprefix("accuracy/") for name in self.summary if name.startswith("accuracy/")}
-        found = scored | {model for question in self.questions for model in question.episodes}
-        return [model for model in MODEL_LABELS if model in found] + sorted(found - MODEL_LABELS.keys())
+        models = scored | {model for question in self.questions for model in question.episodes}
+        return [model for model in MODEL_LABELS if model in models] + sorted(models - MODEL_LABELS.keys())
 
     def number(self, name: str) -> float | None:
         """Returns a number of the summary, None if the summary has no finite number of that name."""

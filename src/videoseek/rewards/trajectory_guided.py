@@ -171,8 +171,8 @@ def _executed_windows(parsed: Sequence[ParsedTurn], executed: Sequence[bool] | N
 
 def _public_evidence(trajectory: Trajectory, variant: str) -> _Evidence:
     turns = trajectory.turns
-    said = last_answer(turns[-1]) if turns else None
-    right = said is not None and public_match(said, trajectory.answer)
+    prediction = last_answer(turns[-1]) if turns else None
+    right = prediction is not None and public_match(prediction, trajectory.answer)
     format_score, num_calls = public_format(turns)
     windows = public_windows(turns)
     clue = clue_score(windows, trajectory.clues)
@@ -185,8 +185,8 @@ def _public_evidence(trajectory: Trajectory, variant: str) -> _Evidence:
 def _strict_evidence(
     trajectory: Trajectory, parsed: Sequence[ParsedTurn], windows: Sequence[Interval], attempts: int
 ) -> _Evidence:
-    said = parsed[-1].answer if parsed else None
-    right = said is not None and tolerant_match(said, trajectory.answer)
+    prediction = parsed[-1].answer if parsed else None
+    right = prediction is not None and tolerant_match(prediction, trajectory.answer)
     format_score = strict_format(parsed)
     fits = clue_fits(windows, trajectory.clues)
     search, mean_fit = (max(fits), sum(fits) / len(fits)) if fits else (0.0, 0.0)
@@ -213,8 +213,8 @@ def _temporal_grounding(
     turns, clues = trajectory.turns, trajectory.clues
     if not clues:
         raise ValueError("kind 'temporal_grounding' needs at least one clue to compare the answer with")
-    said = last_answer(turns[-1]) if turns else None
-    payload = read_object(said) if said is not None else None
+    prediction = last_answer(turns[-1]) if turns else None
+    payload = read_object(prediction) if prediction is not None else None
     segment = read_segment(payload.get("temporal_segment")) if payload is not None else None
     in_form = segment is not None and not (isinstance(segment, Fault) and segment.code == "bad_segment")
     truth = clues if variant == "strict" else clues[:1]

@@ -319,9 +319,9 @@ def _perception_samples(world: World, name: str, chance: random.Random, count: i
             samples.append(_perception(world, task.id, task.question, ", ".join(places), options=task.options))
         else:
             slot = chance.choice(range(NUM_SLOTS)) if chance.random() < 0.25 else chance.choice(world.cards).slot
-            seen = next((card.pattern for card in world.cards if card.slot == slot), NOTHING)
+            pattern = next((card.pattern for card in world.cards if card.slot == slot), NOTHING)
             window = (float(slot * SLOT_SECONDS), float((slot + 1) * SLOT_SECONDS))
-            samples.append(_perception(world, f"{name}-crop-{index}", "What is shown?", seen, window=window))
+            samples.append(_perception(world, f"{name}-crop-{index}", "What is shown?", pattern, window=window))
     return samples
 
 

@@ -127,16 +127,16 @@ def question_problems(sample: Sample) -> Iterator[Problem]:
 
 
 def _option_problems(sample: Sample) -> Iterator[Problem]:
-    known = [option.casefold().split() for option in sample.options]
-    repeated = next((option for index, option in enumerate(known) if option in known[:index]), None)
+    option_words = [option.casefold().split() for option in sample.options]
+    repeated = next((option for index, option in enumerate(option_words) if option in option_words[:index]), None)
     if repeated is not None:
         yield Problem("repeated_option", f"two options read {' '.join(repeated)!r}")
     if sample.kind in ("perception", "temporal_grounding"):
         return
     letters = [letter for letter, _ in sample.lettered_options]
     answer = sample.answer.casefold().split()
-    if answer in known and option_letter(sample.answer) not in letters:
-        letter = letters[known.index(answer)]
+    if answer in option_words and option_letter(sample.answer) not in letters:
+        letter = letters[option_words.index(answer)]
         yield Problem("answer_not_letter", f"answer {sample.answer!r} is the text of option {letter}, not its letter")
     elif option_letter(sample.answer) not in letters:
         yield Problem("bad_option", f"answer {sample.answer!r} is none of the options A to {letters[-1]}")

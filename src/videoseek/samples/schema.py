@@ -48,8 +48,8 @@ def sample_from_record(record: Any, locate: Callable[[str], str]) -> Sample:
         raise RecordError("not_object", f"a record must be a JSON object, got {type(record).__name__}")
     unknown = sorted(set(record) - _FIELDS)
     if unknown:
-        known = ", ".join(sorted(_FIELDS))
-        raise RecordError("unknown_field", f"unknown field {unknown[0]!r}; known fields are {known}")
+        field_names = ", ".join(sorted(_FIELDS))
+        raise RecordError("unknown_field", f"unknown field {unknown[0]!r}; known fields are {field_names}")
     version = record.get("version", SCHEMA_VERSION)
     if type(version) is not int or version != SCHEMA_VERSION:
         raise RecordError("wrong_type", f"field 'version' is {version!r}; this release reads version {SCHEMA_VERSION}")

@@ -179,9 +179,9 @@ class StageRun:
     def save(self, engine: TrainEngine, step: int) -> None:
         """Saves a checkpoint after `step` steps of this stage, if the recipe asks for one by steps or by minutes."""
         config = self.config
-        every = config.grpo.save_every_steps if self.name == "grpo" else None
-        every = config.save_every_steps if every is None else every
-        due = bool(every) and step % every == 0
+        interval = config.grpo.save_every_steps if self.name == "grpo" else None
+        interval = config.save_every_steps if interval is None else interval
+        due = bool(interval) and step % interval == 0
         if config.save_every_minutes is not None and not due:
             # Clocks differ between machines, so rank 0 decides for all.
             late = time.monotonic() - self.saved_at >= 60 * config.save_every_minutes

@@ -174,8 +174,8 @@ def _track_id(file: BinaryIO, start: int, end: int) -> int | None:
         return None
     file.seek(header[0])
     version = file.read(1)
-    found = _numbers(file, header, at=20 if version == b"\1" else 12, count=1)
-    return found[0] if found else None
+    numbers = _numbers(file, header, at=20 if version == b"\1" else 12, count=1)
+    return numbers[0] if numbers else None
 
 
 def _find(file: BinaryIO, start: int, end: int, name: bytes) -> tuple[int, int] | None:

@@ -36,10 +36,10 @@ class Prefetcher:
         At least `num_threads` threads decode from then on. A clip larger than the cache is left to whoever reads it.
         """
         with self._changed:
-            known = {*self._queue, *self._running, *self._errors}
+            pending = {*self._queue, *self._running, *self._errors}
             for clip in clips:
-                if clip not in known and clip not in self._cache and num_bytes(clip) <= self._cache.max_bytes:
-                    known.add(clip)
+                if clip not in pending and clip not in self._cache and num_bytes(clip) <= self._cache.max_bytes:
+                    pending.add(clip)
                     self._queue.append(clip)
             while self._num_threads < num_threads:
                 self._num_threads += 1

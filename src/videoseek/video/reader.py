@@ -107,16 +107,16 @@ def _fill(
 ) -> None:
     """Writes each frame, brought to the size of `pixels` [F, height, width, 3], to its rows."""
     _, height, width, _ = pixels.shape
-    wanted = sorted(rows_of_frame)
+    frames = sorted(rows_of_frame)
     with ExitStack() as resources:
         if isinstance(index, FolderIndex):
-            images = index.images(wanted)
+            images = index.images(frames)
         else:
             reader = resources.enter_context(VideoReader(path, decode_threads))
-            images = map(shown_pixels, reader.frames(wanted))
+            images = map(shown_pixels, reader.frames(frames))
         # A large image is let go before the next one is made: no variable of this loop holds it.
         small_images = map(lambda image: resized(image, height, width), images)
-        for frame_index, small_image in zip(wanted, small_images, strict=True):
+        for frame_index, small_image in zip(frames, small_images, strict=True):
             pixels[rows_of_frame[frame_index]] = small_image
 
 
