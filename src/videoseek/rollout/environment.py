@@ -57,7 +57,7 @@ class Environment:
                 prefetch([clip])
 
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
-        """Answers the last turn: appends an observation and returns None, or returns the reason for the episode's end."""
+        """Answers the last turn: appends an observation and returns None, or returns the reason for the end."""
         return self._respond(builder, parsed, self.tool.run, self.max_context_tokens)
 
     def _respond(
