@@ -1,10 +1,10 @@
-"""Checkpoints: HF weights that any tool loads, with this project's state beside them; each whole or not there at all.
+"""Checkpoints: HF weights for any tool, and the training state. Every checkpoint is complete or absent.
 
 checkpoint-N/            N counts optimizer steps over all stages
     config.json, model*.safetensors, tokenizer files ...
-    adapter/             with lora.rank: the adapters, which the weights above hold merged
+    adapter/             with lora.rank: the adapters (merged in the weights above)
     trainer_state.json   stage, step within it, seed
-    state/rank-000.safetensors   optimizer state by parameter; another number of ranks can read it
+    state/rank-000.safetensors   optimizer state by parameter, for any number of ranks
     complete             written last
 """
 
@@ -111,7 +111,7 @@ def save_checkpoint(
 
 
 def link(name: Path, target: Path) -> None:
-    """Makes `name` a link to its sibling `target`, and replaces an older link in one step."""
+    """Makes `name` a link to its sibling `target`, and replaces an older link atomically."""
     partial = partial_path(name, _MAKER)
     partial.unlink(missing_ok=True)
     partial.symlink_to(target.name)

@@ -109,7 +109,7 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | No
     """Runs a command's `main`. Returns the exit code: 0, 2 for wrong usage, 1 for a failed run, 130 for Ctrl-C.
 
     Errors of the project's own classes and of the system (full disk, missing file) appear as one line, unless
-    VIDEOSEEK_TRACEBACK=1. Any other exception is a defect and keeps its traceback.
+    VIDEOSEEK_TRACEBACK=1. Any other exception is a defect and keeps the traceback.
     """
     sys.unraisablehook = _resend_interrupt
     try:
@@ -130,7 +130,7 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | No
 
 
 def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
-    """Sends a Ctrl-C again after its loss in a destructor or in a C library's callback."""
+    """Sends a Ctrl-C again after a loss in a destructor or in a C library's callback."""
     if unraisable.exc_type is KeyboardInterrupt:
         threading.Timer(0.05, _thread.interrupt_main).start()
     else:

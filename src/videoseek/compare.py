@@ -1,6 +1,6 @@
 """`python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]`: prints the scores of finished runs as a Markdown table.
 
-Runs with equal keys except seed and folder form one row with mean and spread. Differing keys name the rows.
+Runs with equal keys except seed and folder form a row with mean and spread. Differing keys name the rows.
 """
 
 from __future__ import annotations

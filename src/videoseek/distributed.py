@@ -126,7 +126,7 @@ def split_minibatches(items: Sequence[T], draws: Sequence[int], num_minibatches:
     """Returns this rank's items in each of `num_minibatches` minibatches of all ranks' items.
 
     `draws` orders the items of all ranks. A minibatch is a stretch of the order: its items are the same for any number
-    of ranks. Sizes of minibatches differ by at most one.
+    of ranks. Sizes of minibatches differ by at most 1.
     """
     order = sorted(gather([(draw, rank(), index) for index, draw in enumerate(draws)]))
     cuts = [len(order) * number // num_minibatches for number in range(num_minibatches + 1)]
@@ -139,5 +139,5 @@ def barrier() -> None:
 
 
 def rank_indices(count: int) -> range:
-    """Returns this rank's indices of a global batch: every world_size-th. Ranks differ by at most one index."""
+    """Returns this rank's indices of a global batch: every world_size-th. Ranks differ by at most 1 index."""
     return range(rank(), count, world_size())

@@ -202,7 +202,7 @@ class TrainEngine:
     ) -> BatchSums:
         """Runs forward and backward of every row of this rank. Returns the sums over all rows of all ranks.
 
-        `loss_of` gives a row's share of the batch's loss, and its metrics. See `pad_to_longest_rank` for `filler`.
+        `loss_of` gives a row's share of the batch's loss, and the metrics. See `pad_to_longest_rank` for `filler`.
         """
         padded = self.pad_to_longest_rank(rows, filler)
         loss_sum, metrics, not_finite = 0.0, [], []
@@ -232,12 +232,12 @@ class TrainEngine:
         return [*rows, *[filler for _ in range(num_missing) if filler is not None]]
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Adds the gradient of one part of the batch's loss. `last` marks the final part before `step`."""
+        """Adds the gradient of a part of the batch's loss. `last` marks the final part before `step`."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * world_size())
 
     def step(self, rate: float) -> float:
-        """Runs one optimizer step and returns the gradient norm before clipping.
+        """Runs an optimizer step and returns the gradient norm before clipping.
 
         A non-finite norm (NaN or infinity) leaves weights and optimizer state unchanged.
         """

@@ -15,7 +15,7 @@ from videoseek.types import Call, CallRecord, Clip, Episode, Fault, Sample
 
 @dataclass(frozen=True, slots=True)
 class RecordedTurn:
-    """A turn without its place in the token list. `role` is system, user or assistant."""
+    """A turn without the place in the token list. `role` is system, user or assistant."""
 
     role: str
     text: str

@@ -84,7 +84,7 @@ def _check_intervals(name: str, intervals: tuple[Interval, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One question about one video, with its evidence and, for SFT, a reference trajectory.
+    """A question about a video, with evidence and, for SFT, a reference trajectory.
 
     `turns` are the assistant's texts only. The tool makes the observations anew: SFT, rollout and evaluation see the
     same clips. `window` limits the prompt to a part of the video (None: the whole video).
@@ -202,7 +202,7 @@ class CallRecord:
 
 @dataclass(slots=True)
 class Episode:
-    """One trajectory, sampled or recorded. Training uses exactly these token ids.
+    """A trajectory, sampled or recorded. Training uses exactly these token ids.
 
     Per-token lists have equal length: token_ids, roles (Role), turn_kinds (TurnKind), loss_mask (trained as a target),
     rollout_logprobs (of the sampling policy; 0 for unsampled tokens). clips have the order of the vision blocks.

@@ -27,7 +27,7 @@ _LONG_TAIL = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One curve. A value is None at a step without a logged value."""
+    """A curve. A value is None at an unlogged step."""
 
     label: str
     colour: str
@@ -85,7 +85,7 @@ def _round_step(at_least: float) -> float:
 
 
 def line_chart(title: str, series: Sequence[Series], *, include: Sequence[float] = (), log: bool = False) -> Markup:
-    """Draws one curve per series, or nothing without any value. The axis also spans the values of `include`."""
+    """Draws a curve per series, or nothing for empty series. The axis also spans the values of `include`."""
     shown = [line for line in series if any(_is_number(value) for value in line.values)]
     if not shown:
         return Markup("")

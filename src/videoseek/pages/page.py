@@ -19,7 +19,7 @@ _VOID = frozenset(("meta", "link", "img"))
 
 
 class Markup(str):
-    """HTML for a page without further escaping."""
+    """HTML for a page, already escaped."""
 
     __slots__ = ()
 
@@ -54,7 +54,7 @@ def _attribute_text(value: str | float) -> str:
 
 
 def document(title: str, sections: Iterable[Markup]) -> str:
-    """Returns a whole HTML file: the title as its heading, then the sections."""
+    """Returns a whole HTML file: the title as heading, then the sections."""
     script = Markup(_read_asset("page.js"))
     head = tag(
         "head",

@@ -17,7 +17,7 @@ from videoseek.pages.viewer import KIND_LABELS, viewer
 def write_report(output_dir: Path) -> Path:
     """Writes `output_dir`/report.html from the run's files, whole or not at all, and returns its path.
 
-    Raises UsageError for a folder without a run, and RunError for a malformed file.
+    Raises UsageError for a folder of another kind, and RunError for a malformed file.
     """
     path = output_dir / "report.html"
     write_text(path, page(RunFiles.read(output_dir)))

@@ -49,7 +49,7 @@ class RunFiles:
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
-        """Reads the folder. Raises UsageError for a folder without a run, RunError for a malformed file."""
+        """Reads the folder. Raises UsageError for a folder of another kind, RunError for a malformed file."""
         if not folder.is_dir():
             raise UsageError(f"output folder {str(folder)!r} does not exist")
         config = folder / "config.yaml"

@@ -194,7 +194,7 @@ class NativeEngine:
         settings: SamplingSettings,
         deadline: float,
     ) -> None:
-        """Samples one turn of each sequence, up to the end-of-turn token, the token limit or the deadline."""
+        """Samples a turn of each sequence, up to the end-of-turn token, the token limit or the deadline."""
         banned = torch.tensor(self.environment.vocabulary.banned, device=self.policy.device)
         for _ in range(settings.max_new_tokens_per_turn):
             uniforms = None

@@ -1,4 +1,4 @@
-"""SequenceState: one episode during generation."""
+"""SequenceState: an episode during generation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from videoseek.types import Clip, Episode, ParsedTurn, StopReason
 
 @dataclass(slots=True)
 class SequenceState:
-    """One episode under way: all tokens, the number of cached tokens, and the turn being sampled.
+    """An episode under way: all tokens, the number of cached tokens, and the turn being sampled.
 
     `next_position` is the M-RoPE position of the first uncached token. `turn_token_ids` and `turn_logprobs` hold the
     sampled turn until `end_turn` appends the turn to the builder.
@@ -55,7 +55,7 @@ class SequenceState:
 
 
 def finish_group(group: Sequence[SequenceState], weight_version: int) -> list[Episode]:
-    """Returns the episodes of one prompt, or [] if any episode of the group is incomplete.
+    """Returns the episodes of a prompt, or [] if any episode of the group is incomplete.
 
     Advantages compare all members of a group: an incomplete group is useless.
     """

@@ -23,7 +23,7 @@ from videoseek.types import Sample
 class Data:
     """The samples of a run. Generated held-out samples share no video with the others.
 
-    `bad` holds the records dropped by data.bad_samples=skip (place and reason), by the key of their sources.
+    `bad` holds the records dropped by data.bad_samples=skip (place and reason), by source key.
     """
 
     sft: Sequence[Sample] = ()
@@ -43,7 +43,7 @@ class Data:
 
 
 def load_data(config: TrainConfig) -> Data:
-    """Returns the samples of all stages. Raises DataError for the first bad one, unless data.bad_samples=skip."""
+    """Returns the samples of all stages. Raises DataError for the first bad sample, unless data.bad_samples=skip."""
     splits: dict[str, Mixture] = {}
     if {"direct", "sft"} & set(config.stages):
         splits["sft"] = load_split(config, "sft")

@@ -1,6 +1,6 @@
 """Estimates the memory of training on each GPU from the model's sizes and the configuration.
 
-The estimate excludes the CUDA context, buffers of collectives and fragmentation. Leave a tenth of the GPU for these.
+The estimate excludes the CUDA context, buffers of collectives and fragmentation. Leave a tenth of the GPU free.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Layers:
         return self.number * self.hidden_size * element_bytes
 
     def layer_bytes(self, element_bytes: int) -> int:
-        """Returns the peak bytes per token of one layer's backward pass."""
+        """Returns the peak bytes per token of a layer's backward pass."""
         in_bfloat16 = _LAYER_BYTES_PER_MLP_ELEMENT * self.mlp_size + _LAYER_BYTES_PER_HIDDEN_ELEMENT * self.hidden_size
         return in_bfloat16 * element_bytes // 2
 
@@ -87,7 +87,7 @@ class ModelSizes:
 def training_memory(sizes: ModelSizes, config: TrainConfig, stage: str, num_ranks: int) -> dict[str, float]:
     """Returns the bytes on each of `num_ranks` GPUs, by part, while `stage` trains a full row of video.
 
-    A part may be 0. `one layer` is the larger of one layer's backward pass and the logits.
+    A part may be 0. `one layer` is the larger of a layer's backward pass and the logits.
     """
     settings = config.grpo if stage == "grpo" else config.sft
     zero = config.deepspeed.stage

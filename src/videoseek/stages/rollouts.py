@@ -149,7 +149,7 @@ def rollout_metrics(rollouts: Rollouts, functions: Sequence[RewardFunction], dev
 
 
 def filler_group(rollouts: Rollouts, device: torch.device) -> ScoredGroup | None:
-    """Returns one episode to train on at weight zero, while other ranks have more rows.
+    """Returns an episode to train on at weight zero, while other ranks have more rows.
 
     The episode comes from this rank if possible, else from another rank. Returns None if all ranks have zero episodes.
     """
@@ -160,7 +160,7 @@ def filler_group(rollouts: Rollouts, device: torch.device) -> ScoredGroup | None
 
 
 def with_advantages(groups: Sequence[Group], kind: str, overlong: str) -> list[ScoredGroup]:
-    """Returns the episodes to train on of every group, with their advantages. A group may be empty.
+    """Returns the episodes to train on and advantages of every group. A group may be empty.
 
     `overlong` is the treatment of episodes cut off by a limit: `exclude` removes the episodes from the baseline and the
     loss (a cut says nothing about the answer), `mask` from the loss only, `keep` trains on the episodes.
@@ -183,5 +183,5 @@ def _in_baseline(group: Group, overlong: str) -> torch.Tensor:
 
 
 def _rewards(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the rewards of one group and the group index (0) of each, in the form of `algorithms.advantages`."""
+    """Returns the rewards of a group and the group index (0) of each, in the form of `algorithms.advantages`."""
     return torch.tensor([e.rewards["reward"] for e in group]), torch.zeros(len(group), dtype=torch.long)

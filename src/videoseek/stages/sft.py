@@ -33,7 +33,7 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
     """Trains `run.policy` on the trajectories of `samples`. Returns the engine with the final weights.
 
     `steps` overrides the recipe's number. Raises DataError or VideoError for an unusable sample or video;
-    data.bad_samples=skip logs the sample by name and drops the sample from its step.
+    data.bad_samples=skip logs the sample by name and drops the sample from the step.
     """
     settings = run.config.sft
     steps = settings.steps if steps is None else steps

@@ -1,4 +1,4 @@
-"""StageRun: the model in its environment, data, metrics and checkpoints, shared by the training loops of all stages."""
+"""StageRun: model, environment, data, metrics and checkpoints, shared by the training loops of all stages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunContext:
 
 @dataclass(slots=True)
 class StageRun:
-    """One stage of one run. The weights came from the folder `source`. Training continues at `first_step`."""
+    """A stage of a run. The weights came from the folder `source`. Training continues at `first_step`."""
 
     context: RunContext
     name: str
