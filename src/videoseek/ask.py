@@ -1,7 +1,7 @@
-"""`python -m videoseek.ask VIDEO "QUESTION" model=DIR`: prints an answer and the clips that led to it.
+"""`python -m videoseek.ask VIDEO "QUESTION" model=DIR`: prints an answer and the clips behind the answer.
 
-The command also takes every key of a training run, so that prompt, quotas and limits match the training. A model in a
-run's folder brings that run's config.yaml. Decoding is greedy.
+The command also takes every key of a training run: prompt, quotas and limits can match the training. A model in a run's
+folder loads the run's config.yaml. Decoding is greedy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ USAGE = 'python -m videoseek.ask VIDEO "QUESTION" model=DIR [options=[ANSWER, ..
 
 @dataclass(frozen=True)
 class AskSettings:
-    """Keys beyond those of a training run."""
+    """The keys of `ask` beyond the keys of a training run."""
 
     options: list[str] = option([], "answers to choose from; without any, the model answers in words")
     out: str | None = option(None, "page to write (.html), with the frames of every clip")
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     if settings.out is not None and not settings.out.endswith(".html"):
         raise UsageError(f"out must end in .html, got {settings.out!r}")
     _, config = parse(recipe_of_model([argument for argument in rest if argument not in own]), USAGE)
-    # torch and transformers take seconds to import, so errors in the arguments come first.
+    # torch and transformers take seconds to import: errors in the arguments come first.
     from videoseek.distributed import choose_device
     from videoseek.files import write_text
     from videoseek.model.load import model_folder, tokens_per_second
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
         id="question",
         video=video,
         question=question,
-        answer="unknown",  # nobody knows it, and the episode is not scored
+        answer="unknown",  # the true answer is unknown, and the episode gets no score
         kind="clue_single_w_tool",
         options=tuple(settings.options),
     )
@@ -90,7 +90,7 @@ def _call_line(record: CallRecord) -> str:
 
 
 def _answer_line(episode: Episode) -> str:
-    """Returns the model's answer; the option follows a letter."""
+    """Returns the model's answer, with the option's text after a letter."""
     if episode.answer is None:
         return f"none ({str(episode.stop_reason).replace('_', ' ')})"
     chosen = dict(episode.sample.lettered_options).get(episode.answer.strip())

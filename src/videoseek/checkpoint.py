@@ -1,10 +1,10 @@
-"""Checkpoints: HF weights that any tool loads, with this project's state beside them; each whole or not there at all.
+"""Checkpoints: HF weights for any tool, and the training state. Every checkpoint is complete or absent.
 
 checkpoint-N/            N counts optimizer steps over all stages
     config.json, model*.safetensors, tokenizer files ...
-    adapter/             with lora.rank: the adapters, which the weights above hold merged
+    adapter/             with lora.rank: the adapters (merged in the weights above)
     trainer_state.json   stage, step within it, seed
-    state/rank-000.safetensors   optimizer state by parameter; another number of ranks can read it
+    state/rank-000.safetensors   optimizer state by parameter, for any number of ranks
     complete             written last
 """
 
@@ -29,18 +29,18 @@ from videoseek.model.load import save_pretrained
 from videoseek.runtime import rank
 
 _COMPLETE = "complete"
-#: Ranks write into one partial folder, so its name is the same for all of them.
+#: All ranks write into one partial folder: the folder has the same name for all ranks.
 _MAKER = "ranks"
 ADAPTER_FOLDER = "adapter"
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be written or resumed from; the message names the folder."""
+    """A failure to write or resume a checkpoint. The message names the folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """The progress of a run: `step` optimizer steps of `stage` are done, and `global_step` over all stages."""
+    """The progress of a run: `step` finished optimizer steps of `stage`, and `global_step` over all stages."""
 
     stage: str
     step: int
@@ -51,9 +51,9 @@ class TrainerState:
 
 @contextmanager
 def _complete_or_nothing(final: Path) -> Iterator[Path]:
-    """Yields one folder for all ranks, which becomes `final` when the last rank is done. Raises CheckpointError.
+    """Yields one partial folder for all ranks, and renames the folder to `final` at the end. Raises CheckpointError.
 
-    Removes first what killed processes left beside `final`: a run has its output folder for itself.
+    First removes leftovers of killed processes beside `final`: a run has exclusive use of its output folder.
     """
     partial = partial_path(final, _MAKER)
     try:
@@ -74,7 +74,7 @@ def _complete_or_nothing(final: Path) -> Iterator[Path]:
 
 
 def save_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
-    """Writes the policy's HF weights as a complete folder; the preprocessor files are those of `source`."""
+    """Writes the policy's HF weights as a complete folder, with the preprocessor files of `source`."""
     with _complete_or_nothing(folder) as partial:
         _write_weights(partial, engine, tokenizer, source)
 
@@ -94,9 +94,9 @@ def _write_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedToken
 def save_checkpoint(
     output_dir: Path, engine: TrainEngine, tokenizer: PreTrainedTokenizerFast, source: Path, state: TrainerState
 ) -> Path:
-    """Writes everything that `resume` needs and returns the folder.
+    """Writes all files for `resume` and returns the folder.
 
-    Raises CheckpointError, for example if the disk is full, and leaves no partial folder behind.
+    Raises CheckpointError, for example for a full disk, and leaves no partial folder behind.
     """
     final = output_dir / f"checkpoint-{state.global_step}"
     with _complete_or_nothing(final) as partial:
@@ -111,7 +111,7 @@ def save_checkpoint(
 
 
 def link(name: Path, target: Path) -> None:
-    """Makes `name` a link to its sibling `target`; an older link is replaced in one step."""
+    """Makes `name` a link to its sibling `target`, and replaces an older link atomically."""
     partial = partial_path(name, _MAKER)
     partial.unlink(missing_ok=True)
     partial.symlink_to(target.name)
@@ -120,7 +120,7 @@ def link(name: Path, target: Path) -> None:
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:
     """Returns the complete checkpoints, oldest first."""
-    # A kill between the marker and the renaming leaves a whole folder under its partial name, which is no number.
+    # A kill between marker and renaming leaves a whole folder under its partial name, without a step number.
     folders = [path.parent for path in output_dir.glob(f"checkpoint-*/{_COMPLETE}")]
     return sorted((folder for folder in folders if folder.name.rpartition("-")[2].isdigit()), key=_global_step)
 
@@ -130,7 +130,7 @@ def _global_step(checkpoint: Path) -> int:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the folder was saved whole."""
+    """Returns whether the folder was saved whole."""
     return (folder / _COMPLETE).is_file()
 
 
@@ -142,14 +142,14 @@ def prune(output_dir: Path, keep: int) -> None:
 
 
 def discard_after(checkpoint: Path) -> None:
-    """Removes the newer checkpoints beside a checkpoint, so that a run resumes from this one."""
+    """Removes all checkpoints newer than the given checkpoint, before a resume."""
     for folder in complete_checkpoints(checkpoint.parent):
         if _global_step(folder) > _global_step(checkpoint):
             remove_folder(folder, _MAKER)
 
 
 def discard_stage(folder: Path) -> None:
-    """Removes a finished stage's weights, if there are any, so that the stage runs again."""
+    """Removes the weights of a finished stage, if any: the stage runs again."""
     remove_folder(folder, _MAKER)
 
 
@@ -165,7 +165,7 @@ def read_state(folder: Path) -> TrainerState:
 
 
 def load_optimizer_state(folder: Path, engine: TrainEngine) -> None:
-    """Puts this rank's optimizer state back, whatever number of ranks saved it. Raises CheckpointError."""
+    """Loads this rank's optimizer state, saved by any number of ranks. Raises CheckpointError."""
     files = sorted((folder / "state").glob("rank-*.safetensors"))
     try:
         engine.load_state(files)

@@ -1,4 +1,4 @@
-"""The parts that all commands share: flags, help from the configuration's own fields, and errors as one line."""
+"""The common parts of all commands: flags, help from the configuration's fields, and errors as one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Flags that change what a command does with its configuration."""
+    """Flags of a command, beside its configuration."""
 
     dry_run: bool = False
 
@@ -43,10 +43,10 @@ class Options:
 def parse(arguments: Sequence[str], usage: str = TRAIN_USAGE) -> tuple[Options, TrainConfig]:
     """Parses flags and `key=value` arguments in any order. Raises UsageError.
 
-    The three flags that only show something print it and raise SystemExit(0).
+    The three informative flags print and raise SystemExit(0).
     """
     flags = {"--help"} if wants_help(arguments) else FLAGS.keys() & set(arguments)
-    # The deepspeed launcher hands each process its rank as an argument; the environment says the same.
+    # The deepspeed launcher passes the rank as an argument. The environment holds the same rank.
     rest = [a for a in arguments if a not in FLAGS and a != "-h" and not a.startswith("--local_rank=")]
     if "--help" in flags:
         _show(help_text(usage))
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str], usage: str = TRAIN_USAGE) -> tuple[Options, 
 
 
 def recipe_of_model(arguments: Sequence[str]) -> list[str]:
-    """Puts `recipe=` before the arguments if they name none and `model=DIR` lies in a run: the run's config.yaml.
+    """Prepends `recipe=` with the run's config.yaml, if `model=DIR` lies in a run and the arguments name no recipe.
 
     A model answers well only with the prompt, quotas and limits of its training. A line on stderr names the recipe.
     """
@@ -87,7 +87,7 @@ def parse_files(arguments: Sequence[str], defaults: Settings, usage: str) -> tup
 
 
 def parse_folders(arguments: Sequence[str], usage: str) -> list[Path]:
-    """Returns the arguments of a command that takes folders and no keys; a folder's name may hold `=`.
+    """Returns the arguments of a command with folders and without keys. Folder names may contain `=`.
 
     `--help` prints the usage and raises SystemExit(0). Raises UsageError.
     """
@@ -101,15 +101,15 @@ def parse_folders(arguments: Sequence[str], usage: str) -> list[Path]:
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """Whether `--help` or `-h` is among the arguments."""
+    """Returns whether `--help` or `-h` is among the arguments."""
     return not {"--help", "-h"}.isdisjoint(arguments)
 
 
 def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
-    """Runs a command's `main` and returns its exit code: 0, 2 for wrong usage, 1 for a failed run, 130 for Ctrl-C.
+    """Runs a command's `main`. Returns the exit code: 0, 2 for wrong usage, 1 for a failed run, 130 for Ctrl-C.
 
-    Errors of the project's own classes and of the system (disk full, no such file) appear as one line, unless
-    VIDEOSEEK_TRACEBACK=1. Any other exception is a defect and keeps its traceback.
+    Errors of the project's own classes and of the system (full disk, missing file) appear as one line, unless
+    VIDEOSEEK_TRACEBACK=1. Any other exception is a defect and keeps the traceback.
     """
     sys.unraisablehook = _resend_interrupt
     try:
@@ -130,7 +130,7 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | No
 
 
 def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
-    """Sends a Ctrl-C again that was lost because it fell into a destructor or a C library's callback."""
+    """Sends a Ctrl-C again after a loss in a destructor or in a C library's callback."""
     if unraisable.exc_type is KeyboardInterrupt:
         threading.Timer(0.05, _thread.interrupt_main).start()
     else:

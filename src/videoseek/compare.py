@@ -1,6 +1,6 @@
 """`python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]`: prints the scores of finished runs as a Markdown table.
 
-Runs that differ only in seed and folder form one row with mean and spread. The keys in which rows differ name a row.
+Runs with equal keys except seed and folder form a row with mean and spread. Differing keys name the rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from videoseek.command import parse_folders, run_command
 from videoseek.config import UsageError
 
 USAGE = "python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]"
-#: Keys in which runs of one row may differ: they say where and when a run ran, not what it ran.
+#: Keys ignored by the comparison: time and place of a run, not its recipe.
 _NOT_COMPARED = ("seed", "output_dir", "resume", "save_every_steps", "keep_checkpoints")
 _COLUMNS = ("accuracy_tool", "accuracy_greedy_tool", "clue_iou", "calls_per_episode", "format")
 
@@ -32,7 +32,7 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path) -> FinishedRun:
-        """Reads a run folder. Raises UsageError if it holds no finished run."""
+        """Reads a run folder. Raises UsageError for a folder without a finished run."""
         for name in ("config.yaml", "summary.json"):
             if not (folder / name).is_file():
                 raise UsageError(f"{folder} holds no finished run (no {name})")
@@ -49,7 +49,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def table(runs: Sequence[FinishedRun]) -> str:
-    """Returns a Markdown table: a row for each setting and model, a column for each score as `mean ± deviation`."""
+    """Returns a Markdown table: a row per setting and model, a column per score as `mean ± deviation`."""
     keys = sorted({key for run in runs for key in run.settings if len({r.settings.get(key) for r in runs}) > 1})
     rows: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in runs:

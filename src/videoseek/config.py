@@ -1,6 +1,6 @@
-"""What a run is: one dataclass per owner. Each field states its default, its help, its unit and its limits.
+"""The configuration of a run: one dataclass per owner. Each field states its default, help, unit and limits.
 
-The dataclasses decide every type. Nothing is written to a configuration after `load_config` returned it.
+The dataclasses decide every type. The configuration is constant after `load_config`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class UsageError(Exception):
-    """The user asked for something that cannot be: one sentence, shown without a traceback, exit code 2."""
+    """An impossible request of the user: one sentence, shown without a traceback, exit code 2."""
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
-    """A field with its line of help (unit included) and its limits: choices, at_least, above, at_most, below."""
+    """Returns a field with its line of help (unit included) and limits: choices, at_least, above, at_most, below."""
     metadata = {"help": help, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -77,7 +77,7 @@ class VideoConfig:
     prefetch: bool = option(True, "decode the clips of the next step while this step trains")
 
     def shown_by(self) -> dict[str, Any]:
-        """The keys that decide which frames and tokens are shown: what a cache of measurements depends on."""
+        """Returns the fields for the choice of frames and tokens, as part of a measurement's cache key."""
         unrelated = {"cache_megabytes", "stall_seconds", "prefetch"}
         return {name: value for name, value in asdict(self).items() if name not in unrelated}
 
@@ -228,6 +228,6 @@ class TrainConfig:
 
 
 def stage_steps(config: TrainConfig, stage: str) -> int:
-    """Optimizer steps of a stage; `direct` takes as many as SFT and GRPO together, to be a fair comparison."""
+    """Returns the optimizer steps of a stage. `direct` takes the sum of SFT and GRPO, for a fair comparison."""
     steps = {"sft": config.sft.steps, "grpo": config.grpo.steps}
     return steps.get(stage, sum(steps.values()))

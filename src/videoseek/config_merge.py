@@ -1,6 +1,6 @@
-"""The merge of code defaults < recipe chain < command line, and the refusal of whatever does not fit.
+"""Merges code defaults < recipe chain < command line, and refuses invalid keys and values.
 
-YAML is read as plain text, so that `off`, `no` and `1e-6` mean what the field says and not what YAML guesses.
+The loader reads YAML as plain text: the field's type decides the meaning of `off`, `no` and `1e-6`, not YAML.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True)
 class Key:
-    """One settable field: dotted name, annotated type, value in the configuration at hand, metadata from `option`."""
+    """One settable field: dotted name, annotated type, current value, metadata from `option`."""
 
     name: str
     type: Any
@@ -53,7 +53,7 @@ class Key:
 
 
 def config_keys(config: Any = None, prefix: str = "") -> dict[str, Key]:
-    """Every key by dotted name, in the order of declaration, with the values of `config` (without one: defaults)."""
+    """Returns every key by dotted name, in the order of declaration, with the values of `config` or the defaults."""
     config = TrainConfig() if config is None else config
     hints = get_type_hints(type(config))
     keys: dict[str, Key] = {}
@@ -67,12 +67,12 @@ def config_keys(config: Any = None, prefix: str = "") -> dict[str, Key]:
 
 
 def list_recipes() -> dict[str, Path]:
-    """Packaged recipes by name."""
+    """Returns the packaged recipes by name."""
     return {path.stem: path for path in sorted(shipped_folder("recipes", "recipes").glob("*.yaml"))}
 
 
 def find_recipe(name: str, folder: Path) -> Path:
-    """A YAML file (relative ones start from `folder`) or a packaged recipe's name."""
+    """Returns the path of a recipe, given as YAML file (relative to `folder`) or as name of a packaged recipe."""
     path = folder / Path(name).expanduser()
     if path.is_file():
         return path.resolve()
@@ -83,9 +83,9 @@ def find_recipe(name: str, folder: Path) -> Path:
 
 
 def load_config(arguments: Sequence[str]) -> TrainConfig:
-    """Merge defaults, the recipe with its bases, and `key=value` arguments; refuse whatever does not fit.
+    """Merges defaults, the recipe with its bases, and `key=value` arguments, and refuses invalid input.
 
-    Raises UsageError with one sentence that names the key, the value and what is allowed.
+    Raises UsageError with one sentence: the key, the value and the allowed values.
     """
     overrides = parse_overrides(arguments)
     recipe = find_recipe(overrides.get("recipe", TrainConfig().recipe), Path.cwd())
@@ -102,7 +102,7 @@ def load_config(arguments: Sequence[str]) -> TrainConfig:
 
 
 def load_settings(defaults: Settings, arguments: Sequence[str]) -> Settings:
-    """`defaults`, a dataclass of `option` fields, with the `key=value` arguments in it. Raises UsageError."""
+    """Returns `defaults`, a dataclass of `option` fields, with the `key=value` arguments. Raises UsageError."""
     tree, keys = _writable(defaults), config_keys(defaults)
     for name, text in parse_overrides(arguments).items():
         _assign(tree, keys, name, _parse_value(name, text), "on the command line")
@@ -112,7 +112,7 @@ def load_settings(defaults: Settings, arguments: Sequence[str]) -> Settings:
 
 
 def _writable(defaults: Any) -> DictConfig:
-    """A typed tree of a dataclass's values; frozen dataclasses start out read-only."""
+    """Returns a writable typed tree of a dataclass's values, also for frozen dataclasses."""
     tree: DictConfig = OmegaConf.structured(defaults)
     for node in (tree, *(child for child in tree.values() if isinstance(child, DictConfig))):
         OmegaConf.set_readonly(node, False)
@@ -120,7 +120,7 @@ def _writable(defaults: Any) -> DictConfig:
 
 
 def _finish(tree: DictConfig, keys: Mapping[str, Key]) -> Any:
-    """The tree as the dataclass it came from. Raises UsageError when a reference in it leads nowhere."""
+    """Returns the tree as its original dataclass. Raises UsageError for a dangling reference."""
     try:
         for name in keys:
             OmegaConf.update(tree, name, _expand_home(OmegaConf.select(tree, name)))
@@ -130,12 +130,12 @@ def _finish(tree: DictConfig, keys: Mapping[str, Key]) -> Any:
 
 
 def config_yaml(config: TrainConfig) -> str:
-    """The whole configuration as a recipe file that gives the same configuration again."""
+    """Returns the whole configuration as a recipe file. Loading the file gives an equal configuration."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`key=value`, `--key=value` and `--key value` as a mapping to raw text; the last of repeated keys wins."""
+    """Parses `key=value`, `--key=value` and `--key value` to a mapping to raw text. The last of repeated keys wins."""
     overrides: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
@@ -155,7 +155,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def check_config(config: TrainConfig) -> None:
-    """Limits of single keys, then the few that bind two keys."""
+    """Checks the limits of single keys, then the few limits between two keys."""
     check_limits(config)
     if len(config.sft.betas) != 2:
         raise UsageError(f"sft.betas must be two numbers, got {config.sft.betas}")
@@ -185,7 +185,7 @@ def check_config(config: TrainConfig) -> None:
 
 
 def check_limits(settings: Any) -> None:
-    """Holds every value of a dataclass of `option` fields against its own limits. Raises UsageError."""
+    """Checks every value of a dataclass of `option` fields against the field's limits. Raises UsageError."""
     for name, key in config_keys(settings).items():
         for value in key.value if key.is_list else [key.value]:
             if value is not None:
@@ -211,7 +211,7 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def _recipe_chain(recipe: Path) -> list[Path]:
-    """The recipe and its bases, the outermost base first."""
+    """Returns the recipe and its bases, the outermost base first."""
     chain = [recipe]
     while (base := _read_yaml(chain[0]).get("base")) is not None:
         path = find_recipe(str(base), chain[0].parent)
@@ -222,7 +222,7 @@ def _recipe_chain(recipe: Path) -> list[Path]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """A recipe's mapping with every scalar left as text."""
+    """Returns a recipe's mapping with every scalar as text."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -243,7 +243,7 @@ def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _parse_value(name: str, text: str) -> Any:
-    """Text stays text, except that `[..]` is a list."""
+    """Returns text as text, and `[..]` as a list."""
     if not text.startswith("["):
         return text
     try:
@@ -267,14 +267,14 @@ def _assign(tree: DictConfig, keys: Mapping[str, Key], name: str, value: Any, wh
 
 
 def _expand_home(value: Any) -> Any:
-    """A shell leaves the `~` of `key=~/folder` alone, so it is expanded here, in texts and lists of texts."""
+    """Expands `~` in texts and lists of texts. A shell leaves the `~` of `key=~/folder` unchanged."""
     if isinstance(value, ListConfig):
         return [_expand_home(item) for item in value]
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _closest(name: str, known: list[str]) -> list[str]:
-    """The three likeliest keys: a whole group when its name was given, else by spelling, with and without the group."""
+    """Returns the three likeliest keys: a whole group for a group's name, else by spelling, with and without group."""
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, name, candidate).ratio()

@@ -16,7 +16,7 @@ VERBS = {
     "clueworld": "generate videos with questions and trajectories",
     "synthesize": "make tool trajectories from raw videos with a vision language model's endpoint",
 }
-#: Verbs whose `--help` needs their keys alone, and none of the heavy libraries that their work needs.
+#: Verbs with a light `--help`: only the keys, without the heavy libraries of the work.
 _SETTINGS: dict[str, CheckSettings | ConvertSettings | StatsSettings | ShowSettings] = {
     "check": CheckSettings(),
     "convert": ConvertSettings(),
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _main_of(verb: str) -> Callable[[list[str]], None]:
-    """Imports the module of one verb and returns its `main`; most of the modules load torch."""
+    """Imports the module of one verb and returns its `main`. Most of the modules load torch."""
     match verb:
         case "check":
             from videoseek.data_tools.check import main as command

@@ -1,4 +1,4 @@
-"""The ranks of a run together: device and seeds of each, collectives, and how a global batch is divided among them."""
+"""The ranks of a run: device and seeds of each rank, collectives, and the division of a global batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def seed_everything(seed: int) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the device of a `device` key; `auto` is this rank's GPU, or the CPU of a machine without one.
+    """Returns the device of a `device` key. `auto` is this rank's GPU, or the CPU on a machine without a GPU.
 
     Raises UsageError for `cuda` on a machine without a GPU.
     """
@@ -44,13 +44,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_accelerator(name: str) -> None:
-    """Tells DeepSpeed the device; call it before DeepSpeed is imported, which otherwise warns that it guesses a CPU."""
+    """Sets DeepSpeed's accelerator before DeepSpeed's import. Otherwise DeepSpeed warns and guesses a CPU."""
     if choose_device(name).type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def free_memory() -> None:
-    """Frees reference cycles, of which model classes are full, and then torch's unused GPU blocks."""
+    """Frees reference cycles (model classes are full of cycles) and then torch's unused GPU blocks."""
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -83,7 +83,7 @@ def environment_report() -> dict[str, Any]:
 
 
 def _source_revision() -> str | None:
-    """Returns the commit of this file's source tree, with `-dirty` if files differ, or None outside of one."""
+    """Returns the commit of the source tree, with `-dirty` for changed files, or None outside a source tree."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -98,7 +98,7 @@ T = TypeVar("T")
 
 
 def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
-    """Element-wise sum over ranks."""
+    """Returns the element-wise sum over ranks."""
     total = torch.tensor(values, dtype=torch.float64, device=device)
     if world_size() > 1:
         dist.all_reduce(total)
@@ -106,7 +106,7 @@ def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def all_max(value: int, device: torch.device) -> int:
-    """Maximum over ranks."""
+    """Returns the maximum over ranks."""
     most = torch.tensor(value, device=device)
     if world_size() > 1:
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
@@ -114,7 +114,7 @@ def all_max(value: int, device: torch.device) -> int:
 
 
 def gather(items: list[T]) -> list[T]:
-    """The lists of all ranks, joined in the order that `rank_indices` dealt them out."""
+    """Returns the joined lists of all ranks, in the order of `rank_indices`."""
     if world_size() == 1:
         return items
     shares: list[list[T]] = [[] for _ in range(world_size())]
@@ -123,10 +123,10 @@ def gather(items: list[T]) -> list[T]:
 
 
 def split_minibatches(items: Sequence[T], draws: Sequence[int], num_minibatches: int) -> list[list[T]]:
-    """This rank's items in each of `num_minibatches` minibatches of all ranks' items.
+    """Returns this rank's items in each of `num_minibatches` minibatches of all ranks' items.
 
-    `draws` orders the items of all ranks. A minibatch is a stretch of that order, so that its items do not depend on
-    the number of ranks. Sizes of minibatches differ by one at most.
+    `draws` orders the items of all ranks. A minibatch is a stretch of the order: its items are the same for any number
+    of ranks. Sizes of minibatches differ by at most 1.
     """
     order = sorted(gather([(draw, rank(), index) for index, draw in enumerate(draws)]))
     cuts = [len(order) * number // num_minibatches for number in range(num_minibatches + 1)]
@@ -139,5 +139,5 @@ def barrier() -> None:
 
 
 def rank_indices(count: int) -> range:
-    """Indices of a global batch that this rank handles: every world_size-th, so that ranks differ by one at most."""
+    """Returns this rank's indices of a global batch: every world_size-th. Ranks differ by at most 1 index."""
     return range(rank(), count, world_size())

@@ -1,7 +1,7 @@
-"""DeepSpeed around the policy: one engine a stage, driven by plain calls from the visible loops.
+"""DeepSpeed around the policy: one engine per stage, driven by plain calls from the training loops.
 
-Losses handed to `backward` are parts of one sum over all micro-batches and ranks; DeepSpeed averages over both, and
-the engine undoes that, so that a loss never depends on how a batch was cut.
+Losses for `backward` are parts of one sum over all micro-batches and ranks. DeepSpeed averages over both, and the
+engine undoes the averaging: the loss is independent of the cut of a batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from videoseek.timing import CLOCK
 
 
 class HasSamples(Protocol):
-    """A packed row that knows the ids of its samples."""
+    """A packed row with the ids of its samples."""
 
     @property
     def sample_ids(self) -> list[str]: ...
@@ -41,7 +41,7 @@ Row = TypeVar("Row", bound=HasSamples)
 
 @dataclass(frozen=True, slots=True)
 class BatchSums:
-    """A batch over all ranks: `metrics` with its `loss`, and the samples of rows whose loss is not finite."""
+    """A batch over all ranks: `metrics` including `loss`, and the samples of rows with a non-finite loss."""
 
     metrics: dict[str, float]
     not_finite: list[str]
@@ -49,10 +49,10 @@ class BatchSums:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A stretch of a trained parameter whose fp32 master weights this rank keeps.
+    """A stretch of a trained parameter with fp32 master weights on this rank.
 
-    `start` and `size` count elements of the flattened parameter. The stretch begins at element `offset` of the
-    rank's master tensor number `master`.
+    `start` and `size` count elements of the flattened parameter. The stretch begins at element `offset` of the rank's
+    master tensor number `master`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Fragment:
 
 
 class _SavedState:
-    """The optimizer state in the files of all ranks that saved it, by parameter."""
+    """The optimizer state by parameter, from the files of all saving ranks."""
 
     def __init__(self, files: Sequence[Any]) -> None:
         self._files = files
@@ -76,7 +76,7 @@ class _SavedState:
                     self._parts.setdefault(name, []).append((number, start, size))
 
     def kinds(self, name: str) -> list[str]:
-        """What is kept of a parameter: `master`, `step`, `exp_avg`, `exp_avg_sq`. Raises ValueError for none."""
+        """Returns the stored kinds of a parameter: `master`, `step`, `exp_avg`, `exp_avg_sq`. Raises ValueError."""
         if name not in self._parts:
             raise ValueError(f"it holds no state of {name}, so it belongs to another model or other trained weights")
         keys = self._files[self._parts[name][0][0]].keys()
@@ -84,7 +84,7 @@ class _SavedState:
         return [kind for kind in kinds if kind != "extent"]
 
     def read(self, part: Fragment, kind: str) -> torch.Tensor:
-        """The elements of a stretch, from as many files as hold some of it. Raises ValueError where one is missing."""
+        """Returns the elements of a stretch, joined from all files. Raises ValueError for missing elements."""
         stretches = []
         stop = part.start + part.size
         for number, start, size in sorted(self._parts[part.name], key=lambda saved: saved[1]):
@@ -101,9 +101,9 @@ class _SavedState:
 
 
 def _drop_non_finite_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Hides gradients from an optimizer step when one of them is not finite: AdamW passes over what has none.
+    """Drops all gradients of an optimizer step if any gradient is non-finite: AdamW skips parameters without gradient.
 
-    DeepSpeed has scaled all gradients by one global norm before, so that all ranks drop theirs, or none does.
+    DeepSpeed scaled all gradients by one global norm before: either all ranks drop their gradients, or none.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None):
@@ -113,7 +113,7 @@ def _drop_non_finite_gradients(optimizer: torch.optim.Optimizer, *_: object) -> 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """AdamW with a gradient-norm limit; the learning rate comes with every step."""
+    """AdamW with a gradient-norm limit. The learning rate comes with every step."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -121,7 +121,7 @@ class OptimizerSettings:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, schedule: str) -> float:
-    """The rate of optimizer step `step` (from 0): linear warm-up, then constant or a cosine to zero at `steps`."""
+    """Returns the rate of optimizer step `step` (from 0): linear warm-up, then constant or a cosine to 0 at `steps`."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
@@ -131,14 +131,14 @@ def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, schedul
 
 
 def start_distributed(device: torch.device) -> None:
-    """Joins the process group that DeepSpeed needs; a process on its own becomes a group of one."""
+    """Joins DeepSpeed's process group. A single process becomes a group of one."""
     if dist.is_initialized():
         return
     if device.type == "cuda":
-        # What names no device lands on the current one (collectives of objects, caches); without this, all ranks' on 0.
+        # Sets the default device: otherwise unplaced data (collectives of objects, caches) of all ranks lands on GPU 0.
         torch.cuda.set_device(device)
     if device.type == "cpu":
-        # DeepSpeed would compile a shared-memory all-reduce at first use; gloo needs no compiler and is as fast here.
+        # DeepSpeed would compile a shared-memory all-reduce at first use. gloo needs no compiler and is as fast here.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -180,8 +180,8 @@ class TrainEngine:
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
                 "bf16": {"enabled": bf16},
-                # Sums of bf16 gradients lose 2 % over 128 rows, so rows and ranks are added up in fp32.
-                # Stage 0 cannot do so, and runs refuse it for bf16.
+                # Sums of bf16 gradients lose 2 % over 128 rows: fp32 adds up rows and ranks. Stage 0 cannot sum in
+                # fp32, and runs refuse stage 0 for bf16.
                 "data_types": {"grad_accum_dtype": "fp32" if stage else None},
                 "communication_data_type": "fp32",
                 "steps_per_print": 10**9,
@@ -191,8 +191,7 @@ class TrainEngine:
     def __call__(
         self, batch: TokenBatch, features: torch.Tensor | None = None, temperature: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `Policy.forward` returns. Every call of a module that holds a share of a weight gathers that weight from
-        all ranks; so under ZeRO-3 all make as many calls as the one with the most labels."""
+        """Runs `Policy.forward`. Under ZeRO-3 all ranks run equally many vocabulary projections (collective calls)."""
         least = num_projections(len(batch.labels))
         if self.stage == 3:
             least = all_max(least, self.policy.device)
@@ -201,9 +200,9 @@ class TrainEngine:
     def accumulate(
         self, rows: Sequence[Row], loss_of: Callable[[Row], tuple[torch.Tensor, Metrics]], filler: Row | None
     ) -> BatchSums:
-        """Runs forward and backward of every row of this rank; returns the sums over all rows of all ranks.
+        """Runs forward and backward of every row of this rank. Returns the sums over all rows of all ranks.
 
-        `loss_of` gives a row's share of the batch's loss, and its metrics. See `pad_to_longest_rank` for `filler`.
+        `loss_of` gives a row's share of the batch's loss, and the metrics. See `pad_to_longest_rank` for `filler`.
         """
         padded = self.pad_to_longest_rank(rows, filler)
         loss_sum, metrics, not_finite = 0.0, [], []
@@ -211,7 +210,7 @@ class TrainEngine:
             for index, row in enumerate(padded):
                 loss, row_metrics = loss_of(row)
                 is_own = index < len(rows)
-                # The filler must go through the backward pass too: its hooks are collective under ZeRO.
+                # The filler must go through the backward pass too: the backward hooks are collective under ZeRO.
                 self.backward(loss * float(is_own), last=index == len(padded) - 1)
                 if is_own:
                     loss_sum += loss.item()
@@ -222,10 +221,10 @@ class TrainEngine:
         return BatchSums(values, gather(list(not_finite)) if not math.isfinite(loss_total) else [])
 
     def pad_to_longest_rank(self, rows: Sequence[Row], filler: Row | None) -> list[Row]:
-        """The rows, followed by `filler` until every rank has as many rows.
+        """Returns the rows, followed by `filler` up to the row count of the longest rank.
 
-        ZeRO gathers weights and reduces gradients in collectives, so all ranks must run as many passes. Raises
-        ValueError where a rank needs a filler and has none.
+        ZeRO gathers weights and reduces gradients in collectives: all ranks must run equally many passes. Raises
+        ValueError for a missing filler.
         """
         num_missing = all_max(len(rows), self.policy.device) - len(rows)
         if num_missing and filler is None:
@@ -233,20 +232,20 @@ class TrainEngine:
         return [*rows, *[filler for _ in range(num_missing) if filler is not None]]
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Adds the gradient of one part of the batch's loss; `last` marks the final part before `step`."""
+        """Adds the gradient of a part of the batch's loss. `last` marks the final part before `step`."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * world_size())
 
     def step(self, rate: float) -> float:
-        """Runs one optimizer step and returns the gradient norm before clipping.
+        """Runs an optimizer step and returns the gradient norm before clipping.
 
-        A norm that is not finite (NaN or infinity) leaves weights and optimizer state as they were.
+        A non-finite norm (NaN or infinity) leaves weights and optimizer state unchanged.
         """
         for group in self._base_optimizer().param_groups:
             group["lr"] = rate
         norm = 0.0
         if not self.stage:
-            # Without ZeRO, DeepSpeed clips in `step` but keeps the norm to itself.
+            # Without ZeRO, DeepSpeed clips in `step` and hides the norm.
             gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
         with CLOCK.phase("train"):
@@ -255,13 +254,13 @@ class TrainEngine:
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
-        """Under ZeRO-3, gathers all weights on every rank, for rollout and export; nothing to do otherwise."""
+        """Gathers all weights on every rank under ZeRO-3, for rollout and export. Does nothing in other stages."""
         if self.stage < 3:
             yield
             return
         offload = self.engine.optimizer.parameter_offload
         with deepspeed.zero.GatheredParameters(list(self.policy.parameters())):
-            # The hooks drop and gather weights around every module, all ranks in step; rollouts differ in length.
+            # The hooks drop and gather weights around every module, all ranks in step. Rollouts differ in length.
             offload.destroy()
             offload.forward_hooks.clear()
             offload.backward_hooks.clear()
@@ -272,15 +271,15 @@ class TrainEngine:
 
     @torch.no_grad()
     def state(self) -> dict[str, torch.Tensor]:
-        """This rank's part of the optimizer state, by parameter: fp32 master weights, moments and the step count.
+        """Returns this rank's optimizer state by parameter: fp32 master weights, moments and step count.
 
-        `NAME|extent` says where the part begins in the flattened parameter and how many elements it has. Together the
-        ranks' parts cover every parameter, so that another number of ranks can load them.
+        `NAME|extent` holds the first element and the number of elements of the part in the flattened parameter. The
+        parts of all ranks cover every parameter: any number of ranks can load the parts.
         """
         optimizer, masters = self._base_optimizer(), self._masters()
         tensors: dict[str, torch.Tensor] = {}
         if self.stage == 0 and rank() > 0:
-            return tensors  # without ZeRO every rank holds the same state; rank 0 saves it
+            return tensors  # without ZeRO every rank holds the same state; rank 0 saves
         for part in self._fragments():
             tensors[f"{part.name}|extent"] = torch.tensor([part.start, part.size])
             stretch = slice(part.offset, part.offset + part.size)
@@ -288,15 +287,15 @@ class TrainEngine:
             tensors[f"{part.name}|master"] = master.flatten()[stretch].cpu()
             for kind, value in optimizer.state[master].items():
                 whole = torch.as_tensor(value)
-                # Adam's step count is one number a group; it is kept with each parameter.
+                # Adam's step count is one number per group, stored with each parameter.
                 tensors[f"{part.name}|{kind}"] = (whole.flatten()[stretch] if whole.ndim else whole).cpu()
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def load_state(self, files: Sequence[Path]) -> None:
-        """Reads this rank's part of the optimizer state from the files of all ranks that saved it.
+        """Loads this rank's part of the optimizer state from the files of all saving ranks.
 
-        Raises ValueError when a parameter is missing there, and OSError or SafetensorError for unreadable files.
+        Raises ValueError for a missing parameter, and OSError or SafetensorError for unreadable files.
         """
         optimizer, masters = self._base_optimizer(), self._masters()
         with ExitStack() as stack:
@@ -315,7 +314,7 @@ class TrainEngine:
                         whole.view(-1)[stretch] = value.to(whole.device)
 
     def _fragments(self) -> list[Fragment]:
-        """Where the parts of the trained parameters that this rank owns lie in its master weights."""
+        """Returns the places of this rank's trained stretches in the rank's master weights."""
         names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
         optimizer = self.engine.optimizer
         fragments = []
@@ -323,7 +322,7 @@ class TrainEngine:
             for index, master in enumerate(self._masters()):
                 fragments.append(Fragment(names[id(master)], 0, master.numel(), index, 0))
         elif self.stage == 3:
-            # Each parameter is cut into equal parts, the last one padded; a group's parts lie one after the other.
+            # Each parameter is cut into equal parts, the last part padded. The parts of a group lie in sequence.
             for index, group in enumerate(optimizer.fp16_groups):
                 offset = 0
                 for parameter in group:
@@ -333,7 +332,7 @@ class TrainEngine:
                     fragments.append(Fragment(names[id(parameter)], start, size, index, offset))
                     offset += part
         else:
-            # A group's parameters form one flat tensor, which is cut into one stretch for each rank.
+            # A group's parameters form one flat tensor, cut into one stretch per rank.
             groups = optimizer.bf16_groups if self._accumulates_apart else optimizer.bit16_groups
             for index, group in enumerate(groups):
                 for parameter in group:
@@ -344,9 +343,9 @@ class TrainEngine:
         return [fragment for fragment in fragments if fragment.size]
 
     def release(self) -> None:
-        """Gives back the memory of weights, gradients and optimizer state; engine and policy are of no use after.
+        """Frees the memory of weights, gradients and optimizer state. Engine and policy are unusable afterwards.
 
-        DeepSpeed's hooks on the weights and its tables hold on to all of it, however many names for it are deleted.
+        DeepSpeed's hooks and tables keep references to all tensors, even after `del` of every other name.
         """
         self.engine.destroy()
         held: list[torch.Tensor] = [*self._masters()]
@@ -362,7 +361,7 @@ class TrainEngine:
 
     @property
     def _accumulates_apart(self) -> bool:
-        """Whether DeepSpeed chose its bf16 optimizer, as it does for bf16 weights with fp32 sums under ZeRO-1."""
+        """Returns whether DeepSpeed chose its bf16 optimizer, as for bf16 weights with fp32 sums under ZeRO-1."""
         return hasattr(self.engine.optimizer, "fp32_groups_flat_partition")
 
     def _base_optimizer(self) -> torch.optim.Optimizer:
@@ -379,7 +378,7 @@ class TrainEngine:
 
 
 def end_distributed() -> None:
-    """Leaves the process group, all ranks together: threads of gloo that outlive it can abort a process at its end."""
+    """Leaves the process group, all ranks together. Surviving gloo threads can abort a process at its end."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """`python -m videoseek.evaluate model=DIR data.eval=[FILE.jsonl]`: scores a model on held-out questions.
 
-The command takes every key of a training run, so that prompt, quotas and limits match the training. A model in a run's
-folder brings that run's config.yaml; `recipe=` names another one.
+The command takes every key of a training run: prompt, quotas and limits can match the training. A model in a run's
+folder loads the run's config.yaml; `recipe=` names another recipe.
 
 output_dir/
     config.yaml  env.json  summary.json  trajectories/eval_NAME.jsonl  report.html
@@ -15,7 +15,7 @@ from videoseek.command import FLAGS, parse, recipe_of_model, run_command
 from videoseek.runtime import rank
 
 USAGE = "python -m videoseek.evaluate model=DIR [data.eval=[FILE.jsonl, ...]] [output_dir=DIR] [key=value ...]"
-#: These values win over the run's own recipe, so that no evaluation writes to the run's folder by accident.
+#: Defaults stronger than the run's own recipe: an evaluation must not write to the run's folder by accident.
 DEFAULTS = ["output_dir=runs/evaluate", "resume=no"]
 
 
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     flags = [argument for argument in arguments if argument in FLAGS or argument == "-h"]
     rest = [argument for argument in arguments if argument not in flags]
     options, config = parse([*flags, *with_defaults(recipe_of_model(rest))], USAGE)
-    # torch and transformers take seconds to import, so errors in the arguments come first.
+    # torch and transformers take seconds to import: errors in the arguments come first.
     from videoseek.distributed import choose_accelerator
 
     choose_accelerator(config.device)
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
 
 
 def with_defaults(arguments: list[str]) -> list[str]:
-    """Puts this command's own defaults before the arguments, except those that the arguments replace."""
+    """Puts the command's defaults before the arguments, except for keys already among the arguments."""
     given_keys = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
     return [*(default for default in DEFAULTS if default.partition("=")[0] not in given_keys), *arguments]
 

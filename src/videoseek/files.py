@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and JSON-lines files that survive a kill.
+"""Files and folders written whole or not at all, and JSON-lines files robust to a kill.
 
-Whatever is not finished stands beside its final name as `NAME.partial-MAKER`. Only `publish` and
-`remove_folder` rename, so a killed process leaves something whole under NAME or nothing, but never a half.
+Unfinished work stands beside its final name as `NAME.partial-MAKER`. Only `publish` and `remove_folder` rename: a
+killed process leaves a whole NAME or no NAME, and never a half.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOCK = ".lock"
 
 
 def prepare_output_dir(path: str | Path) -> Path:
-    """Makes the folder and proves that it takes files. Raises UsageError before any work if it does not."""
+    """Makes the folder and tests writing. Raises UsageError before any work for a read-only folder."""
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,14 +37,14 @@ def prepare_output_dir(path: str | Path) -> Path:
 
 
 def partial_path(path: Path, maker: str) -> Path:
-    """Returns the name under which `maker` prepares `path`, in the same folder so that a rename is atomic."""
+    """Returns `maker`'s partial name of `path`, in the same folder for an atomic rename."""
     return path.with_name(f"{path.name}{_MARK}{maker}")
 
 
 def publish(partial: Path, final: Path, *, replace_folder: bool = False) -> None:
-    """Renames a finished file, link or folder to its final name, where it replaces a file or a link.
+    """Renames a finished file, link or folder to its final name, and replaces an existing file or link.
 
-    A folder with content can be replaced only with `replace_folder`: the old one is renamed first and removed last.
+    `replace_folder` also replaces a nonempty folder: renames the old folder first and removes the old folder last.
     """
     maker = partial.name.rpartition(_MARK)[2]
     aside = _set_aside(final, maker) if replace_folder and _is_real_folder(final) else None
@@ -54,13 +54,13 @@ def publish(partial: Path, final: Path, *, replace_folder: bool = False) -> None
 
 
 def remove_folder(folder: Path, maker: str) -> None:
-    """Removes a folder, if there is one. A kill in between leaves it whole, or under a partial name of `maker`."""
+    """Removes a folder, if any. A kill in between leaves a whole folder, or a partial name of `maker`."""
     if _is_real_folder(folder):
         shutil.rmtree(_set_aside(folder, maker))
 
 
 def remove_leftovers(parent: Path, maker: str) -> None:
-    """Removes what killed processes left in `parent` under the partial names of `maker`, who works alone there."""
+    """Removes leftovers of killed processes in `parent` under the partial names of `maker`, the only user there."""
     for pattern in (maker, f"{maker}-old"):
         for partial in parent.glob(f"*{_MARK}{pattern}"):
             shutil.rmtree(partial) if _is_real_folder(partial) else partial.unlink()
@@ -68,9 +68,9 @@ def remove_leftovers(parent: Path, maker: str) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, renames it to `path` at the end, and removes it if the block fails.
+    """Yields a temporary name beside `path`. Renames the file to `path` at the end, or removes it after a failure.
 
-    Readers see the old file or the new one, whole. The bytes are on disk before the name changes.
+    Readers see the old file or the new file, whole. The bytes are on disk before the renaming.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path, str(os.getpid()))
@@ -90,19 +90,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON by `whole_file`. Raises ValueError for NaN and infinity, which JSON does not have."""
+    """Writes indented JSON by `whole_file`. Raises ValueError for NaN and infinity (absent in JSON)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields a new folder beside `folder`, renames it to `folder` at the end, and removes it if the block fails.
+    """Yields a new folder beside `folder`. Renames the folder at the end, or removes the folder after a failure.
 
-    If several processes make the same folder, the first to finish provides it and the others drop theirs. Raises
-    OSError if something other than a folder stands there.
+    Among several processes with the same folder, the first to finish provides the folder, and the others drop their
+    work. Raises OSError for anything but a folder at the final name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # The name is never used again, so whoever finds it without its owner may remove it.
+    # The name is unique: a finder of an abandoned folder may remove the folder.
     partial = partial_path(folder, uuid.uuid4().hex[:12])
     lock = _lock_of(partial)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
@@ -122,10 +122,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(parent: Path, prefix: str) -> list[Path]:
-    """Removes the folders of `whole_folder` in `parent` whose makers have ended, and returns them.
+    """Removes the folders of `whole_folder` in `parent` with ended makers. Returns the removed folders.
 
-    Their names begin with `prefix`. A maker holds a lock on a file beside its folder; the system releases the lock
-    when the maker ends in any way, also across machines that share the folder.
+    The folder names begin with `prefix`. A maker holds a lock on a file beside its folder. The system releases the lock
+    at any end of the maker, also across machines with a shared folder.
     """
     unfinished = {Path(str(path).removesuffix(_LOCK)) for path in parent.glob(f"{prefix}*{_MARK}*")}
     removed = []
@@ -137,17 +137,17 @@ def remove_abandoned(parent: Path, prefix: str) -> list[Path]:
             _lock_of(partial).unlink(missing_ok=True)
             removed.append(partial)
         except BlockingIOError:
-            pass  # its maker is at work
+            pass  # the maker is at work
         finally:
             os.close(descriptor)
     return removed
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Returns the values of a JSON-lines file that only grows, [] if there is no such file.
+    """Returns the values of an append-only JSON-lines file, or [] for a missing file.
 
-    A last line without its newline was torn by a kill and is left out. Raises ValueError, which names file and line,
-    for any other line that is not JSON.
+    Skips a last line without its newline (torn by a kill). Raises ValueError with file and line for any other line of
+    invalid JSON.
     """
     if not path.exists():
         return []
@@ -162,9 +162,9 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def open_json_lines(path: Path) -> FileIO:
-    """Opens a JSON-lines file to append to, after a torn last line is cut off.
+    """Opens a JSON-lines file for appending, and cuts off a torn last line first.
 
-    The file has no buffer: a line reaches the system in one call, so a kill can tear the last line only.
+    The file is unbuffered: a line reaches the system in one call, and a kill can tear the last line only.
     """
     file = path.open("ab", buffering=0)
     file.truncate(path.read_bytes().rfind(b"\n") + 1)
@@ -172,12 +172,12 @@ def open_json_lines(path: Path) -> FileIO:
 
 
 def append_json_line(file: FileIO, value: Any) -> None:
-    """Appends one line. Raises ValueError for NaN and infinity, which JSON does not have."""
+    """Appends one line. Raises ValueError for NaN and infinity (absent in JSON)."""
     file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
 
 
 def shipped_folder(name: str, in_checkout: str) -> Path:
-    """Returns a data folder of the package: beside this file if installed, else at its place in the source tree."""
+    """Returns a data folder of the package: beside this file if installed, else in the source tree."""
     installed = Path(__file__).parent / name
     return installed if installed.is_dir() else Path(__file__).parents[2] / in_checkout
 

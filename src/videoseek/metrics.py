@@ -1,4 +1,4 @@
-"""The metrics of a run by step: metrics.jsonl, and the same numbers to trackers."""
+"""The metrics of a run by step: metrics.jsonl, and the same numbers for trackers."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Writes one JSON object a step to metrics.jsonl, and hands the same numbers to `trackers`, on rank 0 only.
+    """Writes one JSON object per step to metrics.jsonl, and the same numbers to `trackers`, on rank 0 only.
 
-    `stages` is the run's order. `resume` is the (stage, step) of a checkpoint: the log drops the rows beyond it, which
-    the run will make again. Without `resume` the log starts empty.
+    `stages` is the run's order. `resume` is the (stage, step) of a checkpoint: the log drops later rows, for the run to
+    repeat. Without `resume` the log starts empty.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MetricsLog:
         self._file = open_json_lines(path)
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Logs numbers by name. In metrics.jsonl NaN and infinity become null, since JSON has neither."""
+        """Logs numbers by name. NaN and infinity (absent in JSON) become null in metrics.jsonl."""
         if not self._enabled:
             return
         numbers = {name: float(value) for name, value in values.items()}

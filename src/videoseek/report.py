@@ -1,4 +1,4 @@
-"""`python -m videoseek.report RUN_FOLDER`: writes RUN_FOLDER/report.html anew from the run's files."""
+"""`python -m videoseek.report RUN_FOLDER`: rewrites RUN_FOLDER/report.html from the run's files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> None:
     folders = parse_folders(arguments, USAGE)
     if len(folders) != 1:
         raise UsageError(f"one run folder is wanted, got {len(folders)}; usage: {USAGE}")
-    # FFmpeg and numpy, which draw the pictures, would triple the time of --help.
+    # FFmpeg and numpy (for the pictures) would triple the time of --help.
     from videoseek.pages.report import write_report
 
     print(write_report(folders[0]))

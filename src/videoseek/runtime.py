@@ -1,6 +1,6 @@
-"""This process among those of its run, and what the run tells its user on stderr.
+"""The rank of the process within its run, and messages to the user on stderr.
 
-The environment of torchrun, the deepspeed launcher or SLURM's wrapper says which rank this process is.
+The environment of torchrun, the deepspeed launcher or SLURM's wrapper holds the rank.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def rank() -> int:
-    """Returns the index of this process in the run, 0 if it is the only one."""
+    """Returns the index of this process in the run, or 0 for a single process."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class Progress:
     """Shows the progress of one stage on stderr, on rank 0 only: a bar on a terminal, else a line every few seconds.
 
-    It shows stage, step of total, the given numbers and the time left, which follows from the steps since `first_step`.
+    Shows stage, step of total, the given numbers and the time left, estimated from the steps since `first_step`.
     """
 
     def __init__(self, stage: str, total: int, first_step: int = 0, every_seconds: float = 5.0) -> None:
@@ -67,7 +67,7 @@ class Progress:
             self._bar.stop()
 
     def track(self, done: int, total: int) -> None:
-        """Shows that `done` of `total` units are done, for work that learns its total on the way."""
+        """Shows that `done` of `total` units are done, for work with a late total."""
         self._total = total
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], total=total)
@@ -90,7 +90,7 @@ class Progress:
 
 
 def _start_bar() -> rich.progress.Progress | None:
-    """Starts an empty bar if stderr is a terminal. `rich` is imported here, since most commands show no progress."""
+    """Starts an empty bar on a terminal. Imports `rich` here: most commands show no progress."""
     import rich.progress
     from rich.console import Console
 

@@ -1,9 +1,9 @@
 """`python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [decay=0.05]`: scores recorded trajectories.
 
 Reads one JSON object per line, `{"kind", "answer", "clues": [[start, end], ..], "turns": [text, ..]}`: times are in
-seconds, turns are the assistant's texts, and the optional `executed` says of each well-formed call whether it returned
-a clip. Prints one JSON object per line with the parts of the reward (docs/reward.md explains them). The command checks
-every line before it prints the first result, and it skips blank lines.
+seconds, turns are the assistant's texts. The optional `executed` holds one flag per well-formed call: true for a call
+with a returned clip. Prints one JSON object per line with the parts of the reward (see docs/reward.md). The command
+checks every line before printing the first result, and skips blank lines.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _list_of(name: str, value: object, kind: type) -> list[Any]:
 
 
 def score_line(line: str, variant: str, decay: float) -> RewardParts:
-    """Scores one line of a file. Raises ValueError with one sentence if the line is no trajectory."""
+    """Scores one line of a file. Raises ValueError with one sentence for a malformed trajectory."""
     try:
         record = json.loads(line)
     except RecursionError:

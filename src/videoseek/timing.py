@@ -1,8 +1,8 @@
-"""Where the time of a training step goes, by phase.
+"""Measures the time of a training step by phase.
 
 `decode` sums over all threads and may exceed the step. The other phases are parts of the training thread's time: `wait`
-for video, `encode` in the vision tower, `generate`, `tools` and `train`. A phase inside another one is not counted
-twice: the inner phase interrupts the outer one.
+for video, `encode` in the vision tower, `generate`, `tools` and `train`. An inner phase interrupts the outer phase:
+each second counts once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PHASES = ("decode", "wait", "encode", "generate", "tools", "train")
 
 
 class StepClock:
-    """Seconds by phase since the last `take`. Safe to use from several threads; each thread nests its own phases."""
+    """Seconds by phase since the last `take`. Safe for several threads; each thread nests its own phases."""
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(PHASES, 0.0)
@@ -25,7 +25,7 @@ class StepClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the time inside the block, less the phases inside it. Phases of other threads are not nested."""
+        """Counts the time inside the block, less the time of inner phases. Phases of other threads are independent."""
         stack: list[float] = self._thread.__dict__.setdefault("inner", [])
         stack.append(0.0)
         started = time.perf_counter()
@@ -39,12 +39,12 @@ class StepClock:
             self.add(name, seconds - inner)
 
     def add(self, name: str, seconds: float) -> None:
-        """Adds time to a phase without interrupting another one."""
+        """Adds time to a phase without interrupting the current phase."""
         with self._lock:
             self._seconds[name] += seconds
 
     def take(self) -> dict[str, float]:
-        """Returns the seconds of every phase as metrics `time/PHASE_s`, and starts again from zero."""
+        """Returns the seconds of every phase as metrics `time/PHASE_s`, and restarts from zero."""
         with self._lock:
             seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
         return {f"time/{name}_s": value for name, value in seconds.items()}

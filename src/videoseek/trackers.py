@@ -1,7 +1,7 @@
-"""Experiment trackers beside metrics.jsonl, each by its name in the key `tracker`.
+"""Experiment trackers beside metrics.jsonl, each selected by name in the key `tracker`.
 
-A tracker receives numbers and the configuration, and nothing else: no environment, command line, git remote, code or
-console output, where keys may stand. Numbers stay on this machine unless the user's environment sends them elsewhere:
+A tracker receives numbers and the configuration only: no environment, command line, git remote, code or console output
+(keys may stand there). Numbers stay on this machine unless the user's environment sends the numbers elsewhere:
 WANDB_MODE=online, SWANLAB_MODE=online, TRACKIO_SPACE_ID or TRACKIO_SERVER_URL.
 """
 
@@ -29,7 +29,7 @@ _SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 class Tracker(Protocol):
-    """Something that draws a run's numbers. Steps count from 1 in every stage."""
+    """A consumer of a run's numbers. Steps count from 1 in every stage."""
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -38,9 +38,9 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """What a tracker knows of a run. `resume` is the (stage, step) of the checkpoint that the run goes on from.
+    """A run for trackers. `resume` is the (stage, step) of the resumed checkpoint.
 
-    `run_id` stays the same when the run is resumed, so that trackers continue the same run.
+    `run_id` stays the same after a resume: trackers continue the same run.
     """
 
     output_dir: Path
@@ -50,17 +50,17 @@ class TrackedRun:
 
     @property
     def project(self) -> str:
-        """The name of the folder around the output folder."""
+        """Returns the name of the folder around the output folder."""
         return _plain(self.output_dir.resolve().parent.name)
 
     @property
     def name(self) -> str:
-        """The name of the output folder."""
+        """Returns the name of the output folder."""
         return _plain(self.output_dir.resolve().name)
 
 
 class _TensorBoard:
-    """Writes an event folder for each stage, and hides events of an interrupted run beyond the resume step."""
+    """Writes an event folder per stage, and hides events of an interrupted run beyond the resume step."""
 
     def __init__(self, run: TrackedRun) -> None:
         self._run = run
@@ -87,10 +87,10 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Writes to OUTPUT_DIR/wandb, for `wandb sync`, or to the server if the user sets WANDB_MODE=online."""
+    """Writes to OUTPUT_DIR/wandb, for `wandb sync`, or to the server under WANDB_MODE=online."""
 
     def __init__(self, run: TrackedRun) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # crash reports would be sent in offline mode too
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline mode would still send crash reports
         import wandb
 
         self._run = wandb.init(
@@ -106,7 +106,7 @@ class _Wandb:
         self._stages: set[str] = set()
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        # wandb has one count of steps for a run, so each stage gets an axis of its own.
+        # wandb has one step counter per run: each stage gets its own axis.
         if stage not in self._stages:
             self._stages.add(stage)
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
@@ -117,13 +117,13 @@ class _Wandb:
 
 
 class _Trackio:
-    """Writes to the SQLite file in OUTPUT_DIR/trackio, or to the folder that the user sets as TRACKIO_DIR."""
+    """Writes to the SQLite file in OUTPUT_DIR/trackio, or to the user's folder TRACKIO_DIR."""
 
     def __init__(self, run: TrackedRun) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(run.output_dir / "trackio"))  # trackio reads it when it is imported
+        os.environ.setdefault("TRACKIO_DIR", str(run.output_dir / "trackio"))  # trackio reads the variable at import
         import trackio
 
-        # trackio finds a run by its name alone, and another run in TRACKIO_DIR may have the same name.
+        # trackio finds a run by name alone, and another run in TRACKIO_DIR may have the same name.
         name = f"{run.name}-{run.run_id}"
         self._run = trackio.init(run.project, name=name, resume="allow", config=dict(run.config), embed=False)
 
@@ -135,7 +135,7 @@ class _Trackio:
 
 
 class _SwanLab:
-    """Writes to OUTPUT_DIR/swanlab, for `swanlab sync`, or to the server if the user sets SWANLAB_MODE=online."""
+    """Writes to OUTPUT_DIR/swanlab, for `swanlab sync`, or to the server under SWANLAB_MODE=online."""
 
     def __init__(self, run: TrackedRun) -> None:
         import swanlab
@@ -168,9 +168,9 @@ _TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
 
 
 class _Unfailing:
-    """Hands numbers to a tracker until it fails, then goes on without it: a tracker never ends a run.
+    """Hands numbers to a tracker until its first failure, then drops the tracker: a tracker never ends a run.
 
-    A failure at the start, in a step or at the end is logged once. metrics.jsonl has the numbers in any case.
+    Logs a failure at the start, in a step or at the end once. metrics.jsonl has the numbers in any case.
     """
 
     def __init__(self, name: str, run: TrackedRun) -> None:
@@ -190,27 +190,27 @@ class _Unfailing:
     def _attempt(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:  # of any class: it comes from another project's code, or from its server
+        except Exception as error:  # of any class, from another project's code or server
             self._tracker = None
             reason = _without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
             logger.warning("the run goes on without the tracker %s, which failed: %s", self._name, reason)
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises UsageError if a tracker's package is not installed."""
+    """Raises UsageError for a tracker without its package."""
     for name in names:
         spec = find_spec(name)
-        if spec is None or spec.origin is None:  # a folder `wandb` that earlier runs left here has no origin
+        if spec is None or spec.origin is None:  # a folder `wandb` of earlier runs has no origin
             raise UsageError(
                 f"tracker={name} needs the package {name}, which is not installed: pip install 'videoseek[trackers]'"
             )
 
 
 def open_trackers(config: TrainConfig, output_dir: Path, resume: tuple[str, int] | None = None) -> list[Tracker]:
-    """Opens the trackers of `config.tracker` on rank 0; other ranks have none.
+    """Opens the trackers of `config.tracker` on rank 0. Other ranks have none.
 
-    `resume` is the (stage, step) of the checkpoint that the run goes on from. The steps that the run makes again appear
-    twice in trackers which cannot forget, with the same numbers.
+    `resume` is the (stage, step) of the resumed checkpoint. Repeated steps appear twice in append-only trackers, with
+    the same numbers.
     """
     if rank() != 0 or not config.tracker:
         return []
@@ -227,12 +227,12 @@ def _by_stage(stage: str, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _plain(name: str) -> str:
-    """A name of the characters that every tracker takes."""
+    """Returns a name of characters accepted by every tracker."""
     return re.sub(r"[^0-9A-Za-z_.-]", "-", name) or "videoseek"
 
 
 def _without_secrets(text: str) -> str:
-    """Puts *** for the values of environment variables that are named like keys."""
+    """Replaces the values of environment variables with key-like names by ***."""
     for name, value in os.environ.items():
         if name.endswith(_SECRET_NAMES) and value:
             text = text.replace(value, "***")

@@ -12,7 +12,7 @@ import sys
 from videoseek.command import parse, run_command
 from videoseek.config import TrainConfig, stage_steps
 
-#: Measured seconds a step of the tiny model on two CPU cores, by stage. No such estimate holds for other models.
+#: Measured seconds per step of the tiny model on two CPU cores, by stage. Other models have no estimate.
 _TINY_STEP_SECONDS = {"direct": 0.18, "sft": 0.28, "grpo": 2.8}
 _TINY_FIXED_SECONDS = 40.0
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     options, config = parse(arguments)
     if os.environ.get("RANK", "0") == "0":
         print(describe(config), file=sys.stderr, flush=True)
-    # torch, transformers and deepspeed take seconds to import, so the banner comes first.
+    # torch, transformers and deepspeed take seconds to import: the banner comes first.
     from videoseek.distributed import choose_accelerator
 
     choose_accelerator(config.device)

@@ -1,7 +1,7 @@
-"""One line of `trajectories/*.jsonl`: what a run keeps of an episode.
+"""One line of `trajectories/*.jsonl`: the record of an episode.
 
-A line holds text, windows, rewards and token ids, but no pixels: a clip is its source file, its frame times and its
-size, so that a reader decodes it again.
+A line holds text, windows, rewards and token ids, but no pixels. A clip is its source file, its frame times and its
+size, for a reader to decode again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from videoseek.types import Call, CallRecord, Clip, Episode, Fault, Sample
 
 @dataclass(frozen=True, slots=True)
 class RecordedTurn:
-    """A turn without its place in the token list; `role` is system, user or assistant."""
+    """A turn without the place in the token list. `role` is system, user or assistant."""
 
     role: str
     text: str
@@ -24,10 +24,10 @@ class RecordedTurn:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryRecord:
-    """An episode as a line of a trajectory file holds it.
+    """An episode in the form of a line of a trajectory file.
 
-    `clips` are the overview, if there is one, and then the clips of the executed calls, in order. A record that was
-    read from a file lacks what the line lacks: the sample's reference turns and the sentences of faults.
+    `clips` are the overview (if any) and then the clips of the executed calls, in order. A record read from a file
+    lacks the sample's reference turns and the sentences of faults.
     """
 
     sample: Sample
@@ -43,7 +43,7 @@ class TrajectoryRecord:
 
     @classmethod
     def from_episode(cls, episode: Episode) -> TrajectoryRecord:
-        """Returns what the run records of an episode."""
+        """Returns the record of an episode."""
         return cls(
             sample=episode.sample,
             prediction=episode.answer,
@@ -59,7 +59,7 @@ class TrajectoryRecord:
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> TrajectoryRecord:
-        """Reads `to_json`'s form. Raises LookupError, TypeError, ValueError or AttributeError for any other."""
+        """Reads `to_json`'s form. Raises LookupError, TypeError, ValueError or AttributeError for any other form."""
         sample = Sample(
             id=line["id"],
             video=line["video"],
@@ -85,7 +85,7 @@ class TrajectoryRecord:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the line's object; times are in seconds, sizes in pixels."""
+        """Returns the line's object. Times are in seconds, sizes in pixels."""
         sample = self.sample
         return {
             "id": sample.id,
@@ -108,22 +108,22 @@ class TrajectoryRecord:
 
     @property
     def overview(self) -> Clip | None:
-        """The clip of the whole video that the first prompt shows."""
+        """Returns the first prompt's clip of the whole video."""
         return self.clips[0] if self.clips else None
 
     @property
     def accuracy(self) -> float:
-        """In [0, 1]; NaN for an episode that was never scored."""
+        """Returns the accuracy in [0, 1], or NaN for an unscored episode."""
         return self.rewards.get("accuracy", math.nan)
 
     @property
     def is_right(self) -> bool:
-        """Whether the answer earned full accuracy."""
+        """Returns whether the answer earned full accuracy."""
         return self.accuracy >= 1
 
     @property
     def has_fault(self) -> bool:
-        """Whether the model broke the format, or a call gave no clip."""
+        """Returns whether the model broke the format, or a call gave no clip."""
         return bool(self.faults) or any(call.clip is None for call in self.calls)
 
 
@@ -138,7 +138,7 @@ def _call_to_json(record: CallRecord) -> dict[str, Any]:
 
 
 def _call_from_json(line: dict[str, Any], crops: list[Clip]) -> CallRecord:
-    """Takes the next of `crops` for a well-formed call without a fault: such a call was executed."""
+    """Takes the next of `crops` for a well-formed call without a fault (an executed call)."""
     fault = Fault(line["fault"], "") if line["fault"] is not None else None
     if line["start_seconds"] is None:
         return CallRecord(line["turn"], None, fault)
@@ -160,6 +160,6 @@ def _clip_to_json(clip: Clip) -> dict[str, Any]:
 def _clip_from_json(video: str, line: dict[str, Any]) -> Clip:
     start_seconds, end_seconds = float(line["start_seconds"]), float(line["end_seconds"])
     frame_seconds = tuple(map(float, line["frame_seconds"]))
-    # The sampling rate is not recorded; the mean rate over the window stands in for it.
+    # Stands in for the unrecorded sampling rate: the mean rate over the window.
     sample_fps = len(frame_seconds) / max(end_seconds - start_seconds, 1e-6)
     return Clip(video, start_seconds, end_seconds, frame_seconds, int(line["height"]), int(line["width"]), sample_fps)

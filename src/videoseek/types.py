@@ -1,4 +1,4 @@
-"""The values that cross module borders. Each validates itself on construction.
+"""The values shared by all rooms. Each validates itself on construction.
 
 Names carry the units (`start_seconds`, `num_tokens`). Intervals are half-open, `[start, end)`.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 #: Data kinds. The first four cross clue cardinality with the need for the tool (Video-o3, 2601.23224).
-#: `temporal_grounding` asks for a window. `perception` is plain text about a clip: SFT trains it, no reward scores it.
+#: `temporal_grounding` asks for a window. `perception` is plain text about a clip, for SFT only (without a reward).
 KINDS = (
     "clue_single_w_tool",
     "clue_multi_w_tool",
@@ -28,7 +28,7 @@ Interval = tuple[float, float]
 
 
 class Role(IntEnum):
-    """What a token is. The role of the token that a row of attention predicts decides the row's mask."""
+    """The role of a token. The role of the predicted token decides the mask of an attention row."""
 
     PAD = 0
     SYSTEM = 1
@@ -43,7 +43,7 @@ class Role(IntEnum):
 
 
 class TurnKind(IntEnum):
-    """The kind of turn that a token belongs to: not the model's, clue-seeking (with a call), or answering."""
+    """The kind of a token's turn: not the model's, clue-seeking (with a call), or answering."""
 
     NONE = 0
     SEEK = 1
@@ -51,7 +51,7 @@ class TurnKind(IntEnum):
 
 
 class StopReason(StrEnum):
-    """Why an episode ended."""
+    """The reason for the end of an episode."""
 
     ANSWERED = "answered"
     NO_CALL_NO_ANSWER = "no_call_no_answer"
@@ -63,15 +63,15 @@ class StopReason(StrEnum):
 
     @property
     def overlong(self) -> bool:
-        """Whether a limit cut the episode off. Such an end says nothing about the answer (`grpo.overlong`)."""
+        """Returns whether a limit cut the episode off: the end says nothing about the answer (`grpo.overlong`)."""
         return self in (StopReason.TURN_LIMIT, StopReason.TOKEN_LIMIT, StopReason.CONTEXT_FULL, StopReason.DEADLINE)
 
 
 def letter_options(options: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs each option with its letter: [("A", "red"), ("B", "blue")].
 
-    An option after the 26th gets a character after Z. `samples.check` refuses samples with so many options, but a page
-    must be able to show them.
+    An option after the 26th gets a character after Z. `samples.check` refuses samples with more than 26 options, but a
+    page must be able to show the options.
     """
     return [(chr(ord("A") + index), option) for index, option in enumerate(options)]
 
@@ -84,10 +84,10 @@ def _check_intervals(name: str, intervals: tuple[Interval, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One question about one video, with its evidence and, for SFT, a reference trajectory.
+    """A question about a video, with evidence and, for SFT, a reference trajectory.
 
-    `turns` are the assistant's texts only. The tool makes the observations anew, so SFT, rollout and evaluation see the
-    same clips. `window` limits the part of the video that the prompt shows (None: the whole video).
+    `turns` are the assistant's texts only. The tool makes the observations anew: SFT, rollout and evaluation see the
+    same clips. `window` limits the prompt to a part of the video (None: the whole video).
     """
 
     id: str
@@ -111,7 +111,7 @@ class Sample:
 
     @property
     def lettered_options(self) -> list[tuple[str, str]]:
-        """The options with their letters: [("A", "red"), ("B", "blue")]. Texts are as the data set wrote them."""
+        """Returns the options with their letters, [("A", "red"), ("B", "blue")], and unchanged texts."""
         return letter_options(self.options)
 
 
@@ -138,24 +138,24 @@ class Clip:
 
     @property
     def grid_thw(self) -> tuple[int, int, int]:
-        """Number of patches (2 frames x 14 px x 14 px) along time, height and width."""
+        """Returns the number of patches (2 frames x 14 px x 14 px) along time, height and width."""
         return len(self.frame_seconds) // 2, self.height // 14, self.width // 14
 
     @property
     def num_tokens(self) -> int:
-        """Number of merged tokens (2 x 2 patches each)."""
+        """Returns the number of merged tokens (2 x 2 patches each)."""
         t, h, w = self.grid_thw
         return t * h * w // 4
 
     @property
     def second_per_grid(self) -> float:
-        """Seconds between two temporal patches."""
+        """Returns the seconds between two temporal patches."""
         return 2.0 / self.sample_fps
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What was wrong with a model's output: a stable code, and the sentence that the model reads."""
+    """A fault in a model's output: a stable code, and the sentence for the model."""
 
     code: str
     message: str
@@ -202,11 +202,10 @@ class CallRecord:
 
 @dataclass(slots=True)
 class Episode:
-    """One trajectory, sampled or recorded. Training uses these token ids and no others.
+    """A trajectory, sampled or recorded. Training uses exactly these token ids.
 
     Per-token lists have equal length: token_ids, roles (Role), turn_kinds (TurnKind), loss_mask (trained as a target),
-    rollout_logprobs (of the policy that sampled the token; 0 for other tokens). clips have the order of the vision
-    blocks.
+    rollout_logprobs (of the sampling policy; 0 for unsampled tokens). clips have the order of the vision blocks.
     """
 
     sample: Sample

@@ -1,1 +1,1 @@
-"""Pure functions of tensors: advantages and losses. This room knows no models, tokens or video."""
+"""Pure functions of tensors: advantages and losses, independent of models, tokens and video."""

@@ -1,4 +1,4 @@
-"""Advantages of grouped episodes: an episode is compared with the others of the same prompt."""
+"""Advantages of grouped episodes: compares each episode with the others of the same prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STD_EPSILON = 1e-6
 
 
 class _GroupStatistics(NamedTuple):
-    """Per group [G], over included episodes: their number, their mean, and their summed squared deviation."""
+    """Statistics per group [G] over included episodes: number, mean, and summed squared deviation."""
 
     number: torch.Tensor
     mean: torch.Tensor
@@ -43,14 +43,13 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, included: torc
 
     rewards [N] float, groups [N] int64 (index of the prompt), included [N] bool.
     grpo (2402.03300, eq. 3): (R - mean) / (std + 1e-6), std unbiased; dr_grpo (2503.20783): R - mean; rloo
-    (2402.14740): R - mean of the others. Excluded episodes get 0 and leave the baseline as well. An episode without
-    another one in its group gets 0. Raises ValueError for an unknown kind, unequal shapes and rewards that are not
-    finite.
+    (2402.14740): R - mean of the others. Excluded episodes get 0 and leave the baseline. A single included episode of a
+    group gets 0. Raises ValueError for an unknown kind, unequal shapes and non-finite rewards.
     """
     if kind not in KINDS:
         raise ValueError(f"advantage kind {kind!r} is not one of {', '.join(KINDS)}")
     _check(rewards, groups, included)
-    # In double precision: grpo divides by the deviation, and rounding of the mean must not look like a deviation.
+    # Double precision: grpo divides by the deviation, and rounding of the mean must not look like a deviation.
     precise = rewards.double()
     number, mean, squares = _statistics(precise, groups, included)
     advantages = torch.where(included, precise - mean[groups], 0.0)
@@ -65,7 +64,7 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, included: torc
 def has_spread(
     rewards: torch.Tensor, groups: torch.Tensor, included: torch.Tensor, *, tolerance: float = 1e-4
 ) -> torch.Tensor:
-    """Returns per group [G] whether its included rewards differ by more than `tolerance`. Equal ones teach nothing."""
+    """Returns per group [G] whether included rewards differ by more than `tolerance`. Equal rewards teach nothing."""
     _check(rewards, groups, included)
     num_groups = int(groups.max()) + 1 if groups.numel() else 0
     kept, group = rewards[included], groups[included]

@@ -1,7 +1,7 @@
 """Losses of selected log-probs: the supervised loss, and the policy losses as rows of one table.
 
-Every loss is a sum divided by counts of the whole batch (all micro-batches, all ranks). So the loss of a batch is the
-sum of the losses of its parts, for any cut between documents. A document is one episode's sampled tokens.
+Every loss is a sum divided by counts of the whole batch (all micro-batches, all ranks). The loss of a batch is the sum
+of the losses of its parts, for any cut between documents. A document is one episode's sampled tokens.
 
 Legend: N tokens.
 """
@@ -25,8 +25,8 @@ class PolicyLossSettings:
     """Settings of all policy losses. The counts are the trained tokens and documents of the whole batch.
 
     Ratios are clipped to [1 - clip_low, 1 + clip_high]. kl names the estimator of the divergence from the reference
-    policy (Schulman's k1, k2, k3), and kl_weight its weight in the loss. importance_cap truncates the importance weight
-    of the current policy over the rollout engine (None: no correction). max_document_tokens is dr_grpo's constant.
+    policy (Schulman's k1, k2, k3), and kl_weight the weight. importance_cap truncates the importance weight of the
+    current policy over the rollout engine (None: no correction). max_document_tokens is dr_grpo's constant.
     """
 
     num_tokens_global: int
@@ -51,7 +51,7 @@ class PolicyLossSettings:
 
 
 def sft_loss(logprobs: torch.Tensor, num_targets: int) -> torch.Tensor:
-    """Returns the negative sum of the log-probs [N] of these targets, divided by the number of targets of the batch."""
+    """Returns the negative sum of the targets' log-probs [N], divided by the number of targets of the batch."""
     if num_targets < 1:
         raise ValueError(f"num_targets is {num_targets}, must be at least 1")
     return -logprobs.sum() / num_targets
@@ -61,8 +61,8 @@ def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, kind: 
     """Returns the estimate [N] of KL(policy || reference) at each token, for tokens drawn from the policy.
 
     Values: k1 and k3 are unbiased, and k3 is at least 0. Gradients: k2 has the gradient of the divergence. k1's own
-    gradient is 0 on average (the mean of the score function), so k1 carries k2's gradient here. k3 has the gradient of
-    the opposite divergence, KL(reference || policy).
+    gradient is 0 on average (the mean of the score function): k1 carries k2's gradient here. k3 has the gradient of the
+    opposite divergence, KL(reference || policy).
     """
     log_ratio = _bounded(reference_logprobs - logprobs)
     k2 = 0.5 * log_ratio**2
@@ -75,12 +75,12 @@ def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, kind: 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossInputs:
-    """The trained tokens of one part of the batch, [N] each. A document lies whole in one part.
+    """The trained tokens of one part of the batch, [N] each. A part holds whole documents.
 
-    logprobs carry the gradient. old_logprobs are those of the policy before the first update on this batch: with a
-    single update, `logprobs.detach()`. documents holds the index of each token's document, advantages the document's.
-    rollout_logprobs are those of the rollout engine, which sampled the tokens. reference_logprobs are those of the KL
-    term's reference policy. Raises ValueError when the shapes differ.
+    logprobs carry the gradient. old_logprobs are of the policy before the first update on the batch: with a single
+    update, `logprobs.detach()`. documents holds the index of each token's document, advantages the document's
+    advantage. rollout_logprobs are of the rollout engine at sampling. reference_logprobs are of the KL term's reference
+    policy. Raises ValueError for unequal shapes.
     """
 
     logprobs: torch.Tensor
@@ -103,9 +103,9 @@ class PolicyLoss:
     """One policy-gradient loss: its probability ratio, its surrogate objective and its average.
 
     ratio: of each `token`, or of the whole `document` (geometric mean over its tokens, GSPO). surrogate: `clip` takes
-    the minimum of the plain and the clipped objective (PPO). `weight` is REINFORCE weighted by the ratio, which is
-    clipped above and held constant (CISPO). average: `documents` is a mean over the tokens of a document and then over
-    documents, `tokens` a mean over all tokens, `constant` divides by documents of a constant length.
+    the minimum of the plain and the clipped objective (PPO). `weight` is REINFORCE weighted by the ratio, clipped above
+    and held constant (CISPO). average: `documents` is a mean over the tokens of a document and then over documents,
+    `tokens` a mean over all tokens, `constant` divides by documents of a constant length.
     """
 
     ratio: Literal["token", "document"]
@@ -115,7 +115,7 @@ class PolicyLoss:
     def __call__(self, inputs: LossInputs, settings: PolicyLossSettings) -> tuple[torch.Tensor, Metrics]:
         """Returns the loss (scalar) and the metrics of a part of the batch. `combine_metrics` joins several parts.
 
-        The loss of a part without tokens is 0 and has a gradient, so that its rank takes part in the backward pass.
+        The loss of an empty part is 0 with a gradient: its rank takes part in the backward pass.
         """
         logprobs, advantages = inputs.logprobs, inputs.advantages
         if logprobs.numel() == 0:
@@ -131,7 +131,7 @@ class PolicyLoss:
         if inputs.rollout_logprobs is not None:
             gap = inputs.old_logprobs.detach() - inputs.rollout_logprobs
             metrics |= _gap_metrics(gap, settings)
-            # A ratio of the whole document gets one weight for the document; token weights would undo its average.
+            # A ratio of the whole document gets one weight per document. Token weights would undo the average.
             gap = _document_means(gap, document, lengths) if self.ratio == "document" else gap
             if settings.importance_cap is not None:
                 per_token = per_token * _bounded(gap).exp().clamp(max=settings.importance_cap)
@@ -182,7 +182,7 @@ LOSSES = {
 def _clip_metrics(
     low: torch.Tensor, high: torch.Tensor, document: torch.Tensor, lengths: torch.Tensor, settings: PolicyLossSettings
 ) -> Metrics:
-    """Returns the fraction of the batch's tokens that are clipped. `_min` and `_max` are over documents."""
+    """Returns the fraction of clipped tokens of the batch. `_min` and `_max` are over documents."""
     zeros = low.new_zeros(len(lengths))
     return {
         "clip_ratio/low_mean": low.sum() / settings.num_tokens_global,
@@ -216,7 +216,7 @@ def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:
 
 
 def combine_metrics(parts: Sequence[Metrics]) -> dict[str, float]:
-    """Joins the metrics of a batch's parts. Means add up, since they are divided by global counts. Extremes do not."""
+    """Joins the metrics of a batch's parts: adds means (divided by global counts), and joins extremes as extremes."""
     merged: dict[str, float] = {}
     for part in parts:
         for name, tensor in part.items():

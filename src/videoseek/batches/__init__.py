@@ -1,1 +1,1 @@
-"""Batches: which samples a step sees, and how episodes become one packed row for the model."""
+"""Batches: the samples of a step, and episodes packed into rows for the model."""

@@ -1,4 +1,4 @@
-"""AheadLoader: makes what the next step needs while the current step trains."""
+"""AheadLoader: loads the next step while the current step trains."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ T = TypeVar("T")
 
 
 class AheadLoader(Generic[T]):
-    """Calls `load(step)` in one background thread, in the order of `start`. Use it as a context manager.
+    """Calls `load(step)` in one background thread, in the order of `start`. Serves as a context manager.
 
-    The data order is a pure function of the step, so that loading ahead changes no batch. An error of `load` is raised
-    by `get`.
+    The data order is a pure function of the step: loading ahead changes no batch. `get` raises the errors of `load`.
     """
 
     def __init__(self, load: Callable[[int], T]) -> None:
@@ -25,12 +24,12 @@ class AheadLoader(Generic[T]):
         self._futures: dict[int, Future[T]] = {}
 
     def start(self, step: int) -> None:
-        """Begins to load a step, unless that has begun; returns at once."""
+        """Starts to load a step, unless already started. Returns at once."""
         if step not in self._futures:
             self._futures[step] = self._executor.submit(self._load, step)
 
     def get(self, step: int) -> T:
-        """Returns what `load` makes for a step, and waits for it as long as it takes."""
+        """Waits for `load` of a step and returns the result."""
         self.start(step)
         with CLOCK.phase("wait"):
             return self._futures.pop(step).result()

@@ -1,9 +1,9 @@
 """Task-decoupled attention masking (TDAM) as one class bit per key and one visible set per row.
 
-Row m sees key n iff n <= m, both belong to one document, and visible[m] & key_class[n] is not 0. The token that a row
-predicts decides its mask: row p - 1 follows the role (or the kind of turn) of token p. Video-o3 (2601.23224) masks
-during SFT only, a tenth of the tool-using samples. Its public code lets token p decide the mask of row p, as the rule
-`reference` does.
+Row m sees key n iff n <= m, both belong to one document, and visible[m] & key_class[n] is nonzero. The predicted token
+decides the mask of a row: row p - 1 follows the role (or the kind of turn) of token p. Video-o3 (2601.23224) masks
+during SFT only, a tenth of the tool-using samples. In the public code of Video-o3 and in the rule `reference`, token p
+decides the mask of row p.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RULES = ("off", "spans", "turns", "isolated", "reference")
 
 @dataclass(frozen=True, slots=True)
 class ReferenceTags:
-    """The fixed token ids by which the public code finds its spans. A closing `>` fuses with text and is no part."""
+    """The fixed token ids of the span tags in the public code. A closing `>` fuses with text and is excluded."""
 
     vision_start: int
     vision_end: int
@@ -55,7 +55,7 @@ class ReferenceTags:
 
 
 def selects(sample_id: str, seed: int, share: float) -> bool:
-    """Returns whether a sample is masked: a pure function of its id and the run's seed, true for `share` of all ids."""
+    """Returns whether a sample is masked: a pure function of sample id and seed, true for `share` of all ids."""
     if not 0 <= share <= 1:
         raise ValueError(f"tdam.share is {share}, must lie between 0 and 1")
     digest = hashlib.blake2b(f"{seed}:{sample_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -72,10 +72,10 @@ def token_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns key_class and visible, int32 [T], of one document under a rule of `RULES`.
 
-    Rules act from the first crop token on, so a document without crops sees everything. The last row predicts no token
-    and sees everything. Under `spans` the mask of a row depends on the token that it predicts. Under `turns` and
-    `isolated` it depends on how the turn ends, in a call or in an answer. A policy that samples the turn cannot know
-    that, so TDAM acts on recorded text only.
+    Rules act from the first crop token on: a document without crops sees everything. The last row predicts nothing and
+    sees everything. Under `spans` the predicted token decides the mask of a row. Under `turns` and `isolated` the end
+    of the turn decides, a call or an answer. A sampling policy cannot know the end of the turn: TDAM applies to
+    recorded text only.
     """
     if rule not in RULES:
         raise ValueError(f"tdam.rule {rule!r} is not one of {', '.join(RULES)}")
@@ -105,7 +105,7 @@ def token_masks(
 
 
 def _find(ids: np.ndarray, tag: tuple[int, ...]) -> list[int]:
-    """Returns the positions at which a tag begins."""
+    """Returns the start positions of a tag."""
     if len(ids) < len(tag):
         return []
     windows = np.lib.stride_tricks.sliding_window_view(ids, len(tag))
@@ -113,7 +113,7 @@ def _find(ids: np.ndarray, tag: tuple[int, ...]) -> list[int]:
 
 
 def _pairs(starts: list[int], ends: list[int]) -> list[tuple[int, int]]:
-    """Pairs each start with the first unused end after it, as the public code does. Nesting is ignored."""
+    """Pairs each start with the first unused end after the start, like the public code. Ignores nesting."""
     pairs: list[tuple[int, int]] = []
     remaining = iter(ends)
     for start in starts:
@@ -125,10 +125,10 @@ def _pairs(starts: list[int], ends: list[int]) -> list[tuple[int, int]]:
 
 
 def _reference_masks(ids: np.ndarray, roles: np.ndarray, tags: ReferenceTags) -> tuple[np.ndarray, np.ndarray]:
-    """Applies the public code's rule, bit for bit: it masks the rows of a span's own tokens, found by fixed ids.
+    """Applies the public code's rule bit for bit: masks the rows of a span's own tokens, found by fixed ids.
 
-    The rule misses spans whose tags fuse with other text, skips the first call, masks the last answer only, and leaves
-    the row that predicts an option's letter untouched.
+    The rule misses spans with tags fused with other text, skips the first call, masks the last answer only, and leaves
+    the row before an option's letter unmasked.
     """
     key_class = np.full(len(ids), TEXT, dtype=np.int32)
     visible = np.full(len(ids), ALL_VISIBLE, dtype=np.int32)

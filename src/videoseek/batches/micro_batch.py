@@ -1,6 +1,6 @@
-"""Groups of episodes as the micro-batches of a policy update.
+"""Packs groups of episodes into the micro-batches of a policy update.
 
-A group trains as one packed tree, its prompt once. A group that exceeds the row's limit is cut into several trees.
+A group trains as one packed tree with one copy of the prompt. A group beyond the row's limit becomes several trees.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from videoseek.runtime import rank, world_size
 from videoseek.types import Episode
 
 Group = list[Episode]
-ScoredGroup = tuple[Group, list[float]]  # the episodes of one prompt, and the advantage of each
+ScoredGroup = tuple[Group, list[float]]  # the episodes of one prompt with their advantages
 
 
 @dataclass(slots=True)
 class MicroBatch:
-    """One packed row of trees. For each of its N labels: the advantage, and the log-prob before the first update.
+    """One packed row of trees, with the advantage and the log-prob before the first update for each of N labels.
 
-    `old_logprobs` is None where the batch gets a single update: the probability ratio is 1 then.
+    `old_logprobs` is None for a batch with a single update: the probability ratio is 1.
     """
 
     batch: TokenBatch
@@ -39,7 +39,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class PlanAccount:
-    """Tokens of a minibatch over all ranks: as the plan runs them, and as separate episodes."""
+    """Tokens of a minibatch over all ranks: in the plan, and as separate episodes."""
 
     num_tokens: int
     num_tokens_apart: int
@@ -55,9 +55,9 @@ def pack_micro_batch(groups: Sequence[ScoredGroup], packing: PackSettings, devic
 def plan_micro_batches(
     groups: Sequence[ScoredGroup], max_tokens: int, packing: PackSettings, device: torch.device
 ) -> tuple[list[MicroBatch], PlanAccount]:
-    """Packs the groups of all ranks by one plan; returns this rank's micro-batches and the account of the whole plan.
+    """Packs the groups of all ranks by one plan. Returns this rank's micro-batches and the account of the whole plan.
 
-    A row that the plan gives to another rank travels there, as token ids and references to clips, never as pixels.
+    Rows move between ranks as token ids and references to clips, never as pixels.
     """
     own = [GroupShape.of(rank(), index, episodes) for index, (episodes, _) in enumerate(groups) if episodes]
     shapes = sorted(gather(own), key=lambda shape: (shape.rank, shape.index))
@@ -76,7 +76,7 @@ def _scored(groups: Sequence[ScoredGroup], tree: Tree) -> ScoredGroup:
 
 
 def plan_metrics(accounts: Sequence[PlanAccount]) -> dict[str, float]:
-    """The account of a batch: tokens run, tokens of separate episodes, and how many times fewer the plan runs."""
+    """Returns the metrics of a batch: tokens of the plan, tokens of separate episodes, and the ratio of both."""
     num_tokens = sum(account.num_tokens for account in accounts)
     num_apart = sum(account.num_tokens_apart for account in accounts)
     saving = num_apart / num_tokens if num_tokens else 1.0

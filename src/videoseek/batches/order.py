@@ -1,4 +1,4 @@
-"""The samples of a step, as a pure function of the step: a resumed run needs no stored cursor."""
+"""Orders the samples as a pure function of the step: a resumed run needs no stored cursor."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from functools import lru_cache
 
 import numpy as np
 
-#: The data order of a run, and the order that dynamic sampling draws further prompts from.
+#: The data order of a run, and the order of the further prompts for dynamic sampling.
 MAIN, RESERVE = 0, 1
 
 
 def batch_indices(step: int, batch_size: int, num_samples: int, seed: int, order: int = MAIN) -> list[int]:
     """Returns the sample indices of `step`, counted from 0.
 
-    Epochs are shuffled and follow each other without a gap, so a batch may span two epochs. The reserve is a
-    permutation of its own, so that reserves do not shorten the epochs of the main order.
+    Each epoch is a shuffle. Epochs follow each other without a gap: a batch may span two epochs. The reserve is a
+    permutation of its own, and leaves the epochs of the main order at full length.
     """
     first = step * batch_size
     return [
@@ -32,13 +32,13 @@ def _epoch_order(epoch: int, num_samples: int, seed: int, order: int) -> np.ndar
 
 
 def stream_seed(seed: int, *counters: int) -> int:
-    """A 63-bit seed for one stream of a run. Neighbouring seeds and counters give unrelated streams."""
+    """Returns a 63-bit seed for one stream of a run. Neighbouring seeds and counters give unrelated streams."""
     text = "/".join(map(str, (seed, *counters)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def cut_rows(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Cuts the items 0, 1, .. of these lengths into rows of at most `max_tokens`, in order, and returns their indices.
+    """Cuts the items 0, 1, .. of the given lengths into rows of at most `max_tokens`, in order. Returns the indices.
 
     A longer item gets a row of its own.
     """

@@ -1,4 +1,4 @@
-"""Packs episodes into one row: as documents side by side, or as trees that hold the prompt of a group once.
+"""Packs episodes into one row: as documents side by side, or as trees with one prompt per group.
 
 Legend: T packed tokens. Row m sees key n iff n <= m < end[n] and visible[m] & key_class[n].
 """
@@ -21,7 +21,7 @@ _VIDEO_ROLES = (int(Role.GLOBAL_VIDEO), int(Role.CROP_VIDEO))
 
 @dataclass(frozen=True, slots=True)
 class PackSettings:
-    """What packing must know of the model and of the run."""
+    """Properties of the model and of the run for packing."""
 
     video_pad_id: int
     tokens_per_second: float
@@ -34,7 +34,7 @@ class PackSettings:
 
 @dataclass(slots=True)
 class _Document:
-    """An episode with the positions and the masks of its tokens, as if it stood alone."""
+    """An episode with the positions and the masks of its tokens, computed for the episode alone."""
 
     episode: Episode
     positions: torch.Tensor
@@ -58,7 +58,7 @@ class _Document:
 
 
 class _PackedRow:
-    """The fields of a TokenBatch while documents are appended."""
+    """Collects the fields of a TokenBatch while documents are appended."""
 
     def __init__(self) -> None:
         self.token_ids: list[int] = []
@@ -66,7 +66,7 @@ class _PackedRow:
         self.end: list[int] = []
         self.key_class: list[np.ndarray] = []
         self.visible: list[np.ndarray] = []
-        self.first_feature: dict[Clip, int] = {}  # where a clip's features begin, in the order of first appearance
+        self.first_feature: dict[Clip, int] = {}  # first feature row of each clip, in order of first appearance
         self.num_features = 0
         self.vision_rows: list[int] = []
         self.feature_rows: list[int] = []
@@ -77,10 +77,10 @@ class _PackedRow:
         self.sample_ids: list[str] = []  # of each document
 
     def append(self, document: _Document, start: int, stop: int, clips: Sequence[Clip]) -> int:
-        """Appends tokens [start, stop) of a document with `clips`, those of its pads. Returns the row of the first."""
+        """Appends tokens [start, stop) of a document, with the `clips` of their pads. Returns the first row."""
         first_row = len(self.token_ids)
         self.token_ids += document.episode.token_ids[start:stop]
-        # Positions are those of the document alone, so attention in a tree equals attention in each episode apart.
+        # Positions count within the document alone: attention in a tree equals attention in separate episodes.
         self.positions.append(document.positions[:, start:stop])
         self.key_class.append(document.key_class[start:stop])
         self.visible.append(document.visible[start:stop])
@@ -96,7 +96,7 @@ class _PackedRow:
         return first_row
 
     def append_labels(self, document: _Document, start: int, first_row: int) -> None:
-        """Appends the labels of a document whose token `start` stands at `first_row`, and closes the document."""
+        """Appends the labels of a document from token `start` (at row `first_row`) on, and closes the document."""
         episode = document.episode
         trained = [i for i in range(start, len(episode.token_ids)) if episode.loss_mask[i]]
         # The row before a token predicts it.
@@ -126,7 +126,7 @@ class _PackedRow:
 
 
 def masked_by_tdam(episode: Episode, settings: PackSettings) -> bool:
-    """Returns whether TDAM masks this episode: it shows a crop, and the draw of `tdam_share` chose its sample."""
+    """Returns whether TDAM masks an episode: the episode shows a crop, and `selects` draws its sample."""
     return len(episode.clips) > 1 and selects(episode.sample.id, settings.seed, settings.tdam_share)
 
 
@@ -146,27 +146,27 @@ def pack_documents(episodes: Sequence[Episode], settings: PackSettings) -> Token
 def pack_groups(groups: Sequence[Sequence[Episode]], settings: PackSettings) -> TokenBatch:
     """Packs each group as a tree: the prompt once, then one branch per episode.
 
-    A branch opens with its own copy of the last prompt token. Raises ValueError when the prompts of a group differ, and
-    for an empty list.
+    A branch opens with its own copy of the last prompt token. Raises ValueError for unequal prompts in a group and for
+    an empty list.
     """
     if not groups:
         raise ValueError("nothing to pack")
     row = _PackedRow()
     for group in groups:
-        # The last prompt token predicts the first token of a branch. One row for all branches could carry one label
-        # only, and under TDAM it could not see different things in each branch. So the trunk leaves that token out.
+        # The last prompt token predicts the first token of a branch. A shared row could carry only one label, and under
+        # TDAM only one mask. Hence the trunk excludes the last prompt token.
         trunk = group[0].prompt_length - 1
         prompt = group[0].token_ids[: trunk + 1], group[0].clips[0]
         if any((episode.token_ids[: trunk + 1], episode.clips[0]) != prompt for episode in group):
             raise ValueError(f"episodes of group {group[0].sample.id!r} do not share one prompt")
         documents = [_Document.of(episode, settings) for episode in group]
-        # Before the first crop, the masks of a document do not depend on its turns: any document gives the trunk.
+        # Masks before the first crop are independent of the turns: any document gives the trunk.
         first_row = row.append(documents[0], 0, trunk, group[0].clips[:1])
         branch_ends: list[int] = []
         for document in documents:
             length = len(document.episode.token_ids)
             branch_row = row.append(document, trunk, length, document.episode.clips[1:])
-            # Keys of a branch end with it, so no later branch sees them. Keys of the trunk end with the whole tree.
+            # Keys of a branch end with the branch: later branches see none. Keys of the trunk end with the whole tree.
             branch_ends += [branch_row + length - trunk] * (length - trunk)
             row.append_labels(document, trunk, branch_row)
         row.end += [first_row + trunk + len(branch_ends)] * trunk + branch_ends
@@ -174,6 +174,6 @@ def pack_groups(groups: Sequence[Sequence[Episode]], settings: PackSettings) -> 
 
 
 def tree_length(group: Sequence[Episode]) -> int:
-    """Returns the number of tokens that `pack_groups` spends on a group."""
+    """Returns the number of tokens of a group in `pack_groups`."""
     trunk = group[0].prompt_length - 1
     return trunk + sum(len(episode.token_ids) - trunk for episode in group)

@@ -1,7 +1,7 @@
-"""The plan of a GRPO update for all ranks: how groups are cut into trees, trees share rows, and rows are balanced.
+"""Plans a GRPO update for all ranks: cuts groups into trees, packs trees into rows, and balances rows over ranks.
 
-Every rank computes the same plan from the same shapes. The loss does not depend on the plan, since it is a sum over
-episodes divided by counts of the whole batch; the plan decides the time and the number of repeated prompt tokens.
+Every rank computes the same plan from the same shapes. The loss is a sum over episodes divided by counts of the whole
+batch, and is independent of the plan. The plan decides the time and the number of repeated prompt tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from videoseek.types import Episode
 
 @dataclass(frozen=True, slots=True)
 class GroupShape:
-    """Lengths in tokens of group number `index` of rank `rank`: the shared prompt, and each episode's own part."""
+    """Lengths in tokens of group `index` on rank `rank`: the shared prompt, and the own part of each episode."""
 
     rank: int
     index: int
@@ -23,19 +23,19 @@ class GroupShape:
 
     @classmethod
     def of(cls, rank: int, index: int, group: Sequence[Episode]) -> GroupShape:
-        # The last prompt token belongs to every branch: its row predicts the branch's first token.
+        # The last prompt token belongs to every branch: the row of that token predicts the branch's first token.
         shared = group[0].prompt_length - 1
         return cls(rank, index, shared, tuple(len(episode.token_ids) - shared for episode in group))
 
     @property
     def tokens_apart(self) -> int:
-        """Tokens of all episodes as separate sequences."""
+        """Returns the tokens of all episodes as separate sequences."""
         return sum(self.prompt_length + length for length in self.branch_lengths)
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Some episodes of a group behind one copy of its prompt; `length` counts the tokens of all."""
+    """Some episodes of a group behind one copy of the prompt. `length` counts all tokens."""
 
     shape: GroupShape
     episodes: tuple[int, ...]
@@ -45,12 +45,12 @@ class Tree:
         return self.shape.prompt_length + sum(self.shape.branch_lengths[i] for i in self.episodes)
 
 
-#: Trees that share one packed row.
+#: Trees in one packed row.
 Row = list[Tree]
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices in bins of at most `capacity`, longest first, each in the first bin with room. A longer item is alone."""
+    """Packs indices into bins of at most `capacity` by first-fit decreasing. A longer item gets its own bin."""
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -65,19 +65,19 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
 
 
 def split_into_trees(shape: GroupShape, max_tokens: int) -> list[Tree]:
-    """Cuts a group into few trees of at most `max_tokens` tokens, each of one episode at least.
+    """Cuts a group into few trees of at most `max_tokens` tokens, with at least one episode per tree.
 
-    Every further tree repeats the prompt, so few trees mean few tokens.
+    Every further tree repeats the prompt: few trees mean few tokens.
     """
     bins = first_fit_decreasing(shape.branch_lengths, max_tokens - shape.prompt_length)
     return [Tree(shape, tuple(sorted(episodes))) for episodes in bins]
 
 
 def plan_rows(shapes: Sequence[GroupShape], max_tokens: int, num_ranks: int) -> list[list[Row]]:
-    """The packed rows of every rank, each of at most `max_tokens` tokens as far as single episodes allow.
+    """Returns the packed rows of every rank, each of at most `max_tokens` tokens as far as single episodes allow.
 
-    A rank keeps its own groups. Whole rows move from the rank with the most rows to the rank with the fewest until
-    their numbers differ by one at most: all ranks run as many rows as the one with the most.
+    A rank keeps its own groups. Whole rows move from the rank with the most rows to the rank with the fewest, until the
+    row counts differ by at most one: all ranks run as many passes as the fullest rank.
     """
     plan: list[list[Row]] = []
     for number in range(num_ranks):
@@ -93,5 +93,5 @@ def plan_rows(shapes: Sequence[GroupShape], max_tokens: int, num_ranks: int) -> 
 
 
 def num_planned_tokens(plan: Sequence[Sequence[Row]]) -> int:
-    """Tokens that the plan runs, over all ranks."""
+    """Returns the tokens of the plan over all ranks."""
     return sum(tree.length for rows in plan for row in rows for tree in row)

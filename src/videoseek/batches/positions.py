@@ -1,4 +1,4 @@
-"""M-RoPE position ids. SFT, GRPO, rollout and evaluation all use this one function.
+"""M-RoPE position ids, by one function for SFT, GRPO, rollout and evaluation.
 
 Legend: T tokens. Rows of a position tensor are time, height, width.
 """
@@ -11,16 +11,16 @@ import torch
 
 from videoseek.types import Clip
 
-#: Where text resumes after a vision block. `max_all`: one past the largest position of all three axes, as in vLLM and
-#: the code that shipped with the released weights. `v5`: past max(height, width) alone, as in transformers 5.x.
+#: The position of text after a vision block. `max_all`: one past the largest position of all three axes, as in vLLM and
+#: the code of the released weights. `v5`: past max(height, width) alone, as in transformers 5.x.
 RULES = ("max_all", "v5")
 
 
 def clip_positions(clip: Clip, start: int, tokens_per_second: float) -> torch.Tensor:
-    """Returns the positions [3, num_tokens] of a clip whose first token has position `start`.
+    """Returns the positions [3, num_tokens] of a clip. The first token has position `start`.
 
-    The time axis advances `tokens_per_second` for each second of the clip's true sampling interval, truncated after
-    the product (Qwen2.5-VL, 2502.13923, section 2.1.2).
+    The time axis advances `tokens_per_second` for each second of the clip's true sampling interval, truncated after the
+    product (Qwen2.5-VL, 2502.13923, section 2.1.2).
     """
     num_grids, patch_rows, patch_columns = clip.grid_thw
     height, width = patch_rows // 2, patch_columns // 2
@@ -38,10 +38,10 @@ def mrope_positions(
     start: int = 0,
     rule: str = "max_all",
 ) -> tuple[torch.Tensor, int]:
-    """Returns the positions [3, T] of tokens whose runs of `video_pad_id` stand for `clips`, in order.
+    """Returns the positions [3, T] of tokens. Runs of `video_pad_id` stand for `clips`, in order.
 
-    Returns the position of the next token as well, so that a caller can continue the sequence: it is the next call's
-    `start`. All tokens of a clip belong to one call. Raises ValueError when pad tokens and clips do not match.
+    Also returns the position of the next token, as `start` of the next call in the sequence. All tokens of a clip
+    belong to one call. Raises ValueError when pad tokens and clips do not match.
     """
     if rule not in RULES:
         raise ValueError(f"position rule {rule!r} is not one of {', '.join(RULES)}")

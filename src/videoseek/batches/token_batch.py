@@ -16,10 +16,10 @@ class TokenBatch:
 
     token_ids [T]; positions [3, T] (M-RoPE axes: time, height, width).
     end, key_class, visible [T] int32 are the mask: row m sees key n iff n <= m < end[n] and visible[m] & key_class[n].
-    clips are distinct. Token row vision_rows[i] takes row feature_rows[i] of their concatenated features ([V] each).
-    Row label_rows[i] predicts labels[i] ([N] each). label_documents[i] is the index of the label's episode, and
-    rollout_logprobs[i] its log-prob under the policy that sampled it (0 for recorded text). sample_ids names the
-    sample of each document.
+    clips are distinct. Token row vision_rows[i] takes row feature_rows[i] of the clips' concatenated features ([V]
+    each). Row label_rows[i] predicts labels[i] ([N] each), and label_documents[i] is the index of the label's episode.
+    rollout_logprobs[i] is the log-prob under the sampling policy (0 for recorded text). sample_ids holds one id per
+    document.
     """
 
     token_ids: torch.Tensor
@@ -54,7 +54,7 @@ class TokenBatch:
         return self.token_ids.shape[0]
 
     def to(self, device: torch.device) -> TokenBatch:
-        """Returns the batch with its tensors on `device`. The mask stays on the host, which plans the attention."""
+        """Returns the batch with its tensors on `device`. The mask stays on the host for planning the attention."""
         mask = ("end", "key_class", "visible")
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in mask}
         moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)}

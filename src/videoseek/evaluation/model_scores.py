@@ -20,7 +20,7 @@ from videoseek.types import Sample
 def score_model(
     config: TrainConfig, device: torch.device, folder: Path, name: str, samples: list[Sample], output_dir: Path
 ) -> dict[str, float]:
-    """Scores of the model in `folder`; every rank answers its share. Writes trajectories/eval_NAME.jsonl."""
+    """Scores the model in `folder`. Every rank answers its share. Writes trajectories/eval_NAME.jsonl."""
     policy, environment = load_policy(folder, config, device)
     engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
     own_samples = [samples[i] for i in rank_indices(len(samples))]

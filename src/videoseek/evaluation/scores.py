@@ -26,9 +26,9 @@ def answer_questions(
     on_progress: Callable[[int, int], None] | None = None,
     skip_unreadable: bool = False,
 ) -> tuple[Groups, Groups]:
-    """Samples `samples_per_prompt` episodes per question, as RL optimises, and one greedy one, as a user sees.
+    """Samples `samples_per_prompt` episodes per question (the goal of RL) and one greedy episode (the view of a user).
 
-    Raises VideoError when a video cannot be read; with `skip_unreadable` its question's groups are empty.
+    Raises VideoError for an unreadable video; `skip_unreadable` returns empty groups for the question instead.
     """
     total = len(samples) * (samples_per_prompt + 1)
 
@@ -43,7 +43,7 @@ def answer_questions(
 
 
 def scores(sampled: Groups, greedy: Groups, variant: str, decay: float, call_format: str) -> dict[str, float]:
-    """Rewards every episode, and sums them up: all of `summarize` for the sampled ones, accuracies for the greedy."""
+    """Rewards every episode. Returns `summarize` of the sampled episodes and the accuracies of the greedy episodes."""
     episodes = [episode for group in [*sampled, *greedy] for episode in group]
     write_rewards([e for e in episodes if e.sample.kind != "perception"], variant, decay, call_format)
     for episode in episodes:
@@ -55,13 +55,13 @@ def scores(sampled: Groups, greedy: Groups, variant: str, decay: float, call_for
 
 
 def summarize(groups: Groups) -> dict[str, float]:
-    """Means over episodes: over all questions, and `_tool` over those whose evidence only a crop shows.
+    """Returns means over episodes: of all questions, and `_tool` of questions with evidence only in a crop.
 
     `clue_iou` is the overlap of the union of an episode's executed crops with the union of the clues, on tool kinds.
-    `chance` is the accuracy of guessing among the options. `overlong_rate` is the share of episodes that ran into a
-    limit of turns, tokens or time before they answered, and so count as wrong; `deadline_rate` the part that ran out of
-    time, which another machine may have. `unreadable` is the share of questions without an episode: their video
-    could not be read, and no other mean counts them.
+    `chance` is the accuracy of guessing among the options. `overlong_rate` is the share of episodes cut off by a limit
+    of turns, tokens or time before an answer (counted as wrong). `deadline_rate` is the part cut off by time, and
+    depends on the machine. `unreadable` is the share of questions without an episode because of an unreadable video.
+    All other means exclude unreadable questions.
     """
     episodes = [episode for group in groups for episode in group]
     needing = [episode for episode in episodes if needs_tool(episode.sample)]
@@ -84,7 +84,7 @@ def summarize(groups: Groups) -> dict[str, float]:
 
 
 def _parts(text: str) -> list[str]:
-    """The things that a perception answer names, in any order and however often."""
+    """Returns the distinct things named by a perception answer, sorted."""
     return sorted({part.strip() for part in text.removeprefix("<think>").removesuffix("</think>").split(",")})
 
 
@@ -102,7 +102,7 @@ def _mean(values: list[float]) -> float:
 
 
 def summary_of(config: TrainConfig, values: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
-    """`SCORE/MODEL` for every model's scores; what guessing gets is of the questions and stands without a model."""
+    """Returns `SCORE/MODEL` for every model's scores. `chance` depends on the questions only and stands alone."""
     summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "wall_seconds": seconds}
     for model, of_model in values.items():
         summary |= {name if name.startswith("chance") else f"{name}/{model}": v for name, v in of_model.items()}

@@ -1,1 +1,1 @@
-"""The real Qwen2.5-VL class behind one seam: loading, positions, attention, log-probabilities."""
+"""The real Qwen2.5-VL class behind one interface: loading, positions, attention, log-probabilities."""

@@ -1,7 +1,7 @@
-"""LoRA (2106.09685) by peft: small matrices beside the decoder's are trained instead of the decoder's own.
+"""LoRA (2106.09685) by peft: trains small matrices beside the frozen matrices of the decoder.
 
-A checkpoint holds whole weights with the adapters merged, which any tool loads, and the adapters alone in peft's own
-layout, from which training resumes.
+A checkpoint holds whole weights with the adapters merged, for any tool, and the adapters alone in peft's layout, for
+resumed training.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from videoseek.config import LoRAConfig, UsageError
 
 _NAME = "default"
 _WEIGHTS = "adapter_model.safetensors"
-#: Prefix that peft adds to the names of the model that it wraps.
+#: peft's prefix for the names of a wrapped model.
 _WRAPPED = "base_model.model."
 
 
 def check_peft(settings: LoRAConfig) -> None:
-    """Raises UsageError when the settings ask for adapters and peft is not installed."""
+    """Raises UsageError for `lora.rank` > 0 without peft."""
     if settings.rank and find_spec("peft") is None:
         raise UsageError(
             f"lora.rank={settings.rank} needs the package peft, which is not installed: pip install 'videoseek[lora]'"
@@ -30,7 +30,7 @@ def check_peft(settings: LoRAConfig) -> None:
 
 
 def add_adapters(model: Qwen2_5_VLForConditionalGeneration, settings: LoRAConfig, seed: int) -> None:
-    """Adds adapters to the decoder's matrices and freezes all other weights. New adapters do not change the output."""
+    """Adds adapters to the decoder's matrices and freezes all other weights. New adapters keep the output unchanged."""
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = rf".*language_model.*\.({'|'.join(settings.targets)})"
@@ -46,7 +46,7 @@ def has_adapters(model: Qwen2_5_VLForConditionalGeneration) -> bool:
 
 @torch.no_grad()
 def merged_weights(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """Returns the weights by name of a plain model that computes the same as this model with its adapters."""
+    """Returns the weights by name of an equivalent plain model, with the adapters merged."""
     from peft.tuners.lora import Linear
 
     weights = {
@@ -67,7 +67,7 @@ def save_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> No
 
 
 def load_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Loads the files of `save_adapters` into adapters of the same shape. Raises ValueError when the shapes differ."""
+    """Loads the files of `save_adapters` into adapters of the same shape. Raises ValueError for unequal shapes."""
     adapters, saved = _adapters(model), load_file(folder / _WEIGHTS)
     if {name: tensor.shape for name, tensor in adapters.items()} != {
         name: tensor.shape for name, tensor in saved.items()
@@ -79,7 +79,7 @@ def load_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> No
 
 
 def _adapters(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """Returns the tensors of the adapters by their names in peft's files."""
+    """Returns the tensors of the adapters by peft's file names."""
     return {
         _WRAPPED + name.replace(f".{_NAME}.", "."): parameter.data
         for name, parameter in model.named_parameters()

@@ -1,8 +1,8 @@
-"""The seam between the decoder and attention: everything that depends on transformers' attention registry.
+"""The interface between the model and attention: all code around transformers' attention registry.
 
-The name contains "flash" so that the vision tower hands over packed windows (`cu_seq_lens_q`) in one call. The decoder
-receives, in place of a mask tensor, a `DecoderAttention`: `PackedAttention` for training rows, a cache of `kv_cache`
-for generation. It travels through the model untouched under the key `full_attention`.
+The name contains "flash": therefore the vision tower passes packed windows (`cu_seq_lens_q`) in one call. The decoder
+receives a `DecoderAttention` in place of a mask tensor: `PackedAttention` for training rows, a cache of `kv_cache` for
+generation. The model passes the object through unchanged under the key `full_attention`.
 
 Legend: B sequences, L padded length, T packed tokens, H query heads, G key heads, D head size.
 """
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 
 
 class DecoderAttention(Protocol):
-    """Computes the attention of each decoder layer, in place of the mask that transformers would pass."""
+    """Computes the attention of each decoder layer, in place of transformers' mask."""
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """query [B, H, L, D], key and value [B, G, L, D] -> [B, L, H, D]."""
+        """Attends by query [B, H, L, D] to key and value [B, G, L, D] -> [B, L, H, D]."""
 
 
 def install_attention(model: Qwen2_5_VLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
     """Puts the decoder and the vision tower of a model on this module's attention, and returns the model.
 
-    Registered in both of transformers' tables, then set on the configurations: `set_attn_implementation` would try to
-    load any name with "flash" in it as a kernel from a hub (transformers 5.23, `lazy_import_flash_attention`).
+    Registers the attention in both tables of transformers and sets the configurations directly: for any name with
+    "flash", `set_attn_implementation` loads a hub kernel (transformers 5.23, `lazy_import_flash_attention`).
     """
     AttentionInterface.register(IMPLEMENTATION, _attention)
     AttentionMaskInterface.register(IMPLEMENTATION, _refuse_mask)
@@ -75,7 +75,7 @@ def _attention(
 
 @cache
 def flash_attn_serves(device: torch.device, dtype: torch.dtype) -> bool:
-    """Returns whether flash-attn computes the vision tower's windows: on a GPU, in 16 bits, if installed. Logs it."""
+    """Returns and logs whether flash-attn computes the vision windows: on a GPU, in 16 bits, if installed."""
     serves = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and find_spec("flash_attn") is not None
     logger.info("vision tower on %s in %s: windows by %s", device, dtype, "flash-attn" if serves else "torch")
     return serves
@@ -84,7 +84,7 @@ def flash_attn_serves(device: torch.device, dtype: torch.dtype) -> bool:
 def flash_windows(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    """`torch_windows` in one call that does not copy `bounds` to the host; no window exceeds `longest` tokens."""
+    """Computes `torch_windows` in one call and keeps `bounds` on the device. `longest` bounds the window length."""
     from flash_attn import flash_attn_varlen_func
 
     rows = (rearrange(tensor, "1 head token size -> token head size") for tensor in (query, key, value))
@@ -108,9 +108,9 @@ def torch_windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, b
 
 @dataclass(frozen=True, slots=True)
 class PackedAttention:
-    """Attention over one packed row under a `TokenMask`; `videoseek_kernels` chooses what computes it, and logs it.
+    """Attention over one packed row under a `TokenMask`. `videoseek_kernels` chooses and logs the implementation.
 
-    Built once per batch and shared by all layers, passes and recomputations.
+    One object per batch serves all layers, passes and recomputations.
     """
 
     block_mask: BlockMask
@@ -119,8 +119,8 @@ class PackedAttention:
     def build(
         cls, end: torch.Tensor, key_class: torch.Tensor, visible: torch.Tensor, device: torch.device
     ) -> PackedAttention:
-        """Takes the mask [T] of a row, as `TokenMask` describes it, for attention on `device`."""
-        # A mask on the host makes its block lists there and sends them: the host need not wait for the GPU.
+        """Builds the attention on `device` from the mask [T] of a row (see `TokenMask`)."""
+        # A mask on the host builds its block lists there: the host need not wait for the GPU.
         return cls(build_block_mask(TokenMask(end, key_class, visible)).to(device))
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

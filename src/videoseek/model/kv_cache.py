@@ -1,7 +1,7 @@
-"""Keys and values of sequences that grow during generation, and attention against them.
+"""Keys and values of growing sequences during generation, and attention against the cache.
 
-`KVCache` holds every sequence whole. `SharedPrefixCache` holds a prompt once for all sequences that continue it. A
-forward pass calls `begin`, then `attend` in each layer, then `advance`.
+`KVCache` holds every sequence whole. `SharedPrefixCache` holds one copy of each prompt for all its sequences. A forward
+pass calls `begin`, then `attend` in each layer, then `advance`.
 
 Legend: C prompts of P tokens, B sequences, N slots of S tokens, L new tokens, H query heads, G key heads, D head size.
 """
@@ -21,8 +21,8 @@ from videoseek_kernels.dense import masked_sdpa
 from videoseek_kernels.dispatch import choose
 from videoseek_kernels.key_values import KeyValues
 
-#: Elements of the mask, and of the keys repeated over a group's query heads, in one SDPA call: 512 MiB of bfloat16
-#: each. A call takes one sequence at least.
+#: Limits the mask, and the keys repeated over a group's query heads, of one SDPA call, in elements: 512 MiB of bfloat16
+#: each. A call takes at least one sequence.
 _CALL_ELEMENTS = 2**28
 
 
@@ -34,9 +34,9 @@ def _no_sequences() -> torch.Tensor:
 class SequenceCache(ABC):
     """Attention of new tokens against the cached tokens of B sequences of unequal length.
 
-    keys, values: one tensor for each layer, with `capacity` tokens along `token_axis`. filled: how many tokens are
-    valid in each slot. New tokens may be padded on the right: padding lands behind the valid tokens, where no mask
-    reaches it, and the next call overwrites it. So a sequence may sit out a pass: it feeds padding and advances by 0.
+    keys, values: one tensor per layer, with `capacity` tokens along `token_axis`. filled: the number of valid tokens in
+    each slot. New tokens may be padded on the right. Padding lands behind the valid tokens: masks hide the padding, and
+    the next call overwrites the padding. A sequence can sit out a pass: feed padding and advance by 0.
     """
 
     keys: list[torch.Tensor]
@@ -47,45 +47,45 @@ class SequenceCache(ABC):
 
     @property
     def capacity(self) -> int:
-        """Tokens that a slot has room for."""
+        """Returns the token capacity of a slot."""
         return self.keys[0].shape[self.token_axis]
 
     @property
     @abstractmethod
     def lengths(self) -> torch.Tensor:
-        """Valid tokens [B] of each sequence, without a shared prompt."""
+        """Returns the valid tokens [B] of each sequence, excluding a shared prompt."""
 
     @abstractmethod
     def select(self, rows: torch.Tensor, capacity: int) -> None:
-        """Keeps the sequences `rows` [B'], in that order, with room for `capacity` tokens."""
+        """Keeps the sequences `rows` [B'], in the given order, with room for `capacity` tokens."""
 
     @abstractmethod
     def narrow(self, start: int, stop: int) -> Self:
-        """Returns the sequences [start, stop) in the same memory: tokens fed to them are fed to this cache."""
+        """Returns the sequences [start, stop) as a view: tokens fed to the view also enter this cache."""
 
     @abstractmethod
     def begin(self, num_new: int) -> None:
-        """Prepares a pass over `num_new` (padded) tokens a sequence. Raises ValueError if they have no room."""
+        """Prepares a pass over `num_new` (padded) tokens per sequence. Raises ValueError for insufficient room."""
 
     @abstractmethod
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Stores key and value [B, G, L, D] and attends by query [B, H, L, D] -> [B, L, H, D].
 
-        Raises RuntimeError if `begin` was not called.
+        Raises RuntimeError before `begin`.
         """
 
     @abstractmethod
     def advance(self, num_valid: torch.Tensor) -> None:
-        """Ends a pass: num_valid [B] of the new tokens of each sequence are real and stay."""
+        """Ends a pass: the first num_valid [B] new tokens of each sequence are real and stay."""
 
     def reserve(self, num_more: int) -> None:
-        """Makes room for `num_more` further tokens a sequence."""
+        """Makes room for `num_more` further tokens per sequence."""
         # F.pad names the last axis first: pairs of zeros skip the axes behind the tokens.
         padding = (0, 0) * (3 - self.token_axis) + (0, num_more)
         self._replace_each(lambda tensor: F.pad(tensor, padding))
 
     def _replace_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        # Layer by layer: the old tensor is freed before the next layer's is made, so one layer at most is held twice.
+        # Layer by layer: each old tensor is freed before the next layer. At most one layer is held twice.
         for layer in range(len(self.keys)):
             self.keys[layer] = change(self.keys[layer])
             self.values[layer] = change(self.values[layer])
@@ -97,7 +97,7 @@ class SequenceCache(ABC):
 
 @dataclass(slots=True)
 class KVCache(SequenceCache):
-    """Every sequence whole, prompt included. Keys and values are [B, G, capacity, D]; slot i is sequence i."""
+    """Every sequence whole, including the prompt. Keys and values are [B, G, capacity, D]; slot i is sequence i."""
 
     _mask: torch.Tensor | None = None
     _span: int = 0
@@ -108,7 +108,7 @@ class KVCache(SequenceCache):
     def empty(
         cls, num_layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
     ) -> KVCache:
-        """Returns a cache without tokens; shape is [B, G, capacity, D]."""
+        """Returns a cache without tokens. shape is [B, G, capacity, D]."""
         keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         values = [torch.zeros_like(key) for key in keys]
         return cls(keys, values, torch.zeros(shape[0], dtype=torch.long, device=device))
@@ -118,7 +118,7 @@ class KVCache(SequenceCache):
         return self.filled
 
     def select(self, rows: torch.Tensor, capacity: int) -> None:
-        """See `SequenceCache`; rows may repeat, which copies a prompt for each of its sequences."""
+        """See `SequenceCache`. Rows may repeat: each sequence of a prompt gets a copy."""
         self.filled = self.filled[rows]
         keep = int(self.filled.max()) if len(rows) else 0
 
@@ -130,7 +130,7 @@ class KVCache(SequenceCache):
         self._replace_each(resized)
 
     def narrow(self, start: int, stop: int) -> KVCache:
-        # Slices are views, `filled` included: `advance` of the part adds to the whole in place.
+        # Slices are views, including `filled`: `advance` of the part adds to the whole in place.
         return KVCache(
             [key[start:stop] for key in self.keys],
             [value[start:stop] for value in self.values],
@@ -138,7 +138,7 @@ class KVCache(SequenceCache):
         )
 
     def begin(self, num_new: int) -> None:
-        # Padding may reach past the longest sequence's valid tokens, hence the longest plus all new ones.
+        # Padding may reach past the longest sequence's valid tokens: the span is the longest plus all new tokens.
         self._span = int(self.filled.max()) + num_new
         self._check_room(self._span)
         last_visible = self.filled[:, None] + torch.arange(num_new, device=self.filled.device)
@@ -165,11 +165,11 @@ class KVCache(SequenceCache):
 
 @dataclass(slots=True)
 class SharedPrefixCache(SequenceCache):
-    """A prompt once for all sequences that continue it, and each sequence's own tokens.
+    """One copy of each prompt for all its sequences, and the own tokens of each sequence.
 
-    Sequence i keeps its own tokens in slot slots[i]; slot s belongs to prompt s // group_size. Keys and values are
-    [N, S, G, D]; those of the prompts are [C, P, G, D], of which prompt_lengths [C] are valid. Tokens stand before
-    heads, the layout of the decode kernel.
+    Sequence i keeps its own tokens in slot slots[i]; slot s belongs to prompt s // group_size. Own keys and values are
+    [N, S, G, D]. Prompt keys and values are [C, P, G, D], and prompt_lengths [C] counts the valid tokens. Tokens stand
+    before heads, the layout of the decode kernel.
     """
 
     prompt_keys: list[torch.Tensor]
@@ -185,17 +185,17 @@ class SharedPrefixCache(SequenceCache):
 
     @classmethod
     def fork(cls, prompts: KVCache, sizes: Sequence[int]) -> SharedPrefixCache:
-        """Returns sizes[i] sequences on prompt i, without tokens of their own. Takes the prompts' tensors over."""
+        """Returns sizes[i] sequences on prompt i, with zero own tokens. Takes over the prompts' tensors."""
         longest = int(prompts.lengths.max())
 
         def tokens_first(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-            # In place of the prompts' own list: the old layout of a layer is freed before the next layer is copied.
+            # In place in the prompts' own list: the old layout of a layer is freed before the next layer is copied.
             for layer in range(len(tensors)):
                 tensors[layer] = tensors[layer][:, :, :longest].transpose(1, 2).contiguous()
             return tensors
 
         prompt_keys, prompt_values = tokens_first(prompts.keys), tokens_first(prompts.values)
-        # Groups have equally many slots, as the decode kernel requires; slots of smaller groups stay empty.
+        # The decode kernel requires equal numbers of slots per group. Slots of smaller groups stay empty.
         group_size = max(sizes)
         num_slots = len(sizes) * group_size
         own = [keys.new_zeros(num_slots, 0, *keys.shape[2:]) for keys in prompt_keys]
@@ -215,12 +215,12 @@ class SharedPrefixCache(SequenceCache):
         return self.filled[torch.tensor(self.slots, device=self.filled.device)]
 
     def select(self, rows: torch.Tensor, capacity: int) -> None:
-        """See `SequenceCache`; rows may not repeat. Prompts without a sequence are dropped, slots are dealt anew."""
+        """See `SequenceCache`; rows must be distinct. Drops prompts without a sequence and reassigns the slots."""
         old_slots = [self.slots[row] for row in rows.tolist()]
         old_prompts = [slot // self.group_size for slot in old_slots]
         kept_prompts = sorted(set(old_prompts))
         ranks = [old_prompts[:i].count(prompt) for i, prompt in enumerate(old_prompts)]
-        # The largest group that is left sets the group size: groups shrink as their sequences end.
+        # The largest remaining group sets the group size: groups shrink as their sequences end.
         self.group_size = max(ranks) + 1
         self.slots = [
             kept_prompts.index(prompt) * self.group_size + rank for prompt, rank in zip(old_prompts, ranks, strict=True)
@@ -247,7 +247,7 @@ class SharedPrefixCache(SequenceCache):
                 self.prompt_values[layer] = self.prompt_values[layer][kept]
 
     def narrow(self, start: int, stop: int) -> SharedPrefixCache:
-        # `replace` keeps the same tensors and lists; only the choice of slots is the part's own.
+        # `replace` keeps the same tensors and lists. Only the choice of slots differs.
         return replace(self, slots=self.slots[start:stop])
 
     def begin(self, num_new: int) -> None:
@@ -257,12 +257,12 @@ class SharedPrefixCache(SequenceCache):
         self._span = int(lengths.max()) + num_new
         self._check_room(self._span)
         if num_new == 1:
-            return  # the decode kernel takes lengths, not a mask
+            return  # the decode kernel takes lengths in place of a mask
         last_visible = lengths[:, None] + torch.arange(num_new, device=device)
         own = torch.arange(self._span, device=device) <= last_visible[..., None]  # [B, L, span]
         num_prompt_tokens = self.prompt_keys[0].shape[1]
         prompt_lengths = self.prompt_lengths[self._slots // self.group_size]
-        # Shorter prompts are padded to P tokens, between them and the own tokens: the mask hides the padding.
+        # Shorter prompts are padded to P tokens, in front of the own tokens: the mask hides the padding.
         shared = torch.arange(num_prompt_tokens, device=device) < prompt_lengths[:, None, None]
         self._mask = torch.cat([shared.expand(-1, num_new, -1), own], dim=2)[:, None]
 
@@ -293,20 +293,20 @@ class SharedPrefixCache(SequenceCache):
 
     def _attend_by_kernel(self, layer: int, query: torch.Tensor) -> torch.Tensor:
         """Attends by one new token a sequence, query [B, H, 1, D] -> [B, 1, H, D]."""
-        # The kernel wants equal groups: slots without a sequence take part with whatever they hold; nobody reads them.
+        # The kernel needs equal groups: empty slots take part with arbitrary content, and their output is dropped.
         rows = query.new_zeros(len(self.filled), 1, query.shape[1], query.shape[3])
         rows[self._slots] = query.transpose(1, 2)
-        # The new token is in its slot already, before `advance` counts it.
+        # The new token is already in its slot. `advance` counts the token later.
         own = KeyValues(self.keys[layer], self.values[layer], self.filled + 1)
         prompts = KeyValues(self.prompt_keys[layer], self.prompt_values[layer], self.prompt_lengths)
         return decode_attention(rows, own, prefix=prompts)[self._slots]
 
 
 def fork(prompts: KVCache, sizes: Sequence[int]) -> SequenceCache:
-    """Returns a cache of sizes[i] sequences that continue prompt i; the prompts' cache must not be used afterwards.
+    """Returns a cache of sizes[i] sequences on prompt i. Consumes the prompts' cache.
 
-    Prompts are shared where the Triton kernels run. Elsewhere each sequence gets a copy: for small models a copy costs
-    less than attention in two parts.
+    With the Triton kernels the sequences share prompts. Elsewhere each sequence gets a copy: for small models a copy
+    costs less than attention in two parts.
     """
     if choose(prompts.keys[0]) == "triton":
         return SharedPrefixCache.fork(prompts, sizes)
@@ -316,13 +316,13 @@ def fork(prompts: KVCache, sizes: Sequence[int]) -> SequenceCache:
 
 
 def _sequences_per_call(query: torch.Tensor, num_keys: int) -> int:
-    """Returns how many sequences of query [B, H, L, D] may meet `num_keys` keys each in one SDPA call."""
+    """Returns the number of sequences of query [B, H, L, D] with `num_keys` keys each for one SDPA call."""
     _, num_heads, num_new, head_size = query.shape
     return max(1, _CALL_ELEMENTS // (num_keys * max(num_new, num_heads * head_size)))
 
 
 def _sdpa_one_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`masked_sdpa` for L = 1: the query heads of a key head stand as its rows, so that no key is repeated."""
+    """Computes `masked_sdpa` for L = 1 with the query heads of a key head as its rows: keys stay unrepeated."""
     rows = rearrange(query, "b (group head) 1 size -> b group head size", group=key.shape[1])
     attended = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask)
     return rearrange(attended, "b group head size -> b (group head) 1 size")

@@ -18,16 +18,16 @@ from transformers.utils.logging import disable_progress_bar
 from videoseek.files import shipped_folder
 from videoseek.model.attention import install_attention
 
-#: Files of a released checkpoint beside weights and tokenizer. Other tools need them, so we copy them.
+#: Files of a released checkpoint beside weights and tokenizer, copied for other tools.
 _COMPANIONS = ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
 
 
 class ModelError(Exception):
-    """A model folder that cannot be used. The message names the folder and what is missing."""
+    """An unusable model folder. The message names the folder and the missing part."""
 
 
 def model_folder(name: str) -> Path:
-    """Returns the folder of `model=NAME`. `tiny` is the folder that ships with the package. Raises ModelError."""
+    """Returns the folder of `model=NAME`. `tiny` is the folder shipped with the package. Raises ModelError."""
     folder = shipped_folder("tiny_base", "data/tiny_base") if name == "tiny" else Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: no config.json in {folder}; give 'tiny' or a folder of a Qwen2.5-VL model")
@@ -43,7 +43,7 @@ def model_folder(name: str) -> Path:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Loads the tokenizer of a folder. Raises ModelError when the folder has no usable one."""
+    """Loads the tokenizer of a folder. Raises ModelError for an unusable folder."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError) as error:
@@ -51,8 +51,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2_5_VLForConditionalGeneration:
-    """Loads a model, its decoder and vision tower on our attention. Raises ModelError when weights do not fit."""
-    disable_progress_bar()  # it would break into our own progress bars
+    """Loads a model with decoder and vision tower on our attention. Raises ModelError for unfit weights."""
+    disable_progress_bar()  # the bar would break into our own progress bars
     try:
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder,
@@ -61,7 +61,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2_
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # refused below, together with missing ones
+            ignore_mismatched_sizes=True,  # refused below, together with missing weights
             output_loading_info=True,
         )
     except SafetensorError as error:

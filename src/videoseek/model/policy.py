@@ -22,7 +22,7 @@ from videoseek.types import Clip
 from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
 
-#: Rows projected to the vocabulary at a time: 4,096 rows of 152k logits are 2.5 GB in fp32.
+#: Rows per projection to the vocabulary: 4,096 rows of 152k logits are 2.5 GB in fp32.
 PROJECTION_ROWS = 4096
 
 
@@ -32,13 +32,13 @@ def num_projections(num_labels: int) -> int:
 
 
 class Policy(nn.Module):
-    """Wraps the model so that one `forward` serves SFT and RL, and ZeRO-3 hooks see every call.
+    """Wraps the model: one `forward` serves SFT and RL, and ZeRO-3 hooks see every call.
 
     The vision tower runs once per distinct clip, and the vocabulary projection on labelled rows only.
     """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, freeze_vision: str = "none") -> None:
-        """freeze_vision: `none`, the `tower` without its projector (`merger`), or `all` of the vision model."""
+        """freeze_vision: freezes `none`, the `tower` without its projector (`merger`), or `all` of the vision model."""
         super().__init__()
         self.model = model
         self.vision_is_frozen = freeze_vision == "all"
@@ -80,10 +80,10 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         least_projections: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the log-prob [N] of every label, and the entropy [N], without gradient, of its row's distribution.
+        """Returns the log-prob [N] of every label and, without gradient, the entropy [N] of each row's distribution.
 
-        `features` [V, C] are those of `batch.clips`; None computes them here. The vocabulary projection runs at least
-        `least_projections` times: ranks that share its weights must run it equally often.
+        `features` [V, C] belong to `batch.clips`; None computes the features here. The vocabulary projection runs at
+        least `least_projections` times: ranks with sharded weights must run the projection equally often.
         """
         features = self.encode(batch.clips) if features is None else features
         embeddings = self.embed(batch.token_ids, batch.vision_rows, features[batch.feature_rows])
@@ -98,7 +98,7 @@ class Policy(nn.Module):
         surplus = max(0, least_projections - num_projections(len(labels)))
         hidden_chunks = [*hidden.split(PROJECTION_ROWS), *[hidden[:0]] * surplus]
         label_chunks = [*labels.split(PROJECTION_ROWS), *[labels[:0]] * surplus]
-        # Checkpointing recomputes the logits of a chunk in the backward pass, so at most one chunk's are in memory.
+        # Checkpointing recomputes the logits of a chunk in the backward pass: memory holds the logits of one chunk.
         chunks = [
             checkpoint(self._project, *chunk, temperature, use_reentrant=False)
             if torch.is_grad_enabled() and len(hidden_chunks) > 1
@@ -124,10 +124,10 @@ class Policy(nn.Module):
         positions: torch.Tensor,
         num_valid: torch.Tensor,
     ) -> torch.Tensor:
-        """Appends up to L tokens to each of B cached sequences. Returns the logits [B, vocabulary] after the last one.
+        """Appends up to L tokens to each of B cached sequences. Returns the logits [B, vocabulary] of the last tokens.
 
         embeddings [B, L, C] and positions [3, B, L] are padded on the right. num_valid [B] counts the real tokens. A
-        sequence without real tokens keeps its cache as it was, and its logits are meaningless.
+        sequence without real tokens keeps its cache unchanged and gets meaningless logits.
         """
         cache.begin(embeddings.shape[1])
         hidden = self.decode(embeddings, positions, cache)

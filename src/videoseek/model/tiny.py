@@ -1,7 +1,7 @@
 """A tiny but real Qwen2.5-VL: the class, configuration keys and special tokens of the 7B model, about 1M parameters.
 
-Nothing is downloaded. The tokenizer is built here, of bytes and of phrases as single tokens. The weights are random, or
-come from the folder that ships with the package.
+The module downloads nothing. The tokenizer is built from bytes and from phrases as single tokens. The weights are
+random, or come from the folder shipped with the package.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-#: The special tokens that Qwen2.5-VL's code and template need, with their released names.
+#: The special tokens of Qwen2.5-VL's code and template, with their released names.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -44,9 +44,9 @@ def build_tokenizer(phrases: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    """Returns Qwen2.5-VL's configuration at a width that trains on two CPU cores.
+    """Returns Qwen2.5-VL's configuration at a width for training on two CPU cores.
 
-    Initial weights are of the order of 1 / sqrt(width). With the released 0.02, signals of this width fade inside the
+    Initial weights are of the order of 1 / sqrt(width). At the released 0.02, signals of this width fade inside the
     tower, and the first 500 steps learn nothing.
     """
     token = tokenizer.convert_tokens_to_ids
@@ -85,7 +85,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
 
 
 def build_model(config: Qwen2_5_VLConfig, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """Builds a model with random fp32 weights from `seed`. The caller's random state and configuration stay."""
+    """Builds a model with random fp32 weights from `seed`. Keeps the caller's random state and configuration."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Qwen2_5_VLForConditionalGeneration._from_config(deepcopy(config), dtype=torch.float32)

@@ -1,1 +1,1 @@
-"""Pages: the results of a run, or one sample, as a single HTML file to show to others."""
+"""Pages: the results of a run, or one sample, as a single HTML file for sharing."""

@@ -11,23 +11,23 @@ import numpy as np
 
 from videoseek.pages.page import Markup, tag
 
-#: Colours of the models in their order, safe for the colour-blind (Okabe and Ito). A fourth model gets the first one.
+#: Colours of the models in order, safe for the colour-blind (Okabe and Ito). A fourth model gets the first colour.
 MODEL_COLOURS = ("#7a828c", "#d98e04", "#0b6fae")
 
 _WIDTH, _HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 24
 _MAX_POINTS = 400
-#: A curve with at least this many points is drawn pale, with its running mean over it.
+#: A curve with this many points or more is pale, with the running mean on top.
 _SMOOTHED_FROM = 60
 _SMOOTHING_SHARE = 0.025
 _NUM_BINS = 24
-#: From this ratio of largest value to median on, the first of equal bins would hold nearly every value.
+#: Above this ratio of largest value to median, the first of equal bins would hold nearly every value.
 _LONG_TAIL = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One curve; a value is None at a step that logged none."""
+    """A curve. A value is None at an unlogged step."""
 
     label: str
     colour: str
@@ -57,7 +57,7 @@ class Axis:
 
     @classmethod
     def fit(cls, values: Sequence[float], *, log: bool = False) -> Axis:
-        """Returns an axis with round ticks that spans the values. `log` is ignored unless all values are positive."""
+        """Returns an axis with round ticks for the range of the values. `log` applies to positive values only."""
         low, high = min(values), max(values)
         if log and low > 0:
             first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -79,13 +79,13 @@ class Axis:
 
 
 def _round_step(at_least: float) -> float:
-    """Returns the smallest of 1, 2, 5 times a power of ten that is not below `at_least`."""
+    """Returns the smallest of 1, 2, 5 times a power of ten >= `at_least`."""
     power = 10.0 ** math.floor(math.log10(at_least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= at_least * (1 - 1e-9))
 
 
 def line_chart(title: str, series: Sequence[Series], *, include: Sequence[float] = (), log: bool = False) -> Markup:
-    """Draws one curve a series, or nothing if no series has a value. The axis also spans the values of `include`."""
+    """Draws a curve per series, or nothing for empty series. The axis also spans the values of `include`."""
     shown = [line for line in series if any(_is_number(value) for value in line.values)]
     if not shown:
         return Markup("")
@@ -93,7 +93,7 @@ def line_chart(title: str, series: Sequence[Series], *, include: Sequence[float]
     vertical = Axis.fit([*values, *include], log=log)
     steps = [step for line in shown for step in line.steps]
     horizontal = Axis.fit([0, *steps]) if len(set(steps)) > 1 else Axis.fit([0, *steps, 1])
-    # The axis of steps ends where the run ends, not at the next round number.
+    # The axis of steps ends at the last step of the run instead of the next round number.
     horizontal = Axis(0, max(steps), tuple(tick for tick in horizontal.ticks if tick <= max(steps)))
     drawing = tag(
         "svg",
@@ -158,12 +158,12 @@ def percent(value: float) -> str:
 
 
 def number_text(value: float) -> str:
-    """Returns four significant digits, without leading zeros of the exponent and with 0 for rounding errors."""
+    """Returns four significant digits, without leading zeros of the exponent, and 0 for rounding errors."""
     return re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e") if abs(value) > 1e-12 else "0"
 
 
 def plain_number(value: float) -> str:
-    """Returns `number_text`, except that numbers from 1,000 on are written in full."""
+    """Returns `number_text`, but numbers from 1,000 on in full."""
     return f"{value:,.0f}" if abs(value) >= 1000 else number_text(value)
 
 
@@ -178,7 +178,7 @@ def _grid_marks(horizontal: Axis, vertical: Axis, show: Callable[[float], str] =
 
 
 def _curve_marks(line: Series, horizontal: Axis, vertical: Axis) -> Iterator[Markup]:
-    """Draws the curve, broken where a value is missing. A long curve is pale, with its running mean over it."""
+    """Draws the curve, broken at missing values. A long curve is pale, with the running mean on top."""
     steps, values = _thinned(line.steps, line.values)
     if len(values) >= _SMOOTHED_FROM:
         yield _curve_path(steps, values, horizontal, vertical, line.colour, opacity=0.3)
@@ -275,7 +275,7 @@ class Histogram:
 
 
 def histogram(title: str, unit: str, values: Sequence[float]) -> Histogram | None:
-    """Returns None without any value. Few whole numbers have a bin each; a long tail gets bins of growing width."""
+    """Returns None without any value. A few whole numbers get one bin each; a long tail gets bins of growing width."""
     if not values:
         return None
     summary = Summary.of(values)

@@ -1,7 +1,7 @@
-"""HTML by construction, and the frame of every page.
+"""Builds HTML elements, and the frame of every page.
 
-A page is one file: it refers to nothing outside, reads well without its script, and prints. Every string that is not
-`Markup` is escaped when it enters an element, so no text can become a tag.
+A page is a single file: loads nothing from outside, reads well without the script, and prints. An element escapes every
+string but `Markup`: a text cannot become a tag.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterable
 from importlib.resources import files
 
-#: Characters that HTML forbids or that no encoding can hold; texts of models contain them.
+#: Characters forbidden in HTML or impossible in any encoding. Texts of models contain some.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _VOID = frozenset(("meta", "link", "img"))
 
 
 class Markup(str):
-    """HTML that enters a page without being escaped."""
+    """HTML for a page, already escaped."""
 
     __slots__ = ()
 
@@ -30,14 +30,14 @@ def escape(text: str) -> Markup:
 
 
 def join(children: Iterable[str]) -> Markup:
-    """Joins the children, each escaped unless it is Markup."""
+    """Joins the children, and escapes all but Markup."""
     return Markup("".join(map(escape, children)))
 
 
 def tag(name: str, /, *children: str, **attributes: str | float | None) -> Markup:
     """Returns an element.
 
-    In attribute names `_` becomes `-`, and a final `_` is dropped (`class_`). Attributes that are None are left out.
+    In attribute names `_` becomes `-`, and a final `_` is dropped (`class_`). Attributes of value None are left out.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_attribute_text(value)}"'
@@ -49,12 +49,12 @@ def tag(name: str, /, *children: str, **attributes: str | float | None) -> Marku
 
 
 def _attribute_text(value: str | float) -> str:
-    """Rounds numbers to a hundredth, which is finer than any pixel."""
+    """Rounds numbers to a hundredth, finer than any pixel."""
     return escape(value) if isinstance(value, str) else f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def document(title: str, sections: Iterable[Markup]) -> str:
-    """Returns a whole HTML file: the title as its heading, then the sections."""
+    """Returns a whole HTML file: the title as heading, then the sections."""
     script = Markup(_read_asset("page.js"))
     head = tag(
         "head",
@@ -74,6 +74,6 @@ def _read_asset(name: str) -> str:
 
 
 def _content_policy(script: str) -> str:
-    """Allows the page's own pictures and this very script, and forbids every request."""
+    """Allows the page's own pictures and script, and forbids every request."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"

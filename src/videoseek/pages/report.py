@@ -17,7 +17,7 @@ from videoseek.pages.viewer import KIND_LABELS, viewer
 def write_report(output_dir: Path) -> Path:
     """Writes `output_dir`/report.html from the run's files, whole or not at all, and returns its path.
 
-    Raises UsageError if the folder holds no run, RunError if a file has a form that no run writes.
+    Raises UsageError for a folder of another kind, and RunError for a malformed file.
     """
     path = output_dir / "report.html"
     write_text(path, page(RunFiles.read(output_dir)))
@@ -87,7 +87,7 @@ def _accuracy_bars(run: RunFiles, colours: dict[str, str], note: str) -> Markup:
 
 
 def _score_table(run: RunFiles) -> Markup:
-    """Shows a column for each model, and a row for each score that at least one model has."""
+    """Shows a column per model, and a row per score of at least one model."""
     rows = [
         ("Accuracy, sampled", "accuracy", percent),
         ("… that need a crop", "accuracy_tool", percent),
@@ -185,7 +185,7 @@ def _run_facts(run: RunFiles) -> Markup:
 
 
 def _fact_text(value: Any) -> str:
-    """Writes a value of env.json in words, without the versions of packages that were not installed."""
+    """Writes a value of env.json in words, and omits the versions of missing packages."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""The files of a run, read back, and the held-out questions that the report shows. A missing file is an empty value."""
+"""Reads the files of a run and the held-out questions for the report. A missing file is an empty value."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from videoseek.metrics import RunError, read_metrics
 from videoseek.trajectory_record import TrajectoryRecord
 from videoseek.types import Sample
 
-#: Models that a run compares, in the order of training, with their names on the page.
+#: Models of a run, in the order of training, with their names on the page.
 MODEL_LABELS = {"direct": "Direct", "sft": "SFT", "sft_rl": "SFT + RL"}
 
-#: Questions that the report shows at most.
+#: The limit of questions in the report.
 MAX_QUESTIONS = 12
 
 _TRAINING_FILES = "grpo_step_" + "[0-9]" * 6 + ".jsonl"
@@ -25,19 +25,19 @@ _TRAINING_FILES = "grpo_step_" + "[0-9]" * 6 + ".jsonl"
 
 @dataclass(slots=True, eq=False)
 class Question:
-    """A held-out question, and the sampled episodes of each model about it."""
+    """A held-out question, and the sampled episodes of each model."""
 
     sample: Sample
     episodes: dict[str, list[TrajectoryRecord]] = field(default_factory=dict)
 
     def first(self, model: str) -> TrajectoryRecord | None:
-        """Returns the model's first episode, the one that the page shows."""
+        """Returns the model's first episode, for the page."""
         return next(iter(self.episodes.get(model, ())), None)
 
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """What a run folder holds; `training` maps a GRPO step to its file of episodes."""
+    """The contents of a run folder. `training` maps a GRPO step to its file of episodes."""
 
     folder: Path
     config_text: str
@@ -49,7 +49,7 @@ class RunFiles:
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
-        """Reads the folder. Raises UsageError if it holds no run, RunError if a file has another form."""
+        """Reads the folder. Raises UsageError for a folder of another kind, RunError for a malformed file."""
         if not folder.is_dir():
             raise UsageError(f"output folder {str(folder)!r} does not exist")
         config = folder / "config.yaml"
@@ -70,20 +70,20 @@ class RunFiles:
 
     @property
     def models(self) -> list[str]:
-        """Every model that was scored or recorded, in the order of training."""
+        """Returns every scored or recorded model, in the order of training."""
         scored = {name.removeprefix("accuracy/") for name in self.summary if name.startswith("accuracy/")}
         models = scored | {model for question in self.questions for model in question.episodes}
         return [model for model in MODEL_LABELS if model in models] + sorted(models - MODEL_LABELS.keys())
 
     def number(self, name: str) -> float | None:
-        """Returns a number of the summary, None if the summary has no finite number of that name."""
+        """Returns a number of the summary, or None for a missing or non-finite number."""
         value = self.summary.get(name)
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
     def standard_error(self, model: str, *, tool_only: bool = False) -> float | None:
-        """Returns the standard error of the mean accuracy over questions, None if there are fewer than two questions.
+        """Returns the standard error of the mean accuracy over questions, or None for fewer than two questions.
 
-        The samples of one question are not independent, so their mean counts as one value.
+        The samples of one question are dependent: their mean counts as one value.
         """
         means = []
         for question in self.questions:
@@ -103,7 +103,7 @@ def model_label(model: str) -> str:
 
 
 def read_trajectories(path: Path) -> list[TrajectoryRecord]:
-    """Reads a trajectory file without its token ids. Raises RunError with the line's number if a line is no episode."""
+    """Reads a trajectory file without its token ids. Raises RunError with the line number of a malformed line."""
     episodes = []
     with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
@@ -112,13 +112,13 @@ def read_trajectories(path: Path) -> list[TrajectoryRecord]:
             except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
                 reason = f"{type(error).__name__} {error}"
                 raise RunError(f"{path}, line {number} is not a recorded episode: {reason}") from error
-            # The ids are most of a long episode's memory, and no page shows them.
+            # The ids take most of a long episode's memory, and no page shows token ids.
             episodes.append(replace(record, token_ids=()))
     return episodes
 
 
 def _read_questions(held_out: dict[str, Path]) -> list[Question]:
-    """Reads the evaluation files, a path for each model, and gathers the episodes by question."""
+    """Reads the evaluation files (one path per model) and groups the episodes by question."""
     questions: dict[tuple[str, str], Question] = {}
     for model, path in held_out.items():
         for episode in read_trajectories(path):
@@ -129,7 +129,7 @@ def _read_questions(held_out: dict[str, Path]) -> list[Question]:
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object, {} if there is no such file. Raises RunError for any other content."""
+    """Reads a JSON object, or {} for a missing file. Raises RunError for any other content."""
     if not path.is_file():
         return {}
     try:
@@ -143,7 +143,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ChosenQuestion:
-    """A question on the page, and why it is there."""
+    """A question on the page, and the reason for its choice."""
 
     question: Question
     reason: str
@@ -151,7 +151,7 @@ class ChosenQuestion:
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """At most `most` questions that fit are shown for this reason."""
+    """A reason to show up to `most` fitting questions."""
 
     reason: str
     most: int
@@ -159,9 +159,9 @@ class _Wish:
 
 
 def choose_questions(questions: Sequence[Question], models: Sequence[str]) -> list[ChosenQuestion]:
-    """Chooses at most MAX_QUESTIONS instructive questions; the same files give the same choice.
+    """Chooses at most MAX_QUESTIONS instructive questions. The same files give the same choice.
 
-    The first episode of each model decides. Among fitting questions, one about a video that is not on the page wins.
+    The first episode of each model decides. Among fitting questions, a question about a new video wins.
     """
     chosen: list[ChosenQuestion] = []
     for wish in _wishes(models):
@@ -177,7 +177,7 @@ def choose_questions(questions: Sequence[Question], models: Sequence[str]) -> li
 
 
 def _wishes(models: Sequence[str]) -> list[_Wish]:
-    """Returns the wishes, the most instructive first. The last of `models`, the end of training, is judged."""
+    """Returns the wishes, the most instructive first, judged by the last of `models` (the end of training)."""
     if not models:
         return []
     *earlier, last = models
@@ -200,6 +200,6 @@ def _wishes(models: Sequence[str]) -> list[_Wish]:
 
 
 def _first_is_right(question: Question, model: str) -> bool | None:
-    """Whether the model's first episode is right; None without an episode or a score."""
+    """Returns whether the model's first episode is right, or None without an episode or a score."""
     episode = question.first(model)
     return None if episode is None or math.isnan(episode.accuracy) else episode.is_right

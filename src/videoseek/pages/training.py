@@ -1,4 +1,4 @@
-"""What GRPO learns from: the episodes of one group and their rewards."""
+"""Shows the training data of GRPO: the episodes and rewards of a group."""
 
 from __future__ import annotations
 

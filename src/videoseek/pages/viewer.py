@@ -1,4 +1,4 @@
-"""The trajectory viewer: each chosen question with its time line, its frames, and what every model said about it."""
+"""The trajectory viewer: each chosen question with its time line, its frames and every model's turns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CROP_COLOUR = "#c04a00"
 ROW_PIXELS = 20
 _AXIS_PIXELS = 22
 
-#: Most frames of a strip, and the longer side of its pictures in pixels.
+#: The limit of frames in a strip, and the longer side of a picture in pixels.
 _OVERVIEW_FRAMES, _OVERVIEW_SIDE = 16, 96
 _CROP_FRAMES, _CROP_SIDE = 6, 128
 _JPEG_QUALITY = 85
@@ -43,14 +43,14 @@ _GRAMMAR_TAGS = re.compile(f"(</?(?:think|answer|{'|'.join(sorted({fmt.call_tag 
 
 
 def viewer(chosen: Sequence[ChosenQuestion], models: Sequence[str], colours: Mapping[str, str]) -> Markup:
-    """Returns the list of questions and one article a question. Without the script a browser shows all articles."""
+    """Returns the list of questions and one article per question. Without the script a browser shows all articles."""
     links = [_question_link(number, choice, models) for number, choice in enumerate(chosen, start=1)]
     articles = [_question_article(number, choice, models, colours) for number, choice in enumerate(chosen, start=1)]
     return join([tag("nav", *links, class_="chooser", aria_label="Questions"), *articles])
 
 
 def record_article(trajectory: TrajectoryRecord, label: str, notices: Sequence[str]) -> Markup:
-    """Shows one recorded episode: question, time line and turns. `notices` name the faults of its sample."""
+    """Shows one recorded episode: question, time line and turns. `notices` name the faults of the sample."""
     sample = trajectory.sample
     return tag(
         "article",
@@ -149,13 +149,13 @@ def _episode_column(question: Question, model: str, colour: str) -> Markup:
 
 
 def _turn_sections(episode: TrajectoryRecord) -> Iterator[Markup]:
-    """Shows the turns in order. The user turn after the n-th assistant turn shows the outcome of that turn's calls."""
+    """Shows the turns in order. The user turn after the n-th assistant turn shows the outcome of the n-th calls."""
     assistant = -1
     for turn in episode.turns:
         if turn.role == "assistant":
             assistant += 1
             yield tag("section", _turn_heading(turn), _turn_text(turn), class_="turn assistant")
-        elif assistant < 0:  # the prompt, the same for every model
+        elif assistant < 0:  # the prompt, equal for every model
             yield tag("details", tag("summary", _turn_heading(turn)), _turn_text(turn), class_="turn prompt")
         else:
             records = [(i, call) for i, call in enumerate(episode.calls, start=1) if call.turn == assistant]
@@ -179,7 +179,7 @@ def _number_of(number: int, noun: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Cuts a text that has more than _MAX_TEXT_CHARACTERS characters."""
+    """Cuts a text to _MAX_TEXT_CHARACTERS characters."""
     rest = len(text) - _MAX_TEXT_CHARACTERS
     return text if rest <= 0 else f"{text[:_MAX_TEXT_CHARACTERS]} \N{HORIZONTAL ELLIPSIS} ({rest} more characters)"
 
@@ -198,7 +198,7 @@ def _call_outcome(number: int, record: CallRecord) -> Markup:
 
 
 def _frame_strip(clip: Clip, max_frames: int, max_side: int) -> Markup:
-    """Shows frames from the source file, or the reason why they cannot be decoded."""
+    """Shows frames from the source file, or the reason for a decoding failure."""
     thin = thin_out(clip, max_frames)
     try:
         uris = picture_uris(thin, max_side)
@@ -218,7 +218,7 @@ def _reward_list(episode: TrajectoryRecord) -> Markup:
 
 
 def _answer_mark(episode: TrajectoryRecord) -> Markup:
-    """Marks the answer as right or wrong by shape and colour; the IoU of an answered window is shown as a number."""
+    """Marks the answer as right or wrong by shape and colour. Shows the IoU of an answered window as a number."""
     if math.isnan(episode.accuracy):
         return tag("span", "not scored", class_="mark")
     if 0 < episode.accuracy < 1:
@@ -237,7 +237,7 @@ def _clips_of(episode: TrajectoryRecord) -> list[Clip]:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One model's calls. Each call has its own row, so that equal windows do not hide each other."""
+    """One model's calls. Each call has its own row: equal windows stay visible."""
 
     label: str
     calls: tuple[CallRecord, ...]
@@ -249,7 +249,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The part of the video, in seconds, that the time line covers."""
+    """The time line's part of the video, in seconds."""
 
     start_seconds: float
     end_seconds: float
@@ -264,7 +264,7 @@ def timeline(span: Span, clues: Sequence[Interval], lanes: Sequence[Lane]) -> Ma
     """Draws the clues, then the lanes in order, then the axis, as an SVG of full width with rows of ROW_PIXELS.
 
     Clue windows are bands through all lanes; crop windows carry the number of their call. Horizontal places are in per
-    cent of the width, so that text keeps its size on any screen.
+    cent of the width: text keeps its size on any screen.
     """
     rows_height = ROW_PIXELS * (1 + sum(lane.num_rows for lane in lanes))
     marks: list[Markup] = []
@@ -350,9 +350,9 @@ def thin_out(clip: Clip, max_frames: int) -> Clip:
 
 
 def picture_uris(clip: Clip, max_side: int) -> list[str]:
-    """Returns a `data:` URI for each frame as the model saw it, shrunk to `max_side` px at most. Raises VideoError."""
+    """Returns a `data:` URI for each frame in the model's view, shrunk to `max_side` px at most. Raises VideoError."""
     uris = []
-    # `video.decode` would import torch, and a page needs no tensor.
+    # `video.decode` would import torch, and a page needs only pixels.
     for pixels in worker.decoder().frames(clip.video, clip.frame_seconds, clip.height, clip.width):
         picture = Image.fromarray(pixels)
         picture.thumbnail((max_side, max_side))

@@ -1,1 +1,1 @@
-"""Rewards: pure functions of what an episode said and did."""
+"""Rewards: pure functions of an episode's texts and calls."""

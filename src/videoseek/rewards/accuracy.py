@@ -1,4 +1,4 @@
-"""Whether an answer matches its key: exactly as the public code reads it, or as a person would."""
+"""Compares an answer with its key: exactly like the public code, or tolerantly."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _LABELLED_OPTION = re.compile(_PREFIX + r"(?:\(([a-z])\)|([a-z])[.:)])\s+\S.*", 
 
 
 def last_answer(text: str) -> str | None:
-    """Content of the last complete answer block of a turn."""
+    """Returns the content of the last complete answer block of a turn."""
     blocks = _ANSWER_BLOCK.findall(text)
     return blocks[-1] if blocks else None
 
 
 def public_match(answer: str, key: str) -> bool:
-    """The public code's rule: the key itself, or a text that begins with `(A)` or `A.`; case and place matter."""
+    """Applies the public code's rule: the key itself, or `(A)` or `A.` at the start; case and place matter."""
     if answer.strip() == key.strip():
         return True
     option = _PUBLIC_OPTION.match(answer)
@@ -27,10 +27,10 @@ def public_match(answer: str, key: str) -> bool:
 
 
 def option_letter(text: str) -> str | None:
-    """The one option that a text names, as a capital letter, or None.
+    """Returns the option named by a text as a capital letter, or None.
 
-    Accepted: `a`, `(A)`, `A.`, `A) red`, `[A]`, `Option A`, `The answer is (B).`, `**A**`, any of them in quotes.
-    Of several labels the first one counts, so that listing all options gains nothing.
+    Accepts `a`, `(A)`, `A.`, `A) red`, `[A]`, `Option A`, `The answer is (B).`, `**A**`, each also in quotes. The first
+    of several labels counts: a list of all options gains nothing.
     """
     plain = re.sub(r"[*_`\"']", "", text).strip()
     if bare := _BARE_OPTION.fullmatch(plain):
@@ -41,7 +41,7 @@ def option_letter(text: str) -> str | None:
 
 
 def tolerant_match(answer: str, key: str) -> bool:
-    """Same option, however it is written; for a key that is no option, the same words but for case and spaces."""
+    """Compares options in any spelling. For other keys, compares words and ignores case and spaces."""
     letter = option_letter(key)
     if letter is not None:
         return option_letter(answer) == letter

@@ -1,4 +1,4 @@
-"""How well windows fit clues: Video-o3's hybrid clue score, S = (2 IoU + IoP + IoG) / 4, and the fit of one window.
+"""Scores windows against clues: Video-o3's hybrid clue score, S = (2 IoU + IoP + IoG) / 4, and the fit of one window.
 
 All times are in seconds.
 """
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from videoseek.config import VideoConfig
 from videoseek.types import Interval
 
-#: The tool's shortest window. A shorter clue counts as this long, since no call can fit the clue more tightly.
+#: The tool's shortest window. A shorter clue counts at this length: the shortest call is the tightest fit.
 MIN_WINDOW_SECONDS = VideoConfig().min_window_seconds
-#: A window at or below this IoU earns nothing: it misses most of the clue, or most of it shows something else.
+#: A window at or below this IoU earns 0: either most of the clue is missed, or most of the window is off the clue.
 FIT_FLOOR = 0.2
-# Lengths up to this (seconds) count as nothing, as in the public code.
+# Lengths up to this (seconds) count as 0, as in the public code.
 _NOTHING = 1e-6
 
 
@@ -33,7 +33,7 @@ class Overlap:
 
 
 def merge(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same set of instants as disjoint intervals in order; those that touch become one."""
+    """Returns the same instants as disjoint intervals in order. Touching intervals become one."""
     merged: list[Interval] = []
     for start, end in sorted(intervals):
         if merged and start <= merged[-1][1]:
@@ -48,7 +48,7 @@ def _length(disjoint: Sequence[Interval]) -> float:
 
 
 def overlap(predicted: Iterable[Interval], clues: Iterable[Interval]) -> Overlap:
-    """Overlap of two sets of instants, each the union of its intervals; 0 where a side is empty."""
+    """Returns the overlap of two sets of instants, each the union of its intervals; 0 for an empty side."""
     windows, truth = merge(predicted), merge(clues)
     pairs = ((max(a, c), min(b, d)) for a, b in windows for c, d in truth)
     shared = sum(end - start for start, end in pairs if end > start)
@@ -61,20 +61,20 @@ def overlap(predicted: Iterable[Interval], clues: Iterable[Interval]) -> Overlap
 
 
 def clue_score(predicted: Iterable[Interval], clues: Iterable[Interval]) -> float:
-    """S of all windows against all clues, as sets: which window found which clue does not matter."""
+    """Returns S of all windows against all clues, as sets: the pairing of windows and clues has no effect."""
     return overlap(predicted, clues).score
 
 
 def clue_fit(window: Interval, clue: Interval) -> float:
-    """Returns the IoU of a window and a clue, rescaled so that FIT_FLOOR gives 0 and the exact window gives 1.
+    """Returns the IoU of a window and a clue, rescaled: FIT_FLOOR gives 0 and the exact window gives 1.
 
-    The fit never falls when the window sees more of the clue at equal precision, or is more precise at equal overlap.
+    The fit never falls with more of the clue at equal precision, or with more precision at equal overlap.
     """
     clue_seconds, window_seconds = clue[1] - clue[0], window[1] - window[0]
     shared_seconds = min(window[1], clue[1]) - max(window[0], clue[0])
     if shared_seconds <= 0 or clue_seconds <= _NOTHING:
         return 0.0
-    # Half of a tiny clue counts as half of the shortest window, wherever in the window the clue lies.
+    # Half of a tiny clue counts as half of the shortest window, at any place in the window.
     shared = shared_seconds * max(1.0, MIN_WINDOW_SECONDS / clue_seconds)
     total = max(window_seconds, MIN_WINDOW_SECONDS) + max(clue_seconds, MIN_WINDOW_SECONDS)
     return min(1.0, max(0.0, (shared / (total - shared) - FIT_FLOOR) / (1 - FIT_FLOOR)))
@@ -83,7 +83,7 @@ def clue_fit(window: Interval, clue: Interval) -> float:
 def clue_fits(windows: Sequence[Interval], clues: Sequence[Interval]) -> list[float]:
     """Returns the fit of the best window for each clue.
 
-    A clue without a window counts 0, a second window on a clue earns only what it improves, and a window over two
-    clues is compared with each of them.
+    A clue without a window counts 0. A second window on a clue earns the improvement only. A window over two clues is
+    compared with each clue.
     """
     return [max((clue_fit(window, clue) for window in windows), default=0.0) for clue in clues]

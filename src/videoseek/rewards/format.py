@@ -1,4 +1,4 @@
-"""Format scores in [0, 1]: the public code's, from its own patterns, and ours, from the grammar's faults."""
+"""Format scores in [0, 1]: the public code's score from its own patterns, and ours from the grammar's faults."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from videoseek.trajectory.grammar import CALL_FAULTS
 from videoseek.types import STRATEGIES, Interval, ParsedTurn
 
-# The public code's patterns end in an optional newline and `$`, which lets a second newline through.
+# The public code's patterns end in an optional newline and `$`: a second newline passes.
 _CALL_BLOCK = re.compile(r"<grounding>(.*?)</grounding>", re.DOTALL)
 _CALL_TURN = re.compile(r"\n?<think>.*?</think>\n?<grounding>(.*?)</grounding>\n?\n?", re.DOTALL)
 _ANSWER_TURN = re.compile(r"\n?<think>.*?</think>\n?<answer>.*?</answer>\n?\n?", re.DOTALL)
 
 
 def _load(text: str) -> Any:
-    """JSON as the public code reads it, or None; what would have crashed it (nesting, size) counts as undecodable."""
+    """Returns JSON as parsed by the public code, or None. Its crashes (nesting, size) count as undecodable."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -28,7 +28,7 @@ def _load(text: str) -> Any:
 def _public_content_errors(content: str) -> int:
     payload = _load(content)
     if isinstance(payload, (list, str)):
-        return 2  # either field is missing from it
+        return 2  # a field is missing
     if not isinstance(payload, dict):
         return 1
     errors = 0 if payload.get("sampling_strategy") in STRATEGIES else 1
@@ -37,7 +37,7 @@ def _public_content_errors(content: str) -> int:
 
 
 def public_format(turns: Sequence[str]) -> tuple[float, int]:
-    """Format score and number of calls. A turn out of structure voids both; an error in a call costs 1 / turns."""
+    """Returns format score and number of calls. A misplaced turn voids both; an error in a call costs 1 / turns."""
     matches = [_CALL_TURN.fullmatch(turn) for turn in turns[:-1]]
     if not turns or not all(matches) or not _ANSWER_TURN.fullmatch(turns[-1]):
         return 0.0, 0
@@ -46,7 +46,7 @@ def public_format(turns: Sequence[str]) -> tuple[float, int]:
 
 
 def public_windows(turns: Sequence[str]) -> list[Interval]:
-    """Every window of every call block that is JSON, executed or not; reversed ones are turned round."""
+    """Returns every window of every JSON call block, executed or not. Reverses reversed windows."""
     windows: list[Interval] = []
     for content in (content for turn in turns for content in _CALL_BLOCK.findall(turn)):
         payload = _load(content)
@@ -63,10 +63,10 @@ def public_windows(turns: Sequence[str]) -> list[Interval]:
 
 
 def strict_format(turns: Sequence[ParsedTurn]) -> float:
-    """1 when every turn but the last calls and the last one answers, all without fault.
+    """Returns 1 if every turn but the last calls, and the last answers, all without fault.
 
-    A broken structure in any turn gives 0 (so do an empty reasoning and a second answer); a fault inside a call that
-    stands in its place costs 1 / turns.
+    A broken structure in any turn gives 0 (as do an empty reasoning and a second answer). A fault inside a call at the
+    right place costs 1 / turns.
     """
     if not turns or turns[-1].answer is None:
         return 0.0

@@ -1,8 +1,8 @@
-"""Reward functions of the user's own, under TRL's signature: keyword lists in, one number or None per episode out.
+"""User-defined reward functions under TRL's signature: keyword lists in, one number or None per episode out.
 
-A function is named `FILE.py:FUNCTION` and is called once per batch with `prompts` and `completions` (lists of chat
-messages), `completion_ids`, and every field of the sample as a list (`answer`, `clues`, `kind`, ..). It must take
-`**kwargs`, may be async, and returns a float per episode, or None where it does not apply.
+The name of a function is `FILE.py:FUNCTION`. Each batch makes one call with `prompts` and `completions` (lists of chat
+messages), `completion_ids`, and every field of the sample as a list (`answer`, `clues`, `kind`, ..). The function must
+take `**kwargs`, may be async, and returns a float per episode, or None for an episode out of its scope.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from videoseek.types import Episode, Turn
 
 
 class RewardFunctionError(Exception):
-    """A user's reward function cannot be loaded or does not keep to the signature."""
+    """A user's reward function fails to load or violates the signature."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardFunction:
-    """A loaded function; `name` is what its rewards are logged under."""
+    """A loaded function. The log shows its rewards under `name`."""
 
     name: str
     function: Callable[..., Any]
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float | None]:
-        """Reward of each episode, None where the function says that it does not apply."""
+        """Returns the reward of each episode, or None for an episode out of the function's scope."""
         if not episodes:
             return []
         values = self.function(**_columns(episodes))
@@ -51,7 +51,7 @@ class RewardFunction:
 
 
 def load_reward_functions(specs: Sequence[str]) -> list[RewardFunction]:
-    """Load all of a run's functions. Their names must differ, and from those of the rule's own parts."""
+    """Loads all reward functions of a run. All names must be distinct from each other and from the rule's parts."""
     functions = [load_reward_function(spec) for spec in specs]
     taken = set(REWARD_NAMES)
     for spec, function in zip(specs, functions, strict=True):
@@ -65,7 +65,7 @@ def load_reward_functions(specs: Sequence[str]) -> list[RewardFunction]:
 
 
 def load_reward_function(spec: str) -> RewardFunction:
-    """Load `FILE.py:FUNCTION`. The file is the user's own code and runs with the user's rights."""
+    """Loads `FILE.py:FUNCTION`. The file is the user's own code and runs with the user's rights."""
     path_text, separator, name = spec.rpartition(":")
     path = Path(path_text).expanduser()
     if not separator or path.suffix != ".py" or not name.isidentifier():
@@ -93,7 +93,7 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
 
 
 def _columns(episodes: Sequence[Episode]) -> dict[str, list[Any]]:
-    """TRL's three lists, then one list per field of the samples. The prompt is what stands before the first reply."""
+    """Returns TRL's three lists, then one list per field of the samples. The prompt ends before the first reply."""
     columns: dict[str, list[Any]] = {"prompts": [], "completions": [], "completion_ids": []}
     for episode in episodes:
         columns["prompts"].append(_messages([turn for turn in episode.turns if turn.end <= episode.prompt_length]))

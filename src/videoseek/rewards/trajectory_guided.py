@@ -1,20 +1,19 @@
 """The trajectory-guided reward of Video-o3 (arXiv 2601.23224): R = accuracy * (1 + bonus) + format, in [0, 3].
 
 bonus = (0.5 * search + 0.5 * S) * decay. S is the clue score, search is 1 for an episode with a call, and decay falls
-by a constant with each surplus call. The bonus is tested on the unweighted accuracy and format. docs/reward.md has the
+by a constant with each surplus call. The unweighted accuracy and format decide the bonus. docs/reward.md has the
 formulas and a table of computed episodes. The variants:
 
-- `paper`: the formula as printed. A right answer earns the bonus whatever its format.
-- `public_code`: the rule of the authors' released code, commit c7e09a3. The bonus also needs a perfect format.
-  10,000 random trajectories gave equal numbers except in these cases, which are saner here: the decay stops at 0
-  (there, the bonus turns negative after 20 surplus calls); an episode without turns scores 0 (there, its prompt is
-  dropped); a grounding answer that starts below 0 or holds NaN or Infinity has IoU 0 (there, its IoU, NaN, or full
-  format); a window with Infinity is left out of S; a call that is a JSON list or text counts as two errors even if it
-  names both fields (there, as one).
-- `strict`: as `public_code`, but only a look at a clue is paid. search is the fit of the best executed window to its
-  clue, and S is the mean fit over clues (`clue_score.clue_fit`). A crop of the whole film earns nothing unless the clue
-  fills more than a fifth of the film; a grazing window, a repeated call and a failed call earn nothing. Surplus calls,
-  failed ones too, lower the decay on the multi kinds as well. An answer may name its option in any usual spelling.
+- `paper`: the formula as printed. A right answer earns the bonus in any format.
+- `public_code`: the rule of the authors' released code, commit c7e09a3. The bonus also needs a perfect format. 10,000
+  random trajectories gave equal numbers except in the following cases: the decay stops at 0 (there, the bonus turns
+  negative after 20 surplus calls); an episode without turns scores 0 (there, its prompt is dropped); a grounding answer
+  with a start below 0, NaN or Infinity has IoU 0 (there, its IoU, NaN, or full format); S excludes a window with
+  Infinity; a call as JSON list or text with both field names counts as two errors (there, as one).
+- `strict`: as `public_code`, but only a look at a clue pays. search is the fit of the best executed window to its clue,
+  and S is the mean fit over clues (`clue_score.clue_fit`). A crop of the whole film earns 0 unless the clue fills more
+  than a fifth of the film; a grazing window, a repeated call and a failed call earn 0. Surplus calls, including failed
+  calls, lower the decay also on the multi kinds. An answer may name its option in any usual spelling.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ from videoseek.types import KINDS, Episode, Fault, Interval, ParsedTurn
 
 VARIANTS = ("strict", "paper", "public_code")
 SCORED_KINDS = tuple(kind for kind in KINDS if kind != "perception")
-#: What is written into `Episode.rewards`; `reward` is the total.
+#: The parts written into `Episode.rewards`; `reward` is the total.
 REWARD_NAMES = ("reward", "accuracy", "format", "clue_score", "bonus")
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """What the reward reads of an episode.
+    """The reward's input from an episode.
 
-    answer is the key (an option letter or words; `temporal_grounding` ignores it), clues are in seconds, turns are the
-    assistant's texts without end-of-turn tokens. executed says of each well-formed call, in order, whether it returned
-    a clip (None: every call did). Only `strict` reads executed.
+    answer is the key (an option letter or words; `temporal_grounding` ignores the key), clues are in seconds, turns are
+    the assistant's texts without end-of-turn tokens. executed holds one flag per well-formed call, in order: True for a
+    call with a clip (None: all calls). Only `strict` reads executed.
     """
 
     kind: str
@@ -53,9 +52,9 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class RewardParts:
-    """A reward and its parts. clue_score is S as measured, also where the bonus does not use it; calls counts failures.
+    """A reward and its parts. clue_score is the measured S, also if the bonus ignores S; calls counts failures.
 
-    For `temporal_grounding`, accuracy is the IoU of the answered window, and there is no bonus.
+    For `temporal_grounding`, accuracy is the IoU of the answered window, and the bonus is 0.
     """
 
     reward: float
@@ -69,14 +68,14 @@ class RewardParts:
 
 @dataclass(frozen=True, slots=True)
 class _BonusRule:
-    """fixed_score replaces S; free_calls are not decayed for (None: as many as there are clues)."""
+    """fixed_score replaces S. free_calls cause zero decay (None: as many as clues)."""
 
     needs_call: bool
     fixed_score: float | None
     free_calls: float | None
 
 
-# Direct kinds earn a bonus without any call: their evidence shows in the overview, there are no windows to judge.
+# Direct kinds earn a bonus without any call: the overview shows their evidence, and there are zero windows to judge.
 _PUBLIC_RULES = {
     "clue_single_w_tool": _BonusRule(needs_call=True, fixed_score=None, free_calls=None),
     "clue_multi_w_tool": _BonusRule(needs_call=True, fixed_score=None, free_calls=math.inf),
@@ -91,7 +90,7 @@ _STRICT_RULES = _PUBLIC_RULES | {
 
 @dataclass(frozen=True, slots=True)
 class _Evidence:
-    """What a variant reads from a trajectory before the bonus. bonus_open: accuracy and format allow a bonus."""
+    """The evidence of a trajectory for the bonus, by variant. bonus_open: accuracy and format allow a bonus."""
 
     accuracy: float
     format: float
@@ -104,10 +103,10 @@ class _Evidence:
 def score(
     trajectory: Trajectory, variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
 ) -> RewardParts:
-    """Scores one trajectory. decay is what each surplus call takes off the bonus; call_format names the grammar.
+    """Scores one trajectory. decay is the bonus lost per surplus call; call_format names the grammar.
 
     `paper` and `public_code` read the grounding format only. Raises ValueError for an unknown kind, variant or format,
-    for kind `perception`, and for flags in executed that do not fit the calls.
+    for kind `perception`, and for executed flags of another number than the calls.
     """
     _check(trajectory.kind, variant, call_format)
     fmt = FORMATS[call_format]()
@@ -126,7 +125,7 @@ def score(
 def episode_reward(
     episode: Episode, variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
 ) -> RewardParts:
-    """Scores an episode by its texts and, in `strict`, by which of its calls returned a clip (`Episode.calls`)."""
+    """Scores an episode by its texts and, in `strict`, by the calls with a clip (`Episode.calls`)."""
     sample, turns = episode.sample, episode.assistant_texts()
     _check(sample.kind, variant, call_format)
     fmt = FORMATS[call_format]()
@@ -134,7 +133,7 @@ def episode_reward(
     for index, turn in enumerate(turns):
         ran = [record.clip is not None for record in episode.calls if record.turn == index and record.call is not None]
         num_calls = len(fmt.parse(turn).calls)
-        executed += ran + [False] * (num_calls - len(ran))  # a call that a limit kept from being run left no record
+        executed += ran + [False] * (num_calls - len(ran))  # a call prevented by a limit left no record
     trajectory = Trajectory(sample.kind, sample.answer, sample.clues, turns, executed)
     return score(trajectory, variant, decay, call_format)
 
@@ -209,7 +208,7 @@ def _with_bonus(trajectory: Trajectory, evidence: _Evidence, variant: str, decay
 def _temporal_grounding(
     trajectory: Trajectory, parsed: Sequence[ParsedTurn], attempts: int, variant: str
 ) -> RewardParts:
-    """R = IoU + format. The public code judges the last turn only and knows the first clue only; `strict` all."""
+    """Returns R = IoU + format. The public code judges the last turn and the first clue only; `strict` judges all."""
     turns, clues = trajectory.turns, trajectory.clues
     if not clues:
         raise ValueError("kind 'temporal_grounding' needs at least one clue to compare the answer with")

@@ -1,1 +1,1 @@
-"""Episodes: the environment, which answers the model's turns, and the engine, which samples the turns."""
+"""Episodes: the environment answers the model's turns, and the engine samples the turns."""

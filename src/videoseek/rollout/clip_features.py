@@ -1,4 +1,4 @@
-"""ClipFeatures: the vision features of clips, each distinct clip encoded once."""
+"""ClipFeatures: a cache of vision features, one pass of the vision tower per distinct clip."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from videoseek.video.errors import VideoError, warn_once
 class ClipFeatures:
     """A table of vision features [num_tokens, C] by clip, filled by `encode` and emptied by `clear`.
 
-    Features belong to the weights that computed them: clear the table when the vision tower changes.
+    Features depend on the weights: clear the table when the vision tower changes.
     """
 
     def __init__(self, policy: Policy, max_tokens_per_pass: int) -> None:
-        """`max_tokens_per_pass` limits the merged tokens of one pass of the vision tower. A larger clip goes alone."""
+        """Limits one pass of the vision tower to `max_tokens_per_pass` merged tokens. A larger clip goes alone."""
         self._policy = policy
         self._max_tokens_per_pass = max_tokens_per_pass
         self._features: dict[Clip, torch.Tensor] = {}
-        #: Clips encoded since the table was made. `clear` keeps the count.
+        #: Clips encoded since construction. `clear` keeps the count.
         self.num_encoded_clips = 0
 
     def __len__(self) -> int:
         return len(self._features)
 
     def get(self, clip: Clip) -> torch.Tensor | None:
-        """Returns the features of a clip [num_tokens, C], or None if the clip was not encoded."""
+        """Returns the features of a clip [num_tokens, C], or None before `encode`."""
         return self._features.get(clip)
 
     def of(self, clips: Iterable[Clip]) -> list[torch.Tensor]:
@@ -46,12 +46,12 @@ class ClipFeatures:
         self._features.clear()
 
     def encode(self, clips: Iterable[Clip], *, skip_unreadable: bool) -> None:
-        """Encodes the clips that have no features yet.
+        """Encodes all clips without features.
 
-        Raises VideoError when a clip cannot be read. With `skip_unreadable` such a clip is named in a warning and gets
-        no features.
+        Raises VideoError for an unreadable clip. `skip_unreadable` logs a warning with the clip's name instead, and
+        leaves the clip without features.
         """
-        # dict.fromkeys, not a set: the order of clips decides which of them share a pass.
+        # dict.fromkeys keeps the order of the clips, unlike a set. The order decides the passes.
         new_clips = list(dict.fromkeys(clip for clip in clips if clip not in self._features))
         for row in cut_rows([clip.num_tokens for clip in new_clips], self._max_tokens_per_pass):
             self._encode_pass([new_clips[index] for index in row], skip_unreadable)
@@ -65,7 +65,7 @@ class ClipFeatures:
             if len(clips) == 1:
                 warn_once(f"passed over: {error}")
                 return
-            # The error does not say which clip of the pass is damaged. One pass per clip finds out.
+            # The error leaves open the damaged clip of the pass. One pass per clip finds the damaged clip.
             for clip in clips:
                 self._encode_pass([clip], skip_unreadable)
             return

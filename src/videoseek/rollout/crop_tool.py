@@ -1,4 +1,4 @@
-"""VideoCrop: the tool that shows a window of the video again, read from the source file, at a chosen token quota."""
+"""VideoCrop: the tool for showing a window of the video again, from the source file, at a chosen token quota."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from videoseek.video.quotas import crop_clip
 
 @dataclass(frozen=True, slots=True)
 class VideoCrop:
-    """Runs calls on video files. The model reads a fault's sentence: it states what is allowed and shows no path."""
+    """Runs calls on video files. The model reads a fault's sentence: the sentence states the limits and hides paths."""
 
     limits: VideoConfig
 
     def run(self, video: str, call: Call) -> Clip | Fault:
         """Returns the clip of the call, decoded into the frame cache, or the fault of the call.
 
-        A call that a model can write and a file that is broken lead to a fault, not to an exception.
+        Calls by a model and broken files lead to a fault instead of an exception.
         """
         try:
             clip = self.plan(video, call)
             if isinstance(clip, Clip):
-                read_frames(clip)  # decodes now, while a failure can still become a fault that the model reads
+                read_frames(clip)  # decodes now: a failure can still become a fault for the model
         except VideoError as error:
             warn_once(error.message)
             return Fault(error.code, "This part of the video cannot be shown; try another window or answer now.")
         return clip
 
     def plan(self, video: str, call: Call) -> Clip | Fault:
-        """Returns the clip of the call without decoding it, or the fault of the call.
+        """Returns the clip of the call without decoding, or the fault of the call.
 
-        Raises VideoError when the video cannot be opened.
+        Raises VideoError for an unreadable video.
         """
         info = probe(video)
         fault = self._check(info, call)

@@ -1,4 +1,4 @@
-"""Environment: opens an episode, answers each of the model's turns, and decides when the episode is over.
+"""Environment: opens an episode, answers each of the model's turns, and ends the episode.
 
 SFT replays recorded turns through the environment. Rollout and evaluation sample turns. All see the same observations.
 """
@@ -33,46 +33,46 @@ class Environment:
     max_context_tokens: int
 
     def prompt_clip(self, sample: Sample) -> Clip:
-        """Returns the clip that an episode opens with. Raises VideoError when the video cannot be read."""
+        """Returns the first clip of an episode. Raises VideoError for an unreadable video."""
         info = probe(sample.video)
         if sample.window is None:
             return overview_clip(info, self.tool.limits)
         return crop_clip(info, *sample.window, "medium", self.tool.limits)
 
     def open(self, sample: Sample) -> EpisodeBuilder:
-        """Returns an episode with its prompt. Raises VideoError when the video cannot be read."""
+        """Returns an episode with its prompt. Raises VideoError for an unreadable video."""
         clip = self.prompt_clip(sample)
         builder = EpisodeBuilder(sample, self.vocabulary, self.fmt)
         builder.prompt(clip)
         return builder
 
     def prefetch_calls(self, sample: Sample, parsed: ParsedTurn) -> None:
-        """Begins to decode the clips that `respond` will read, so that the calls of many episodes decode together."""
+        """Starts to decode the clips for `respond`: the calls of many episodes decode together."""
         for call in parsed.calls:
             try:
                 clip = self.tool.plan(sample.video, call)
             except VideoError:
-                continue  # `respond` meets the error again and answers it
+                continue  # `respond` meets and answers the error again
             if isinstance(clip, Clip):
                 prefetch([clip])
 
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
-        """Answers the last turn: appends an observation and returns None, or returns why the episode ends."""
+        """Answers the last turn: appends an observation and returns None, or returns the reason for the end."""
         return self._respond(builder, parsed, self.tool.run, self.max_context_tokens)
 
     def _respond(
         self, builder: EpisodeBuilder, parsed: ParsedTurn, handler: CallHandler, max_tokens: int
     ) -> StopReason | None:
-        # An answer beside a call ends the episode: the model gave the answer before it saw the call's evidence.
-        # A perception sample has one turn, whatever the turn says.
+        # An answer beside a call ends the episode: the model answered before seeing the call's evidence. A perception
+        # sample always has exactly one turn.
         if parsed.answer is not None or builder.sample.kind == "perception":
             return StopReason.ANSWERED
-        # The last turn must answer. No turn would read the observation of its call.
+        # The last turn must answer: the observation of a call would have no reader.
         if builder.num_turns >= self.max_turns:
             return StopReason.TURN_LIMIT if parsed.calls else StopReason.NO_CALL_NO_ANSWER
         turn = builder.num_turns - 1
         records = [_record(turn, call, handler(builder.sample.video, call)) for call in parsed.calls]
-        # A turn without a readable call is recorded too: the model reads its faults and may try again.
+        # A turn without a readable call is also recorded: the model reads the faults and may try again.
         records = records or [CallRecord(turn, None)]
         fits = builder.observe(records, parsed.faults, max_tokens=max_tokens)
         return None if fits else StopReason.CONTEXT_FULL
@@ -80,10 +80,10 @@ class Environment:
     def replay(self, sample: Sample) -> Episode:
         """Returns the episode of a recorded trajectory, with the recorded turns and new observations.
 
-        Crops are planned here and decoded when they are encoded. A crop that cannot be decoded then raises VideoError:
-        SFT must not train on an answer that was read from a crop which is not there. `max_context_tokens` limits
-        sampled episodes only. Raises ValueError when the sample has no turns, or turns after its answer or after
-        `max_turns`, and VideoError when its video cannot be opened.
+        `replay` plans crops, and encoding decodes crops. Decoding a broken crop raises VideoError: SFT must not train
+        on an answer from a missing crop. `max_context_tokens` limits sampled episodes only. Raises ValueError for a
+        sample without turns, and for turns after the answer or beyond `max_turns`. Raises VideoError for an unreadable
+        video.
         """
         if not sample.turns:
             raise ValueError(f"sample {sample.id!r} has no turns to train on")

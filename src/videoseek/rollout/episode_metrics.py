@@ -1,4 +1,4 @@
-"""Metrics of a batch of episodes, as sums and counts that add up over ranks."""
+"""Metrics of a batch of episodes, as sums and counts for addition over ranks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Sums = dict[str, tuple[float, float]]
 
 
 def episode_sums(groups: Sequence[Sequence[Episode]], parts: Sequence[str]) -> Sums:
-    """Returns metric name -> (sum, count). The metric is their quotient. The episodes must have their rewards.
+    """Returns metric name -> (sum, count); sum / count is the metric. The episodes must have their rewards.
 
-    `parts` names the parts of the reward. Every rank returns the same names, since ranks add up their sums: a part that
-    is missing in all episodes is (0, 0).
+    `parts` names the parts of the reward. Every rank returns the same names for the sum over ranks: a part missing in
+    all episodes is (0, 0).
     """
     episodes = [episode for group in groups for episode in group]
     count = float(len(episodes))
@@ -51,7 +51,7 @@ def _reward_spread(group: Sequence[Episode]) -> float:
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Returns the metrics of these sums, with `reward/std` in place of `reward/square`."""
+    """Returns the metrics of `sums`, with `reward/std` in place of `reward/square`."""
     values = {name: total / max(count, 1.0) for name, (total, count) in sums.items()}
     square = values.pop("reward/square")
     return values | {"reward/std": max(0.0, square - values["reward/mean"] ** 2) ** 0.5}

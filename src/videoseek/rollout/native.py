@@ -1,8 +1,8 @@
-"""The native engine: batched multi-turn generation on the training model itself.
+"""The native engine: batched multi-turn generation on the training model.
 
-The episodes of a prompt share its encoding and its prefill, and on a GPU its keys and values. Keys and values are kept
-across turns, so a turn costs its own new tokens only. All episodes of a batch go through their turns together: within a
-turn, one forward pass samples one token of every running episode.
+The episodes of a prompt share one encoding and one prefill, and on a GPU the keys and values of the prompt. Keys and
+values stay cached across turns: a turn costs only its new tokens. All episodes of a batch go through their turns
+together: within a turn, one forward pass samples one token of every running episode.
 
 Legend: B sequences, V vocabulary.
 """
@@ -27,16 +27,16 @@ from videoseek.timing import CLOCK
 from videoseek.types import Episode, ParsedTurn, Sample, StopReason
 from videoseek.video.errors import VideoError, warn_once
 
-#: Tokens of one decoder pass, and merged tokens of one vision pass: activations of 7B take 3.5 GiB in the wider of the
-#: two (gate, up and product of 18,944 in bfloat16).
+#: Tokens of one decoder pass, and merged tokens of one vision pass. Activations of the 7B decoder take 3.5 GiB at peak
+#: (gate, up and product of 18,944 in bfloat16).
 MAX_TOKENS_PER_PASS = 2**15
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How turns are sampled, and the limits of a turn and of a batch. `temperature` 0 is greedy.
+    """Sampling parameters, and the limits of a turn and of a batch. `temperature` 0 is greedy.
 
-    `deadline_seconds` counts from the end of the batch's prefill. Reading videos is not the model's time.
+    `deadline_seconds` counts from the end of the batch's prefill: time for reading videos is excluded.
     """
 
     temperature: float = 1.0
@@ -58,7 +58,7 @@ class NativeEngine:
         keep_features: bool = False,
         max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
     ) -> None:
-        """`keep_features` keeps `features` after a rollout, for a trainer whose vision tower is frozen.
+        """`keep_features` keeps `features` after a rollout, for a trainer with a frozen vision tower.
 
         `max_tokens_per_pass` limits the tokens of one pass. A longer sequence or clip gets a pass of its own.
         """
@@ -83,11 +83,11 @@ class NativeEngine:
     ) -> list[list[Episode]]:
         """Returns one group of `samples_per_prompt` episodes for each of `samples`.
 
-        `on_progress` is called with the number of finished episodes and of all episodes. Raises VideoError when a video
-        cannot be read. With `skip_unreadable` the video is named in a warning and its group is empty.
+        `on_progress` receives the number of finished episodes and of all episodes. Raises VideoError for an unreadable
+        video. `skip_unreadable` logs a warning with the video's name instead, and returns an empty group.
         """
         training = self.policy.training
-        # Gradient checkpointing acts in training mode only, and generation has no gradient.
+        # Generation needs no gradient: evaluation mode turns gradient checkpointing off.
         self.policy.eval()
         prompts_per_batch = max(1, settings.episodes_per_batch // samples_per_prompt)
         episodes: list[list[Episode]] = []
@@ -107,7 +107,7 @@ class NativeEngine:
     def _start(
         self, samples: Sequence[Sample], samples_per_prompt: int, seed: int, skip_unreadable: bool
     ) -> list[list[SequenceState]]:
-        """Starts the sequences of each sample and encodes their prompts' clips. An unreadable video gives []."""
+        """Starts the sequences of each sample and encodes their prompts' clips. Returns [] for an unreadable video."""
         groups: list[list[SequenceState]] = []
         for sample in samples:
             try:
@@ -117,7 +117,7 @@ class NativeEngine:
                     raise
                 warn_once(f"passed over: {error}")
                 builders = []
-            # The randomness of an episode depends on seed, sample and index alone: batch size and rank do not matter,
+            # The randomness of an episode depends on seed, sample and index alone: batch size and rank have no effect,
             # and a resumed run needs no random state.
             groups.append(
                 [
@@ -125,7 +125,7 @@ class NativeEngine:
                     for index, builder in enumerate(builders)
                 ]
             )
-        # All sequences of a group show the clip of the first one.
+        # All sequences of a group show the same clip.
         prompt_clips = [clip for group in groups for sequence in group[:1] for clip in sequence.builder.clips]
         self.features.encode(prompt_clips, skip_unreadable=skip_unreadable)
         return [group if all(map(self._has_features, group)) else [] for group in groups]
@@ -133,7 +133,7 @@ class NativeEngine:
     def _generate(
         self, groups: Sequence[Sequence[SequenceState]], settings: SamplingSettings, skip_unreadable: bool
     ) -> None:
-        """Generates all sequences to their end. A sequence whose crop cannot be read gets no stop reason."""
+        """Generates all sequences to their end. A sequence with an unreadable crop gets no stop reason."""
         if not groups:
             return
         cache, logits = self._prefill(groups)
@@ -165,7 +165,7 @@ class NativeEngine:
         return self.features.has_all(sequence.pending_clips())
 
     def _prefill(self, groups: Sequence[Sequence[SequenceState]]) -> tuple[SequenceCache, torch.Tensor]:
-        """Feeds each group's prompt once, and returns a cache for all sequences and their logits [B, V]."""
+        """Feeds each group's prompt once. Returns a cache for all sequences and their logits [B, V]."""
         prompts = [group[0] for group in groups]
         cache = self._new_cache(len(prompts), max(len(prompt.builder.token_ids) for prompt in prompts))
         logits = self._feed_pending(prompts, cache)
@@ -174,8 +174,8 @@ class NativeEngine:
                 sequence.num_cached_tokens = group[0].num_cached_tokens
                 sequence.next_position = group[0].next_position
         sizes = [len(group) for group in groups]
-        # On a GPU the sequences share their prompt's keys and values: a copy for each would take 15 GiB for a 7B group
-        # of 16 with an overview of 17k tokens. On a CPU each sequence gets a copy, which is cheaper there.
+        # On a GPU the sequences share their prompt's keys and values: copies would take 15 GiB for a 7B group of 16
+        # with an overview of 17k tokens. On a CPU a copy per sequence is cheaper.
         return fork(cache, sizes), logits.repeat_interleave(torch.tensor(sizes, device=logits.device), dim=0)
 
     def _new_cache(self, num_sequences: int, capacity: int) -> KVCache:
@@ -194,25 +194,25 @@ class NativeEngine:
         settings: SamplingSettings,
         deadline: float,
     ) -> None:
-        """Samples one turn of each sequence, up to the end-of-turn token, the token limit or the deadline."""
+        """Samples a turn of each sequence, up to the end-of-turn token, the token limit or the deadline."""
         banned = torch.tensor(self.environment.vocabulary.banned, device=self.policy.device)
         for _ in range(settings.max_new_tokens_per_turn):
             uniforms = None
             if settings.temperature > 0:
-                # A sequence whose turn is over draws nothing. Its generator must stand where it would stand alone.
+                # A finished sequence draws nothing: its generator stays in step with a run of the sequence alone.
                 numbers = [0.0 if sequence.turn_is_over else sequence.generator.random() for sequence in sequences]
                 uniforms = torch.tensor(numbers, dtype=torch.float64, device=self.policy.device)
             tokens, logprobs = sample_tokens(logits, uniforms, settings.temperature or 1.0, settings.top_p, banned)
             for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
                 if not sequence.turn_is_over:
                     sequence.append(token, logprob, self.environment.max_context_tokens)
-            # The last token of a turn is not fed here. It is pending, and goes in with the observation.
+            # The last token of a turn stays pending. The next pass feeds the token with the observation.
             if all(sequence.turn_is_over for sequence in sequences) or time.monotonic() > deadline:
                 return
             logits = self._feed_sampled(sequences, cache, tokens)
 
     def _finish_turn(self, sequence: SequenceState, parsed: ParsedTurn, deadline: float) -> None:
-        """Lets the environment answer the sampled turn, or stops a sequence whose turn was cut off."""
+        """Lets the environment answer the sampled turn, or stops a truncated sequence."""
         builder = sequence.builder
         if builder.token_ids[-1] != self.environment.vocabulary.im_end:
             out_of_time = time.monotonic() > deadline
@@ -222,15 +222,15 @@ class NativeEngine:
             return
         sampled_ids = list(builder.token_ids)
         sequence.stop_reason = self.environment.respond(builder, parsed)
-        # Keys and values of the earlier tokens are cached. An observation that edited one would train on tokens that
-        # the model never saw.
+        # Keys and values of the earlier tokens are cached. An observation must not edit earlier tokens: training would
+        # use tokens unseen by the model.
         if builder.token_ids[: len(sampled_ids)] != sampled_ids:
             raise RuntimeError(f"episode of {builder.sample.id!r}: an observation changed earlier tokens")
 
     def _feed_observations(
         self, sequences: Sequence[SequenceState], cache: SequenceCache, rows: list[int]
     ) -> torch.Tensor:
-        """Keeps `rows` of the cache, those of `sequences`, and feeds their pending tokens. Returns logits [B, V]."""
+        """Keeps `rows` of the cache for `sequences`, and feeds their pending tokens. Returns logits [B, V]."""
         longest = max(len(sequence.pending_tokens()) for sequence in sequences)
         kept_rows = torch.tensor(rows, device=self.policy.device)
         cache.select(kept_rows, int(cache.lengths[kept_rows].max()) + longest)
@@ -239,9 +239,9 @@ class NativeEngine:
     def _feed_sampled(
         self, sequences: Sequence[SequenceState], cache: SequenceCache, tokens: torch.Tensor
     ) -> torch.Tensor:
-        """Feeds the tokens [B] just sampled, and returns logits [B, V].
+        """Feeds the last sampled tokens [B]. Returns logits [B, V].
 
-        A sequence whose turn is over takes part, so that the batch keeps its shape, but its cache stays as it was.
+        Finished sequences take part to keep the batch's shape, and keep their cache unchanged.
         """
         if int(cache.lengths.max()) + 1 > cache.capacity:
             cache.reserve(max(64, cache.capacity // 4))
@@ -256,8 +256,8 @@ class NativeEngine:
         return self.policy.extend(cache, embeddings[:, None], positions.expand(3, -1)[..., None], grows.long())
 
     def _feed_pending(self, sequences: Sequence[SequenceState], cache: SequenceCache) -> torch.Tensor:
-        """Feeds the pending tokens, a few sequences at a time, and returns logits [B, V] after the last ones."""
-        # A pass pads its sequences to the longest of them, so all are counted at that length.
+        """Feeds the pending tokens, a few sequences at a time. Returns logits [B, V] after the last tokens."""
+        # A pass pads all sequences to the longest: each counts at the longest length.
         longest = max(len(sequence.pending_tokens()) for sequence in sequences)
         logits = []
         for rows in cut_rows([longest] * len(sequences), self.max_tokens_per_pass):

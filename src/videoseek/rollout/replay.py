@@ -16,9 +16,9 @@ _MAX_CACHED_TOKENS = 2**23
 
 
 class ReplayedEpisodes(Sequence[Episode]):
-    """Recorded trajectories as episodes: token ids and references to clips, no pixels.
+    """Recorded trajectories as episodes: token ids and references to clips, without pixels.
 
-    An episode is replayed at its first use. The episodes used last are cached, up to `max_cached_tokens`.
+    The first access replays an episode. A cache of `max_cached_tokens` tokens holds the most recently used episodes.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class ReplayedEpisodes(Sequence[Episode]):
         self._environment = environment
         self._episodes: OrderedDict[int, Episode] = OrderedDict()
         self._num_cached_tokens, self._max_cached_tokens = 0, max_cached_tokens
-        self._lock = Lock()  # the next step's batch is replayed in a thread of its own
+        self._lock = Lock()  # a separate thread replays the next step's batch
 
     def __len__(self) -> int:
         return len(self._samples)

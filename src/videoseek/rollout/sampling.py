@@ -1,4 +1,4 @@
-"""From logits to tokens, reproducibly: the randomness of an episode depends on its own key alone.
+"""Samples tokens from logits, reproducibly: the randomness of an episode depends on its own key alone.
 
 Legend: B sequences, V vocabulary.
 """
@@ -12,7 +12,7 @@ import torch
 
 
 def episode_generator(seed: int, sample_id: str, index: int) -> np.random.Generator:
-    """Returns the random stream of episode `index` of a prompt, the same in every batch, order and rank."""
+    """Returns the random stream of episode `index` of a prompt, equal for every batch, order and rank."""
     digest = hashlib.blake2b(f"{seed}/{index}/{sample_id}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
 
@@ -20,13 +20,13 @@ def episode_generator(seed: int, sample_id: str, index: int) -> np.random.Genera
 def sample_tokens(
     logits: torch.Tensor, uniforms: torch.Tensor | None, temperature: float, top_p: float, banned: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws tokens [B] from logits [B, V] and returns them with their log-probs [B].
+    """Draws tokens [B] from logits [B, V]. Returns the tokens and their log-probs [B].
 
-    `uniforms` [B] in [0, 1) decide the draws; None is greedy. `banned` [K] ids are never drawn. The log-prob is that of
-    the whole distribution at `temperature`, without the ban and without `top_p`, as the trainer computes it.
+    `uniforms` [B] in [0, 1) decide the draws; None is greedy. `banned` ids [K] are excluded from the draws. Log-probs
+    are of the whole distribution at `temperature`, ignoring `banned` and `top_p`, as in the trainer.
     """
     distribution = torch.log_softmax(logits.float() / temperature, dim=-1)
-    # In double precision: a cumulative sum over 152k weights in single precision would lose the rare tokens.
+    # Double precision: a cumulative sum over 152k weights in single precision would lose the rare tokens.
     weights = distribution.double().exp().index_fill(-1, banned, 0.0)
     if uniforms is None:
         tokens = weights.argmax(-1)

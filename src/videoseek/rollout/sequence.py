@@ -1,4 +1,4 @@
-"""SequenceState: one episode while it is generated."""
+"""SequenceState: an episode during generation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from videoseek.types import Clip, Episode, ParsedTurn, StopReason
 
 @dataclass(slots=True)
 class SequenceState:
-    """One episode under way: its tokens, how many of them the cache holds, and the turn that is being sampled.
+    """An episode under way: all tokens, the number of cached tokens, and the turn being sampled.
 
-    `next_position` is the M-RoPE position of the first token that is not in the cache. `turn_token_ids` and
-    `turn_logprobs` hold the sampled turn until `end_turn` hands them to the builder.
+    `next_position` is the M-RoPE position of the first uncached token. `turn_token_ids` and `turn_logprobs` hold the
+    sampled turn until `end_turn` appends the turn to the builder.
     """
 
     builder: EpisodeBuilder
@@ -29,25 +29,25 @@ class SequenceState:
     stop_reason: StopReason | None = None
 
     def pending_tokens(self) -> list[int]:
-        """Returns the tokens to feed before the next one is sampled: the end of the last turn and its observation."""
+        """Returns the tokens to feed before the next sampled token: the end of the last turn and its observation."""
         return self.builder.token_ids[self.num_cached_tokens :]
 
     def pending_clips(self) -> list[Clip]:
-        """Returns the clips of the pending tokens. Pending tokens are a suffix, so their clips are the last ones."""
+        """Returns the clips of the pending tokens. Pending tokens are a suffix: the clips are the last clips."""
         num_clips = self.pending_tokens().count(self.builder.vocabulary.vision_start)
         return self.builder.clips[len(self.builder.clips) - num_clips :]
 
     def append(self, token_id: int, logprob: float, max_context_tokens: int) -> None:
-        """Adds a sampled token. The turn is over at the end-of-turn token or when the context is full."""
+        """Appends a sampled token. The turn ends at the end-of-turn token or in a full context."""
         self.turn_token_ids.append(token_id)
         self.turn_logprobs.append(logprob)
         num_free_tokens = max_context_tokens - len(self.builder.token_ids)
-        # A turn ends at its end-of-turn token only, not at a stop string: SFT trains that token, and text that the
-        # policy writes after a call is a format fault that RL must see.
+        # A turn ends at its end-of-turn token only, and never at a stop string: SFT trains the end-of-turn token, and
+        # text after a call is a format fault for RL to penalise.
         self.turn_is_over = token_id == self.builder.vocabulary.im_end or len(self.turn_token_ids) >= num_free_tokens
 
     def end_turn(self) -> ParsedTurn:
-        """Appends the sampled turn to the episode and makes room for the next one."""
+        """Appends the sampled turn to the episode and clears the turn's buffers."""
         token_ids, self.turn_token_ids = self.turn_token_ids, []
         logprobs, self.turn_logprobs = self.turn_logprobs, []
         self.turn_is_over = False
@@ -55,9 +55,9 @@ class SequenceState:
 
 
 def finish_group(group: Sequence[SequenceState], weight_version: int) -> list[Episode]:
-    """Returns the episodes of one prompt. Returns [] if one of them could not be generated to its end.
+    """Returns the episodes of a prompt, or [] if any episode of the group is incomplete.
 
-    Advantages compare the members of a group, so an incomplete group is of no use.
+    Advantages compare all members of a group: an incomplete group is useless.
     """
     outcomes = [(sequence.builder, sequence.stop_reason) for sequence in group]
     episodes = [builder.finish(reason, weight_version) for builder, reason in outcomes if reason is not None]

@@ -22,7 +22,7 @@ def load_policy(
 ) -> tuple[Policy, Environment]:
     """Returns the policy of a model folder and an environment with its tokenizer.
 
-    Raises ModelError when the folder cannot be used.
+    Raises ModelError for an unusable folder.
     """
     policy = Policy(load_model(folder, choose_dtype(config.dtype), device), freeze_vision=freeze_vision)
     if config.gradient_checkpointing:  # acts in training mode only

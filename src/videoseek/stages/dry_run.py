@@ -1,4 +1,4 @@
-"""The plan of `--dry-run`: one batch, loaded and run, and what the whole would take."""
+"""The plan of `--dry-run`: runs one batch, and estimates tokens, memory and time of the real run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from videoseek.types import Sample
 
 
 def _with_turns(sample: Sample, environment: Environment) -> Sample:
-    """A question without a recorded trajectory, answered at once."""
+    """Returns the sample. A sample without recorded turns gets its answer as the only turn."""
     answer = environment.fmt.render_turn("", None, sample.answer)
     return sample if sample.turns else replace(sample, turns=(answer,))
 
 
 def dry_run(context: RunContext, source: Path, samples: Sequence[Sample]) -> str:
-    """Loads one batch and runs it forwards and backwards; tokens, memory and time that the real run would take."""
+    """Runs one batch forwards and backwards. Returns the tokens, the memory and the time of the real run, as text."""
     config = context.config
     policy, environment = load_policy(source, config, context.device, freeze_vision=config.sft.freeze_vision)
     settings = PackSettings(environment.vocabulary.video_pad, tokens_per_second(policy.model.config))

@@ -1,10 +1,9 @@
 """GRPO on sampled episodes with a verifiable, trajectory-guided reward.
 
-Differences from the textbook (2402.03300) and from the public Video-o3 code:
-there is no reference model unless `kl_coef` asks for one; a batch with one update needs no pass for old log-probs,
-since its probability ratio is 1; overlong episodes leave the baseline as well as the loss; dynamic sampling replaces
-groups whose rewards are all equal; a group trains as one packed tree, its prompt once; and the loss is normalised by
-counts of the whole batch.
+Differences from the textbook (2402.03300) and from the public Video-o3 code: only `kl_coef` > 0 loads a reference
+model. A batch with one update skips the pass for old log-probs: the probability ratio is 1. Overlong episodes leave the
+baseline and the loss. Dynamic sampling replaces groups of equal rewards. A group trains as one packed tree with one
+copy of the prompt. Counts of the whole batch normalise the loss.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from videoseek.video.errors import error_metrics
 
 
 def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[RewardFunction]) -> TrainEngine:
-    """Trains `run.policy` on episodes about `samples`; returns the engine that holds the final weights.
+    """Trains `run.policy` on episodes about `samples`. Returns the engine with the final weights.
 
-    `functions` add to the rule's reward. Raises VideoError when a video cannot be read and RewardFunctionError when
-    one of the functions misbehaves.
+    `functions` add to the rule's reward. Raises VideoError for an unreadable video, and RewardFunctionError for a
+    function that misbehaves.
     """
     grpo = run.config.grpo
     reference = run.reference_policy() if grpo.kl_coef > 0 else None
@@ -70,7 +69,7 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
             for update, minibatch in enumerate(minibatches, start=step * len(minibatches)):
                 num_tokens, num_documents = objective.count(minibatch)
                 if num_documents == 0:
-                    continue  # dynamic sampling left no rank anything to learn from
+                    continue  # dynamic sampling left every rank empty
                 sums = engine.accumulate(minibatch, objective.loss(num_tokens, num_documents), filler)
                 rate = learning_rate(
                     update, grpo.steps * len(minibatches), grpo.learning_rate, grpo.warmup_steps, "constant"
@@ -91,7 +90,7 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
 
 
 def join_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Joins the metrics of a batch's optimizer steps: extremes (`_min`, `_max`) of extremes, means of all others."""
+    """Joins the metrics of a batch's optimizer steps: minima of `_min`, maxima of `_max`, means of all others."""
     values: dict[str, list[float]] = {}
     for update in updates:
         for name, value in update.items():
@@ -102,7 +101,7 @@ def join_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
 
 @dataclass(slots=True)
 class Objective:
-    """The policy loss of a micro-batch under the recipe, with the log-probs that it compares."""
+    """Computes the policy loss of a micro-batch under the recipe, and the log-probs for the loss."""
 
     config: TrainConfig
     engine: TrainEngine
@@ -110,7 +109,7 @@ class Objective:
     reference: Policy | None
 
     def count(self, minibatch: Sequence[MicroBatch]) -> tuple[int, int]:
-        """Trained tokens and trained episodes of an optimizer step over all ranks: what the loss is divided by."""
+        """Returns the trained tokens and episodes of an optimizer step over all ranks, to divide the loss by."""
         counts = [
             sum(len(micro.batch.labels) for micro in minibatch),
             sum(micro.batch.num_documents for micro in minibatch),
@@ -119,7 +118,7 @@ class Objective:
         return int(num_tokens), int(num_documents)
 
     def encode_received(self, minibatches: Sequence[Sequence[MicroBatch]]) -> None:
-        """Encodes the clips of rows that came from other ranks, where a frozen vision tower's features are kept."""
+        """Encodes the clips of rows from other ranks, if the vision tower is frozen."""
         if self.engine.policy.vision_is_frozen:
             clips = [clip for minibatch in minibatches for micro in minibatch for clip in micro.batch.clips]
             with self.engine.whole_weights():
@@ -127,12 +126,12 @@ class Objective:
 
     @torch.no_grad()
     def write_old_logprobs(self, micro_batches: Sequence[MicroBatch], filler: MicroBatch | None) -> None:
-        """Writes into each micro-batch the log-probs under the weights before the first update."""
+        """Writes the log-probs under the weights before the first update into each micro-batch."""
         for micro in self.engine.pad_to_longest_rank(micro_batches, filler):
             micro.old_logprobs, _ = self.logprobs(micro)
 
     def loss(self, num_tokens: int, num_documents: int) -> Callable[[MicroBatch], tuple[torch.Tensor, Metrics]]:
-        """The loss function for one optimizer step with these counts of trained tokens and episodes."""
+        """Returns the loss function of one optimizer step with the given counts of trained tokens and episodes."""
         grpo, rollout = self.config.grpo, self.config.rollout
         settings = PolicyLossSettings(
             num_tokens_global=num_tokens,
@@ -161,9 +160,9 @@ class Objective:
         return loss_of
 
     def logprobs(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob [N] and entropy [N] of every label, through the engine.
+        """Returns the log-prob [N] and the entropy [N] of every label, through the engine.
 
-        A frozen vision tower gives the same features in the rollout and here, so that they are computed once.
+        A frozen vision tower gives equal features in rollout and update. The update reuses the rollout's features.
         """
         features = None
         if self.engine.policy.vision_is_frozen:
@@ -171,7 +170,7 @@ class Objective:
         return self.engine(micro.batch, features, self.config.rollout.temperature)
 
     def _features(self, clip: Clip) -> torch.Tensor:
-        """The rollout's features of a clip. Another rank's filler has none here: it gets zeros, at weight zero."""
+        """Returns the rollout's features of a clip, or zeros for the filler of another rank (at weight zero)."""
         features = self.sampler.features.get(clip)
         if features is not None:
             return features
@@ -179,7 +178,7 @@ class Objective:
         return torch.zeros(clip.num_tokens, hidden_size, device=self.engine.policy.device)
 
     def reference_logprobs(self, micro: MicroBatch) -> torch.Tensor | None:
-        """Log-prob [N] of every label under the reference model, for the KL term; None without one."""
+        """Returns the log-prob [N] of every label under the reference model, for the KL term, or None."""
         if self.reference is None:
             return None
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Loads the samples of a run: reads or generates them, and checks them before any training."""
+"""Loads the samples of a run: reads or generates samples, and checks all samples before any training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from videoseek.types import Sample
 class Data:
     """The samples of a run. Generated held-out samples share no video with the others.
 
-    `bad` are the records that data.bad_samples=skip passed over (where, and why), by the key of their sources.
+    `bad` holds the records dropped by data.bad_samples=skip (place and reason), by source key.
     """
 
     sft: Sequence[Sample] = ()
@@ -32,7 +32,7 @@ class Data:
     bad: dict[str, list[tuple[str, Problem]]] = field(default_factory=dict)
 
     def write_bad(self, output_dir: Path) -> None:
-        """Writes every record that was passed over to `skipped.jsonl`; writes no file if there is none."""
+        """Writes the dropped records to `skipped.jsonl`, if there are any."""
         lines = [
             json.dumps({"data": name, "where": where, "code": problem.code, "message": problem.message})
             for name, records in self.bad.items()
@@ -43,7 +43,7 @@ class Data:
 
 
 def load_data(config: TrainConfig) -> Data:
-    """Returns the samples of all stages. Raises DataError for the first bad one, unless data.bad_samples=skip."""
+    """Returns the samples of all stages. Raises DataError for the first bad sample, unless data.bad_samples=skip."""
     splits: dict[str, Mixture] = {}
     if {"direct", "sft"} & set(config.stages):
         splits["sft"] = load_split(config, "sft")
@@ -78,7 +78,7 @@ def load_split(config: TrainConfig, name: str) -> Mixture:
     samples = loaded if loaded is not None else load_samples(sources, loading)
     once = samples.distinct()
     with Progress(f"check {name}", len(once)) as progress:
-        # Each rank opens the videos of its share. Every rank gets the findings of all, so that all stop or none does.
+        # Each rank opens the videos of its share. Every rank gets the findings of all: all ranks stop together.
         bad_samples = find_bad(
             once,
             rank_indices(len(once)),

@@ -1,6 +1,6 @@
-"""The memory that training takes on each GPU, reckoned from the model's sizes and the configuration.
+"""Estimates the memory of training on each GPU from the model's sizes and the configuration.
 
-Not counted: the CUDA context, buffers of collectives and fragmentation. Leave them a tenth of the GPU.
+The estimate excludes the CUDA context, buffers of collectives and fragmentation. Leave a tenth of the GPU free.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from videoseek.config import LoRAConfig, TrainConfig
 from videoseek.model.policy import PROJECTION_ROWS
 
 _PATCHES_PER_TOKEN = 4  # a merged token of video is 2 x 2 patches
-#: Bytes at the peak of one bfloat16 layer's recomputation and backward pass, for each element of the MLP's width and of
-#: the hidden size, for one token: the peak of torch's allocations in transformers 5.23 was 12.0 and 26.6 for the
-#: decoder, 12.0 and 35.9 for the vision tower.
+#: Peak bytes of one bfloat16 layer in recomputation and backward pass, per token and per element of the MLP width and
+#: of the hidden size. Measured: torch's allocations peaked at 12.0 and 26.6 bytes in the decoder, and at 12.0 and 35.9
+#: bytes in the vision tower (transformers 5.23).
 _LAYER_BYTES_PER_MLP_ELEMENT = 12
 _LAYER_BYTES_PER_HIDDEN_ELEMENT = 36
-#: Bytes of a logit at the peak: log-probs, the two products of the entropy or of the backward pass, and a gradient.
+#: Peak bytes of a logit: log-probs, the two products of the entropy or of the backward pass, and a gradient.
 _LOGIT_BYTES = 16
-#: DeepSpeed's defaults, in elements: gradients reduced at a time, and weights gathered at a time under ZeRO-3.
+#: DeepSpeed's defaults, in elements: one reduction of gradients, and one gathering of weights under ZeRO-3.
 _BUCKET_ELEMENTS = 5 * 10**8
 _GATHERED_ELEMENTS = 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """A stack of equal transformer layers: their number, hidden size and MLP width."""
+    """A stack of equal transformer layers: number, hidden size and MLP width."""
 
     number: int
     hidden_size: int
     mlp_size: int
 
     def input_bytes(self, element_bytes: int) -> int:
-        """Bytes for each token of the inputs of all layers, which gradient checkpointing keeps."""
+        """Returns the bytes per token of all layer inputs. Gradient checkpointing keeps the inputs."""
         return self.number * self.hidden_size * element_bytes
 
     def layer_bytes(self, element_bytes: int) -> int:
-        """Bytes for each token at the peak of one layer's backward pass."""
+        """Returns the peak bytes per token of a layer's backward pass."""
         in_bfloat16 = _LAYER_BYTES_PER_MLP_ELEMENT * self.mlp_size + _LAYER_BYTES_PER_HIDDEN_ELEMENT * self.hidden_size
         return in_bfloat16 * element_bytes // 2
 
@@ -59,7 +59,7 @@ class ModelSizes:
 
     @classmethod
     def of(cls, model: Qwen2_5_VLForConditionalGeneration, lora: LoRAConfig) -> ModelSizes:
-        """Counts a model without adapters, which may lie on the meta device, and the adapters that `lora` adds."""
+        """Counts a model without adapters (on any device, meta included) and the adapters of `lora`."""
         text, vision = model.config.text_config, model.config.vision_config
         adapted = [
             module
@@ -77,7 +77,7 @@ class ModelSizes:
         )
 
     def num_trained(self, freeze_vision: str) -> int:
-        """Trained parameters under a `freeze_vision` key, or those of the adapters where there are any."""
+        """Returns the number of trained parameters under a `freeze_vision` key; with adapters, of the adapters."""
         if self.num_adapters:
             return self.num_adapters
         frozen = {"none": 0, "tower": self.num_vision - self.num_projector, "all": self.num_vision}
@@ -85,9 +85,9 @@ class ModelSizes:
 
 
 def training_memory(sizes: ModelSizes, config: TrainConfig, stage: str, num_ranks: int) -> dict[str, float]:
-    """Bytes on each of `num_ranks` GPUs while `stage` trains a full row of video, by part; a part may be 0.
+    """Returns the bytes on each of `num_ranks` GPUs, by part, while `stage` trains a full row of video.
 
-    `one layer` is the larger of a layer in its backward pass and of the logits.
+    A part may be 0. `one layer` is the larger of a layer's backward pass and the logits.
     """
     settings = config.grpo if stage == "grpo" else config.sft
     zero = config.deepspeed.stage
@@ -96,14 +96,14 @@ def training_memory(sizes: ModelSizes, config: TrainConfig, stage: str, num_rank
     shares = {level: num_ranks if zero >= level else 1 for level in (1, 2, 3)}
 
     weights = total * element_bytes / shares[3]
-    gradients = 4 * trained / shares[2]  # sums over rows and ranks are fp32
+    gradients = 4 * trained / shares[2]  # fp32 sums over rows and ranks
     if zero == 1 and element_bytes == 2:
         gradients += 2 * trained  # the backward pass leaves bf16 gradients beside the fp32 sums
     if zero >= 2:
-        gradients += min(trained, _BUCKET_ELEMENTS) * (element_bytes + 4)  # a bucket, and its fp32 copy to be reduced
+        gradients += min(trained, _BUCKET_ELEMENTS) * (element_bytes + 4)  # one bucket, and its fp32 copy to be reduced
     if zero == 3:
         weights += min(total, _GATHERED_ELEMENTS) * element_bytes
-    # Two moments; ZeRO trains fp32 copies of the weights as well.
+    # Two moments. ZeRO adds fp32 copies of the weights.
     optimizer = 0.0 if config.deepspeed.offload else trained * (12 if zero else 8) / shares[1]
 
     num_tokens = settings.max_tokens_per_micro_batch
@@ -125,7 +125,7 @@ def training_memory(sizes: ModelSizes, config: TrainConfig, stage: str, num_rank
 
 
 def memory_line(parts: Mapping[str, float]) -> str:
-    """The parts of `training_memory` and their sum as a line of text, in GiB."""
+    """Returns the parts of `training_memory` and their sum as a line of text, in GiB."""
     terms = " + ".join(f"{name} {size / 2**30:.3g}" for name, size in parts.items())
     return f"{sum(parts.values()) / 2**30:.3g} GiB = {terms}"
 

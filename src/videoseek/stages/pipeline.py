@@ -39,16 +39,16 @@ from videoseek.stages.stage_run import RunContext, StageRun, find_resume_point
 from videoseek.trackers import check_trackers, open_trackers
 from videoseek.types import Sample
 
-#: What a stage's model is called in summary and report.
+#: The name of each stage's model in summary and report.
 MODEL_NAMES = {"direct": "direct", "sft": "sft", "grpo": "sft_rl"}
 
 
 def run(config: TrainConfig, *, only_plan: bool) -> None:
-    """The whole run, or with `only_plan` a check of the data and one batch. Raises the package's own errors."""
+    """Runs all stages, or checks data and one batch with `only_plan`. Raises the package's own errors."""
     started = time.monotonic()
     context = start_run(config)
     output_dir = context.output_dir
-    # All that can be refused is, before anything in the output folder changes.
+    # All checks come before the first change in the output folder.
     check_batches(config)
     check_masters(config)
     if config.resume == "auto" and not only_plan and is_finished(config, output_dir):
@@ -78,13 +78,13 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
 
 
 def is_finished(config: TrainConfig, output_dir: Path) -> bool:
-    """Whether every stage of the run is complete and the summary of them all is written."""
+    """Returns whether every stage is complete, and summary and report are written."""
     stages_done = all(is_complete(output_dir / stage) for stage in config.stages)
     return stages_done and (output_dir / "summary.json").is_file() and (output_dir / "report.html").is_file()
 
 
 def check_batches(config: TrainConfig) -> None:
-    """Raises UsageError when a batch cannot give every rank something to do."""
+    """Raises UsageError when a batch is smaller than the number of ranks."""
     sizes = {"grpo.prompts_per_step": config.grpo.prompts_per_step} if "grpo" in config.stages else {}
     if {"direct", "sft"} & set(config.stages):
         sizes["sft.samples_per_step"] = config.sft.samples_per_step
@@ -94,7 +94,7 @@ def check_batches(config: TrainConfig) -> None:
 
 
 def check_masters(config: TrainConfig) -> None:
-    """Raises UsageError when weights of few bits would be trained with nothing more precise behind them."""
+    """Raises UsageError for 16-bit weights without fp32 master copies."""
     if config.dtype == "bfloat16" and config.deepspeed.stage == 0:
         raise UsageError(
             "dtype=bfloat16 needs a deepspeed.stage of 1 or more, which trains float32 copies of the weights; "
@@ -103,7 +103,7 @@ def check_masters(config: TrainConfig) -> None:
 
 
 def start_weights(config: TrainConfig, output_dir: Path) -> Path:
-    """The model folder that the run starts from; `scratch` is written first, random from the seed."""
+    """Returns the model folder at the start of the run. Writes random weights from the seed first for `scratch`."""
     if config.model != "scratch":
         return model_folder(config.model)
     folder = output_dir / "scratch"
@@ -115,12 +115,12 @@ def start_weights(config: TrainConfig, output_dir: Path) -> Path:
 
 
 def without_tool(sample: Sample) -> Sample:
-    """The sample with its answering turn only: what `direct` learns from."""
+    """Returns the sample with the answering turn only, for the stage `direct`."""
     return replace(sample, turns=sample.turns[-1:])
 
 
 def run_stages(context: RunContext, source: Path, data: Data, functions: Sequence[RewardFunction]) -> None:
-    """Each stage from its source's weights, or on from where it was; then its scores on the held-out questions."""
+    """Trains each stage from the weights of its source or from its checkpoint, and scores each finished stage."""
     config, output_dir = context.config, context.output_dir
     points = {stage: find_resume_point(output_dir, stage) for stage in config.stages}
     resume = _logged_so_far(config, output_dir, points)
@@ -153,7 +153,7 @@ def train_stage(run: StageRun, data: Data, functions: Sequence[RewardFunction]) 
 
 
 def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path | None]) -> tuple[str, int] | None:
-    """The last stage and step whose metrics stay: those of finished stages, and up to the checkpoint of the next."""
+    """Returns the last stage and step whose metrics stay: of finished stages, or of the next stage's checkpoint."""
     reached = None
     for stage in config.stages:
         if is_complete(output_dir / stage):
@@ -165,7 +165,7 @@ def _logged_so_far(config: TrainConfig, output_dir: Path, points: dict[str, Path
 
 
 def score_stage(context: RunContext, stage: str, samples: list[Sample]) -> None:
-    """Answers the held-out questions with a finished stage's weights, and keeps the scores."""
+    """Answers the held-out questions with a finished stage's weights, and writes the scores."""
     values = score_model(
         context.config, context.device, context.output_dir / stage, MODEL_NAMES[stage], samples, context.output_dir
     )
@@ -175,7 +175,7 @@ def score_stage(context: RunContext, stage: str, samples: list[Sample]) -> None:
 
 
 def write_summary(config: TrainConfig, output_dir: Path, seconds: float) -> None:
-    """summary.json: scores by model, the time this process took, and which run it was."""
+    """Writes summary.json: scores by model, the time of the process, and the identity of the run."""
     files = {MODEL_NAMES[stage]: output_dir / f"evaluation-{stage}.json" for stage in config.stages}
     values = {model: json.loads(path.read_text()) for model, path in files.items() if path.is_file()}
     write_json(output_dir / "summary.json", summary_of(config, values, seconds))

@@ -27,15 +27,15 @@ from videoseek.video.errors import VideoError
 
 
 class UnreadableVideosError(Exception):
-    """So many videos of a step cannot be read that the run should not go on without them."""
+    """Too many videos of a step are unreadable for the run to continue."""
 
 
 @dataclass(slots=True)
 class Rollouts:
-    """What one step sampled on this rank: the `groups` to train on, and `all_groups` for metrics and records.
+    """The rollouts of one step on this rank: `groups` to train on, and `all_groups` for metrics and records.
 
-    `draws` numbers the groups to train on by the order in which the step drew their prompts, over all ranks. A prompt
-    whose video cannot be read has no group, so that a rank may be left without any.
+    `draws` numbers the groups to train on by the order of the step's prompts over all ranks. A prompt with an
+    unreadable video has no group. A rank may be left without groups.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -55,14 +55,14 @@ def sample_groups(
 ) -> Rollouts:
     """Rolls out the prompts of `step`, divided among the ranks, and writes the rewards into the episodes.
 
-    Dynamic sampling: prompts of the reserve replace the groups whose rewards are all equal and the prompts whose video
-    cannot be read, for at most `grpo.max_resample_rounds` rounds. All ranks count together, so that the prompts of a
-    step do not depend on the number of ranks. Raises UnreadableVideosError when too many videos cannot be read.
+    Dynamic sampling replaces groups of equal rewards and prompts with unreadable videos by prompts of the reserve, for
+    at most `grpo.max_resample_rounds` rounds. All ranks count together: the prompts of a step are the same for any
+    number of ranks. Raises UnreadableVideosError for too many unreadable videos.
     """
     grpo, config, started = run.config.grpo, run.config, time.perf_counter()
     sampling = sampling_settings(config, config.rollout.temperature)
     rollouts, num_drawn, num_usable = Rollouts(), 0, 0
-    sampler.features.clear()  # the features of the last step belong to older weights, unless the vision tower is frozen
+    sampler.features.clear()  # features of the last step belong to older weights, unless the vision tower is frozen
     for attempt in range(1 + grpo.max_resample_rounds):
         num_missing = grpo.prompts_per_step - num_usable
         if num_missing == 0:
@@ -88,7 +88,7 @@ def sample_groups(
                 rollouts.groups.append(group)
                 rollouts.draws.append(num_drawn + i)
         num_drawn += len(indices)
-        # Ranks agree on what is missing: a rank without a prompt still takes part in gathering the weights.
+        # All ranks agree on the missing groups. A rank without a prompt still takes part in gathering the weights.
         usable, unreadable = all_sum([len(rollouts.groups), rollouts.num_unreadable], run.device)
         num_usable = int(usable)
         check_unreadable(int(unreadable), num_drawn, config.data.max_unreadable_share)
@@ -97,7 +97,7 @@ def sample_groups(
 
 
 def step_prompts(step: int, attempt: int, grpo: GRPOConfig, num_samples: int, seed: int) -> list[int]:
-    """Indices of the prompts that a rollout round may draw: a batch of the main order, then of the reserve."""
+    """Returns the indices of a rollout round's prompts: from the main order first, then from the reserve."""
     if attempt == 0:
         return batch_indices(step, grpo.prompts_per_step, num_samples, seed)
     number = step * grpo.max_resample_rounds + attempt - 1
@@ -105,7 +105,7 @@ def step_prompts(step: int, attempt: int, grpo: GRPOConfig, num_samples: int, se
 
 
 def prefetch_prompts(environment: Environment, config: TrainConfig, samples: Sequence[Sample], step: int) -> None:
-    """Begins to decode the prompts' clips of this rank's first rollout round of a step."""
+    """Starts to decode the prompt clips of this rank's first rollout round of a step."""
     indices = step_prompts(step, 0, config.grpo, len(samples), config.seed)
     for i in rank_indices(len(indices)):
         try:
@@ -115,7 +115,7 @@ def prefetch_prompts(environment: Environment, config: TrainConfig, samples: Seq
 
 
 def check_unreadable(num_unreadable: int, num_prompts: int, max_share: float) -> None:
-    """Raises UnreadableVideosError when more than `max_share` of a step's prompts have a video that cannot be read."""
+    """Raises UnreadableVideosError when more than `max_share` of a step's prompts have unreadable videos."""
     if num_unreadable > max_share * num_prompts:
         raise UnreadableVideosError(
             f"{num_unreadable} of {num_prompts} videos of this step cannot be read, more than "
@@ -134,7 +134,7 @@ def reward_episodes(config: TrainConfig, functions: Sequence[RewardFunction], ep
 
 
 def rollout_metrics(rollouts: Rollouts, functions: Sequence[RewardFunction], device: torch.device) -> dict[str, float]:
-    """Metrics of all sampled episodes, over all ranks."""
+    """Returns the metrics of all sampled episodes over all ranks."""
     parts = {*REWARD_NAMES, *(function.name for function in functions)} - {"reward"}
     sums = episode_sums(rollouts.all_groups, sorted(parts))
     totals = iter(all_sum([number for pair in sums.values() for number in pair], device))
@@ -149,9 +149,9 @@ def rollout_metrics(rollouts: Rollouts, functions: Sequence[RewardFunction], dev
 
 
 def filler_group(rollouts: Rollouts, device: torch.device) -> ScoredGroup | None:
-    """One episode that a rank trains on at weight zero while other ranks have more rows.
+    """Returns an episode to train on at weight zero, while other ranks have more rows.
 
-    It is this rank's own, or another rank's where this rank has none. None if no rank has any episode.
+    The episode comes from this rank if possible, else from another rank. Returns None if all ranks have zero episodes.
     """
     episodes = [group[:1] for group in rollouts.all_groups[:1]]
     if all_max(int(not episodes), device):
@@ -160,10 +160,10 @@ def filler_group(rollouts: Rollouts, device: torch.device) -> ScoredGroup | None
 
 
 def with_advantages(groups: Sequence[Group], kind: str, overlong: str) -> list[ScoredGroup]:
-    """The episodes to train on of every group, with the advantage of each; a group may be left without any.
+    """Returns the episodes to train on and advantages of every group. A group may be empty.
 
-    `overlong` says what happens to episodes that a limit cut off: `exclude` takes them out of the baseline and the
-    loss (a cut says nothing about the answer), `mask` out of the loss only, `keep` trains on them.
+    `overlong` is the treatment of episodes cut off by a limit: `exclude` removes the episodes from the baseline and the
+    loss (a cut says nothing about the answer), `mask` from the loss only, `keep` trains on the episodes.
     """
     scored: list[ScoredGroup] = []
     for group in groups:
@@ -174,7 +174,7 @@ def with_advantages(groups: Sequence[Group], kind: str, overlong: str) -> list[S
 
 
 def has_signal(group: Group, overlong: str) -> bool:
-    """Whether the rewards of a group differ. Equal rewards give advantages of zero and no gradient."""
+    """Returns whether the rewards of a group differ. Equal rewards give advantages of zero and no gradient."""
     return bool(has_spread(*_rewards(group), _in_baseline(group, overlong)).any())
 
 
@@ -183,5 +183,5 @@ def _in_baseline(group: Group, overlong: str) -> torch.Tensor:
 
 
 def _rewards(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rewards of one group and its group index (0) for each, as the pure functions take them."""
+    """Returns the rewards of a group and the group index (0) of each, in the form of `algorithms.advantages`."""
     return torch.tensor([e.rewards["reward"] for e in group]), torch.zeros(len(group), dtype=torch.long)

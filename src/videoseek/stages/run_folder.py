@@ -16,7 +16,7 @@ from videoseek.video.service import start_video_service
 
 
 def start_run(config: TrainConfig) -> RunContext:
-    """The run's folder, device and processes; fixes the seeds."""
+    """Creates the run's folder, device and processes, and fixes the seeds."""
     context = RunContext(config, prepare_output_dir(config.output_dir), choose_device(config.device))
     seed_everything(config.seed)
     start_distributed(context.device)
@@ -25,7 +25,7 @@ def start_run(config: TrainConfig) -> RunContext:
 
 
 def start_folder(config: TrainConfig, output_dir: Path) -> None:
-    """Sets an earlier run aside, unless it is to be resumed, and records what this one is."""
+    """Moves an earlier run aside unless the run resumes, and records the new run's identity."""
     if config.resume not in ("no", "auto"):
         rewind(config, output_dir, Path(config.resume))
     if config.resume == "no" and (output_dir / "config.yaml").exists():
@@ -40,7 +40,7 @@ def start_folder(config: TrainConfig, output_dir: Path) -> None:
 
 
 def rewind(config: TrainConfig, output_dir: Path, checkpoint: Path) -> None:
-    """Puts a run back to where one of its checkpoints stands; what came after it will be made again."""
+    """Rewinds a run to one of its checkpoints. The run repeats all later steps."""
     state = read_state(checkpoint)
     if checkpoint.resolve().parent != output_dir.resolve() or state.stage not in config.stages:
         raise CheckpointError(

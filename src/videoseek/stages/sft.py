@@ -1,7 +1,7 @@
 """Supervised fine-tuning on tool trajectories.
 
-Differs from the public Video-o3 code in that a batch's loss is one mean over all of its trained tokens, however it is
-cut into rows and ranks; that several samples share a row; and that TDAM treats the rows that predict a span.
+Differences from the public Video-o3 code: the loss of a batch is one mean over all trained tokens of all rows and
+ranks; several samples share a row; TDAM masks the rows that predict a span.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from videoseek.video.errors import VideoError, error_metrics, warn_once
 
 
 def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = None) -> TrainEngine:
-    """Trains `run.policy` on the trajectories of `samples`; returns the engine that holds the final weights.
+    """Trains `run.policy` on the trajectories of `samples`. Returns the engine with the final weights.
 
-    `steps` overrides the recipe's number. Raises DataError or VideoError when a sample or its video cannot be used;
-    with data.bad_samples=skip such a sample is named and drops out of its step.
+    `steps` overrides the recipe's number. Raises DataError or VideoError for an unusable sample or video;
+    data.bad_samples=skip logs the sample by name and drops the sample from the step.
     """
     settings = run.config.sft
     steps = settings.steps if steps is None else steps
@@ -61,14 +61,14 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
             num_targets, num_tokens, num_masked, num_unreadable = map(int, counts)
             rate = learning_rate(step, steps, settings.learning_rate, settings.warmup_steps, settings.schedule)
             learnt = {"loss": 0.0, "grad_norm": 0.0}
-            if num_targets:  # otherwise no rank has anything to learn from, and the weights stay as they are
+            if num_targets:  # otherwise every rank is empty and the weights stay
                 rows = [
                     pack_documents([batch[i] for i in row], packing).to(run.device)
                     for row in cut_rows(
                         [len(episode.token_ids) for episode in batch], settings.max_tokens_per_micro_batch
                     )
                 ]
-                # A rank whose own samples all dropped out still takes part, with any sample that it can read.
+                # A rank without any sample of its own still takes part, with any readable sample.
                 filler = rows[0] if rows else pack_documents([_any_readable(episodes)], packing).to(run.device)
                 sums = engine.accumulate(rows, partial(_row_loss, engine, num_targets), filler)
                 grad_norm = engine.step(rate)
@@ -85,7 +85,7 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
 
 
 def _load(run: StageRun, episodes: Sequence[Episode], step: int) -> list[Episode]:
-    """This rank's episodes of a step, their clips on the way. See `_readable` for data.bad_samples=skip."""
+    """Returns this rank's episodes of a step, and starts to decode their clips. See `_readable` for skipping."""
     indices = batch_indices(step, run.config.sft.samples_per_step, len(episodes), run.config.seed)
     own_indices = [indices[i] for i in rank_indices(len(indices))]
     if run.config.data.bad_samples == "skip":
@@ -101,7 +101,7 @@ def _row_loss(engine: TrainEngine, num_targets: int, row: TokenBatch) -> tuple[t
 
 
 def _readable(episodes: Sequence[Episode], indices: Sequence[int]) -> Iterator[Episode]:
-    """The episodes of `indices` whose video can be read now. The others are logged by name and left out."""
+    """Yields the episodes of `indices` with readable videos. Logs and skips the others."""
     for index in indices:
         try:
             episode = episodes[index]
@@ -114,7 +114,7 @@ def _readable(episodes: Sequence[Episode], indices: Sequence[int]) -> Iterator[E
 
 
 def _any_readable(episodes: Sequence[Episode]) -> Episode:
-    """The filler of a rank without readable samples. Raises DataError when it can read none at all."""
+    """Returns a filler episode for a rank without readable samples. Raises DataError if all samples are unreadable."""
     for episode in _readable(episodes, range(len(episodes))):
         return episode
     raise DataError(f"none of the {len(episodes)} samples can be read by rank {rank()}")

@@ -1,4 +1,4 @@
-"""What every stage needs besides its own loop: the model in its environment, data, metrics and checkpoints."""
+"""StageRun: model, environment, data, metrics and checkpoints, shared by the training loops of all stages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from videoseek.types import Episode
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What all stages of a run share: the configuration, the output folder and the device."""
+    """The parts common to all stages of a run: configuration, output folder and device."""
 
     config: TrainConfig
     output_dir: Path
@@ -49,7 +49,7 @@ class RunContext:
 
 @dataclass(slots=True)
 class StageRun:
-    """One stage of one run. `source` is the folder its weights came from; steps before `first_step` are done."""
+    """A stage of a run. The weights came from the folder `source`. Training continues at `first_step`."""
 
     context: RunContext
     name: str
@@ -73,7 +73,7 @@ class StageRun:
         first_global_step: int,
         resumed_from: Path | None,
     ) -> StageRun:
-        """Loads the stage's weights: those of `source`, or of the checkpoint that the stage goes on from."""
+        """Loads the stage's weights from `source`, or from the checkpoint in `resumed_from`."""
         config = context.config
         frozen = config.grpo.freeze_vision if name == "grpo" else config.sft.freeze_vision
         state = read_state(resumed_from) if resumed_from is not None else None
@@ -94,7 +94,7 @@ class StageRun:
 
     @staticmethod
     def _load(context: RunContext, source: Path, resumed_from: Path | None, frozen: str) -> tuple[Policy, Environment]:
-        """The policy to train. Adapters, which a checkpoint holds apart, always change the weights of `source`."""
+        """Returns the policy to train. Adapters are stored apart and always apply to the weights of `source`."""
         config = context.config
         if not config.lora.rank:
             return load_policy(resumed_from or source, config, context.device, freeze_vision=frozen)
@@ -120,12 +120,12 @@ class StageRun:
         return self.policy.device
 
     def reference_policy(self) -> Policy:
-        """The stage's starting weights, frozen: what a KL term measures the distance to, resumed or not."""
+        """Returns the stage's starting weights, frozen, as the reference of the KL term (also after a resume)."""
         policy, _ = load_policy(self.source, self.config, self.context.device, freeze_vision="all")
         return policy.requires_grad_(False).eval()
 
     def engine(self, settings: OptimizerSettings) -> TrainEngine:
-        """DeepSpeed around the policy, at the state of the checkpoint that the stage goes on from."""
+        """Wraps the policy in DeepSpeed, with the optimizer state of the checkpoint in `resumed_from`, if any."""
         zero = self.config.deepspeed
         engine = TrainEngine(self.policy, settings, stage=zero.stage, offload=zero.offload)
         if self.resumed_from is not None:
@@ -133,12 +133,12 @@ class StageRun:
         return engine
 
     def native_engine(self) -> NativeEngine:
-        """The rollout engine on the policy under training; a frozen vision tower's features serve the update too."""
+        """Returns the rollout engine on the trained policy. The update reuses the features of a frozen vision tower."""
         per_second = tokens_per_second(self.policy.model.config)
         return NativeEngine(self.policy, self.environment, per_second, keep_features=self.policy.vision_is_frozen)
 
     def pack_settings(self, *, masked: bool) -> PackSettings:
-        """`masked`: whether TDAM is applied, as SFT does."""
+        """Returns the settings for packing. `masked` applies TDAM (SFT only)."""
         tdam, vocabulary = self.config.tdam, self.environment.vocabulary
         rule = tdam.rule if masked else "off"
         tags = None
@@ -157,10 +157,10 @@ class StageRun:
         )
 
     def check_finite(self, step: int, sums: BatchSums, grad_norm: float) -> dict[str, float]:
-        """Counts and names an optimizer step that the engine skipped, since loss or gradient were not finite.
+        """Reports and counts an optimizer step skipped by the engine for a non-finite loss or gradient.
 
-        Raises RunError after `max_skipped_steps` skipped steps in a row. Skipped steps leave the weights as they were,
-        so that every checkpoint holds good ones.
+        Raises RunError after `max_skipped_steps` skipped steps in a row. Skipped steps leave the weights unchanged:
+        every checkpoint holds good weights.
         """
         if math.isfinite(sums.metrics["loss"]) and math.isfinite(grad_norm):
             self.skipped_in_a_row = 0
@@ -177,13 +177,13 @@ class StageRun:
         return {"skipped_steps": 1.0}
 
     def save(self, engine: TrainEngine, step: int) -> None:
-        """Saves a checkpoint after `step` steps of this stage, if the recipe asks for one by steps or by minutes."""
+        """Saves a checkpoint after `step` steps of the stage, if due by steps or by minutes."""
         config = self.config
         interval = config.grpo.save_every_steps if self.name == "grpo" else None
         interval = config.save_every_steps if interval is None else interval
         due = bool(interval) and step % interval == 0
         if config.save_every_minutes is not None and not due:
-            # Clocks differ between machines, so rank 0 decides for all.
+            # Clocks differ between machines. Rank 0 decides for all.
             late = time.monotonic() - self.saved_at >= 60 * config.save_every_minutes
             due = bool(all_max(int(late and rank() == 0), self.device))
         if due:
@@ -198,6 +198,6 @@ class StageRun:
 
 
 def find_resume_point(output_dir: Path, stage: str) -> Path | None:
-    """The checkpoint that `stage` goes on from, if any: the newest complete one of that stage."""
+    """Returns the newest complete checkpoint of `stage`, if any."""
     fitting = [folder for folder in complete_checkpoints(output_dir) if read_state(folder).stage == stage]
     return fitting[-1] if fitting else None

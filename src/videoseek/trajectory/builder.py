@@ -1,4 +1,4 @@
-"""EpisodeBuilder: the one builder of token sequences. SFT, rollout and evaluation use it, so all see the same ids.
+"""EpisodeBuilder: builds all token sequences. SFT, rollout and evaluation share the builder and see the same ids.
 
 Template (Qwen2.5-VL's ChatML; a later turn never rewrites an earlier one; tool results are user turns):
 
@@ -17,14 +17,14 @@ from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.trajectory.wording import time_sentence
 from videoseek.types import CallRecord, Clip, Episode, Fault, ParsedTurn, Role, Sample, StopReason, Turn, TurnKind
 
-#: Stands for a clip in the readable text of a user turn.
+#: Mark of a clip in the readable text of a user turn.
 CLIP_MARK = "<video>"
 
 
 class EpisodeBuilder:
-    """Grows one episode. Order of calls: `prompt`, then (assistant turn, `observe`)*, assistant turn, `finish`.
+    """Builds one episode. Order of calls: `prompt`, then (assistant turn, `observe`)*, assistant turn, `finish`.
 
-    Tokens are only appended. Sampled ids stay as they were sampled, and cached keys and values stay valid.
+    The builder only appends tokens. Sampled ids stay unchanged, and cached keys and values stay valid.
     """
 
     def __init__(self, sample: Sample, vocabulary: Vocabulary, fmt: CallFormat) -> None:
@@ -45,7 +45,7 @@ class EpisodeBuilder:
         self.num_turns = 0
 
     def prompt(self, clip: Clip) -> None:
-        """Appends the system turn and the user turn that shows `clip` and asks the question."""
+        """Appends the system turn and the first user turn with `clip` and the question."""
         vocabulary = self.vocabulary
         system = [vocabulary.im_start, *vocabulary.encode("system\n" + self.fmt.system_prompt()), vocabulary.im_end]
         self._append(system, Role.SYSTEM)
@@ -56,14 +56,14 @@ class EpisodeBuilder:
         self.prompt_length = len(self.token_ids)
 
     def assistant_text(self, text: str) -> ParsedTurn:
-        """Appends a recorded turn: the text and its end-of-turn token, all of it trained."""
+        """Appends a recorded turn: the text and its end-of-turn token, all trained."""
         token_ids = [*self.vocabulary.encode(text), self.vocabulary.im_end]
         return self.assistant_tokens(token_ids, [0.0] * len(token_ids))
 
     def assistant_tokens(self, token_ids: Sequence[int], logprobs: Sequence[float]) -> ParsedTurn:
-        """Appends a sampled turn, ids as they were sampled, and parses it.
+        """Appends and parses a sampled turn, with unchanged ids.
 
-        A turn that was cut off has no end-of-turn token. Its text is parsed all the same.
+        A truncated turn lacks the end-of-turn token. Its text is parsed all the same.
         """
         start = len(self.token_ids)
         content = list(token_ids[:-1]) if token_ids and token_ids[-1] == self.vocabulary.im_end else list(token_ids)
@@ -85,10 +85,10 @@ class EpisodeBuilder:
         return parsed
 
     def observe(self, records: Sequence[CallRecord], faults: Sequence[Fault] = (), *, max_tokens: int) -> bool:
-        """Appends the user turn that answers a turn's calls, in order: each with its clip, or its fault in words.
+        """Appends the user turn with the outcome of each call, in order: a clip, or a fault in words.
 
-        A turn without a readable call has one record, and `faults` are the parser's. Returns False and appends nothing
-        if the episode would reach `max_tokens`.
+        A turn without a readable call has one record, and `faults` come from the parser. Returns False and appends
+        nothing if the episode would reach `max_tokens`.
         """
         parts: list[str | Clip] = []
         new_faults: list[Fault] = []
@@ -109,7 +109,7 @@ class EpisodeBuilder:
         return True
 
     def finish(self, stop_reason: StopReason, weight_version: int = 0) -> Episode:
-        """Returns the episode. It shares its lists with the builder, which must not grow any more."""
+        """Returns the episode. Episode and builder share their lists: the builder must not grow further."""
         return Episode(
             sample=self.sample,
             token_ids=self.token_ids,

@@ -1,7 +1,7 @@
-"""The grammar of an assistant's turn: rendering, and parsing of any text.
+"""The grammar of an assistant's turn: renders turns, and parses any text.
 
 A turn is `<think>..</think>`, a newline, and one action: a call of the crop tool or `<answer>..</answer>`. The two
-formats differ in the call alone. The parser accepts every text: a fault is a value, not an exception.
+formats differ in the call alone. The parser accepts every text, and returns faults instead of raising exceptions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from videoseek.trajectory.wording import STYLES, fault_sentence, observation_parts, question_text, system_text
 from videoseek.types import STRATEGIES, Call, Fault, ParsedTurn, Role, Sample
 
-#: Faults of a turn: stable code -> the sentence that the model reads.
+#: Faults of a turn: stable code -> sentence for the model.
 FAULTS = {
     "no_think": "Begin the turn with reasoning between <think> and </think>.",
     "unclosed_think": "Close the reasoning with </think>.",
@@ -36,7 +36,7 @@ FAULTS = {
     "reversed_segment": "temporal_segment must start before it ends.",
     "bad_strategy": f"sampling_strategy must be one of {', '.join(STRATEGIES)}.",
 }
-#: Faults inside a call. The structure of its turn is intact. All other faults break the structure.
+#: Faults inside a call of a turn with intact structure. All other faults break the structure.
 CALL_FAULTS = frozenset(
     ("bad_json", "unknown_tool", "missing_field", "bad_segment", "not_numbers", "not_finite")
     + ("negative_segment", "reversed_segment", "bad_strategy")
@@ -49,7 +49,7 @@ def fault(code: str) -> Fault:
 
 
 def seconds_number(value: float) -> int | float:
-    """Rounds a time as it is written in text: whole seconds as an integer, other times to one decimal."""
+    """Rounds a time for text: whole seconds as an integer, other times to one decimal."""
     rounded = round(value, 1)
     return int(rounded) if rounded == int(rounded) else rounded
 
@@ -118,7 +118,7 @@ def _call_arguments(call: Call) -> dict[str, Any]:
 
 
 class CallFormat(ABC):
-    """A way to write calls. `style` chooses the wording around them (`trajectory.wording`): full or brief."""
+    """A call format. `style` selects the wording around calls (`trajectory.wording`): full or brief."""
 
     name: ClassVar[str]
     call_tag: ClassVar[str]
@@ -147,26 +147,26 @@ class CallFormat(ABC):
         return system_text(self.style, call_example, self.render_turn("The sign says Oslo.", None, "B"))
 
     def prompt_text(self, sample: Sample) -> str:
-        """Returns the question and its options, which follow the video in the first user turn."""
+        """Returns the question and its options, for the first user turn after the video."""
         return question_text(self.style, sample)
 
     def observation_text(self, index: int, clip_sentence: str) -> tuple[str, str]:
-        """Returns the texts before and after a clip. `index` counts the episode's calls from 1, failed ones too."""
+        """Returns the texts before and after a clip. `index` counts the episode's calls (failed calls too) from 1."""
         return observation_parts(self.style, index, clip_sentence)
 
     def fault_text(self, faults: list[Fault]) -> str:
-        """Returns the observation of a turn without clip and answer. `faults` are the parser's or the tool's.
+        """Returns the observation of a turn without clip and answer. `faults` come from the parser or the tool.
 
-        Raises ValueError without a fault.
+        Raises ValueError for empty `faults`.
         """
         if not faults:
             raise ValueError("fault_text needs at least one fault")
         return fault_sentence(self.style, [item.code for item in faults], [item.message for item in faults])
 
     def render_turn(self, think: str, call: Call | None, answer: str | None) -> str:
-        """Renders an assistant's turn with either a call or an answer. `parse` reads it back without a fault.
+        """Renders an assistant's turn with either a call or an answer. `parse` reads the result without faults.
 
-        Raises ValueError for both or neither, and for a text that holds a tag of the grammar.
+        Raises ValueError unless exactly one of call and answer is given, and for a text with a tag of the grammar.
         """
         if (call is None) == (answer is None):
             raise ValueError("a turn holds either a call or an answer")
@@ -203,10 +203,10 @@ class CallFormat(ABC):
         return [(block.start, block.end, role_of[block.tag]) for block in self.blocks(data)]
 
     def parse(self, text: str) -> ParsedTurn:
-        """Parses an assistant's text without its end-of-turn token. Accepts every text and raises nothing.
+        """Parses an assistant's text without its end-of-turn token. Accepts every text and never raises.
 
-        `calls` are well-formed calls, and `answer` is the last answer that is not empty. A turn may have them and
-        faults as well: a turn without reasoning is faulty and still acts. If both are missing, `faults` says why.
+        `calls` are the well-formed calls. `answer` is the last nonempty answer. A turn may have both and faults: a turn
+        without reasoning is faulty and still acts. `faults` explains a turn without calls and answer.
         """
         data = text.encode("utf-8", "surrogatepass")
         blocks = self.blocks(data)
@@ -256,7 +256,7 @@ class CallFormat(ABC):
 
 
 class GroundingFormat(CallFormat):
-    """Video-o3's format (2601.23224): one call per turn, its arguments between `<grounding>` tags."""
+    """Video-o3's format (2601.23224): one call per turn, arguments between `<grounding>` tags."""
 
     name = "grounding"
     call_tag = "grounding"
@@ -270,7 +270,7 @@ class GroundingFormat(CallFormat):
 
 
 class HermesFormat(CallFormat):
-    """The Hermes tool format: a name and its arguments between `<tool_call>` tags, one or more calls per turn."""
+    """The Hermes tool format: name and arguments between `<tool_call>` tags, one or more calls per turn."""
 
     name = "hermes"
     call_tag = "tool_call"

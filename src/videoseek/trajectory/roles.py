@@ -1,7 +1,7 @@
 """The role of each token of an assistant's turn, found by bytes instead of token ids.
 
-Byte-level BPE fuses tags with their content: `>A`, `.</` and `><` are single tokens in Qwen's vocabulary. A token
-takes the role of the content that it overlaps by at least one byte.
+Byte-level BPE fuses tags with their content: `>A`, `.</` and `><` are single tokens in Qwen's vocabulary. A token takes
+the role of the content with an overlap of at least one byte.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from videoseek.types import Role, TurnKind
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# A token that overlaps two contents takes the role that comes later here.
+# A token with two overlapping contents takes the later role of this tuple.
 _PRECEDENCE = (Role.TAG, Role.THINK, Role.CALL, Role.ANSWER)
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Returns the byte of each character of byte-level BPE: itself for a printable byte, 256 and up for the others."""
+    """Returns the byte of each character of byte-level BPE: printable bytes map to themselves, others to 256 and up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     hidden = (byte for byte in range(256) if chr(byte) not in table)
@@ -31,10 +31,10 @@ _BYTE_OF_CHARACTER = _byte_of_character()
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[bytes]:
-    """Returns the bytes of each token of a byte-level BPE tokenizer. Their concatenation is the text.
+    """Returns the bytes of each token of a byte-level BPE tokenizer. The concatenation is the text.
 
-    Added tokens give their content in UTF-8. An id outside the tokenizer gives no bytes. Raises ValueError for a token
-    of another kind of tokenizer.
+    Added tokens give their content in UTF-8. An id outside the tokenizer gives zero bytes. Raises ValueError for a
+    token of another kind of tokenizer.
     """
     added = {index: token.content.encode() for index, token in tokenizer.added_tokens_decoder.items()}
     contents: list[bytes] = []
@@ -52,9 +52,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[
 def assistant_roles(token_contents: Sequence[bytes], fmt: CallFormat) -> tuple[list[int], TurnKind]:
     """Returns the role of each token of one assistant turn, and the kind of the turn.
 
-    token_contents: the bytes of the turn's tokens, in order (`token_bytes`). A token that overlaps an answer, a call or
-    reasoning takes that role, in this order of precedence. All other tokens are TAG. A turn with a call, well-formed or
-    not, is SEEK. A turn with an answer and without a call is ANSWER. Any other turn is NONE.
+    token_contents: the bytes of the turn's tokens, in order (`token_bytes`). A token overlapping an answer, a call or
+    reasoning takes the role of the first of the three. All other tokens are TAG. A turn with a call, well-formed or
+    malformed, is SEEK. A turn with an answer and without a call is ANSWER. Any other turn is NONE.
     """
     data = b"".join(token_contents)
     spans = fmt.content_spans(data)

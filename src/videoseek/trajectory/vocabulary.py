@@ -1,4 +1,4 @@
-"""Vocabulary: the special tokens of the template, and an encoder that reads text as plain characters only."""
+"""Vocabulary: the special tokens of the template, and an encoder of text as plain characters only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
 
-# <|endoftext|> is an end token of the released generation config. A turn that ended there would have no <|im_end|>.
+# <|endoftext|> is an end token of the released generation config. A turn with this end would lack <|im_end|>.
 _NEVER_SAMPLED = (
     "<|endoftext|>",
     "<|vision_start|>",
@@ -20,10 +20,10 @@ _NEVER_SAMPLED = (
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer with the ids that Qwen2.5-VL's template needs. Raises ValueError when one is missing.
+    """A tokenizer with the token ids of Qwen2.5-VL's template. Raises ValueError for a missing token.
 
-    `banned` ids are never sampled: vision tokens, which need a clip behind them, starts and ends of texts, and the
-    unused tail of the embedding.
+    `banned` ids are never sampled: vision tokens (each needs a clip), starts and ends of texts, and the unused tail of
+    the embedding.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -47,7 +47,7 @@ class Vocabulary:
         object.__setattr__(self, "banned", (*sorted(special), self.im_start, *tail))
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of plain text. `<|im_end|>` inside `text` is encoded as characters, not as that token."""
+        """Returns the ids of plain text. Encodes `<|im_end|>` inside `text` as characters, not as a special token."""
         return list(_encode(self.tokenizer, text))
 
     def decode(self, token_ids: list[int]) -> str:

@@ -1,7 +1,7 @@
-"""The sentences that a model reads: two styles of one protocol.
+"""The sentences of the protocol for the model, in two styles.
 
 `full` explains the protocol to an instruction-tuned model. `brief` serves the demonstration model of a million
-parameters: it learns the protocol from examples alone and pays for every token.
+parameters: the small model learns the protocol from examples alone and pays for every token.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def system_text(style: str, call_example: str, answer_example: str) -> str:
 
 
 def lettered(options: Sequence[str]) -> list[str]:
-    """Returns one line per option: "A. red". Options that all carry their letters already stay as they are."""
+    """Returns one line per option: "A. red". Options already lettered in the data set stay unchanged."""
     pairs = letter_options(options)
     if all(option.startswith((f"{letter}.", f"{letter})")) for letter, option in pairs):
         return list(options)
@@ -47,9 +47,9 @@ def lettered(options: Sequence[str]) -> list[str]:
 
 
 def time_sentence(clip: Clip) -> str:
-    """Returns the sentence that follows every clip: its rate, its number of frames and its window.
+    """Returns the sentence after every clip: rate, number of frames and window.
 
-    Times are seconds of the source file, also for a crop, so that the model can call with the times that it reads.
+    Times are seconds of the source file, also for a crop: the model can reuse the times in a call.
     """
     return (
         f"This video is uniformly sampled at {clip.sample_fps:.2f} fps, contains {len(clip.frame_seconds)} frames "
@@ -81,7 +81,7 @@ def observation_parts(style: str, index: int, clip_sentence: str) -> tuple[str, 
 
 
 def fault_sentence(style: str, codes: list[str], messages: list[str]) -> str:
-    """Returns the observation of a turn that led to no clip. The brief style names the first fault only."""
+    """Returns the observation of a turn without a clip. The brief style names the first fault only."""
     if style == "brief":
         return f"Fault: {codes[0].replace('_', ' ')}."
     return f"No clip was made. {' '.join(messages)} Try again, or answer."
