@@ -1,4 +1,4 @@
-"""A model of a finished run is scored, and asked, with that run's own settings."""
+"""Scores and asks a model of a finished run with the run's own settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASK = [sys.executable, "-m", "videoseek.ask"]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder as far as these commands read it: its configuration, and the base in place of final weights."""
+    """Returns a run's folder with the commands' input: the configuration, and the base in place of final weights."""
     folder = tmp_path_factory.mktemp("run")
     keys = [
         "evaluate.num_questions=4",

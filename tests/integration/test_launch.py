@@ -1,4 +1,4 @@
-"""The launch files of recipes/launch start runs of two processes that learn what one process learns."""
+"""The launch files of recipes/launch start runs of two processes. Two processes learn the same as one process."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def variables(**more: str) -> dict[str, str]:
 
 
 def stand_in(folder: Path, programs: dict[str, str]) -> str:
-    """A PATH on which these programs come first."""
+    """Writes `programs` to the folder, and returns a PATH with the folder first."""
     for name, text in programs.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""Whatever cannot be run is refused with one sentence and an exit code, and leaves the output folder as it was."""
+"""The command refuses an impossible run with a sentence and an exit code, and leaves the output folder unchanged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_usage_by_the_real_command(output_dir: Path) -> None:
 
 @pytest.fixture
 def world(tiny: list[str], tmp_path: Path) -> tuple[list[Record], list[str]]:
-    """Records of a good data file in `tmp_path`, and the arguments that would train on `mine.jsonl` there."""
+    """Returns the records of a good data file in `tmp_path`, and arguments for training on `mine.jsonl` there."""
     good = prepare(tmp_path / "cache", "train", 6, seed=0)
     shutil.copytree(good.parent / "videos", tmp_path / "videos")
     records = [json.loads(line) for line in good.read_text().splitlines()]
@@ -191,7 +191,7 @@ def test_reward_functions_are_loaded_before_any_stage(tiny: list[str], tmp_path:
 
 
 def test_full_disk_leaves_the_last_checkpoint(tiny: list[str], tmp_path: Path) -> None:
-    """The limit on a file's size stands for the disk: the write fails in the same place, midway through the weights."""
+    """The limit of a file's size stands for the disk: the write fails in the same place, midway through the weights."""
     output_dir = tmp_path / "out"
     arguments = [*tiny, "stages=[sft]", "evaluate.num_questions=1", f"output_dir={output_dir}", "resume=auto"]
     forked([*arguments, "sft.steps=2"], tmp_path)
