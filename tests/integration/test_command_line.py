@@ -22,7 +22,7 @@ def test_banner_comes_before_any_heavy_import(tmp_path: Path, output_dir: Path) 
     assert not output_dir.exists()
 
 
-def test_flags_that_only_show(tmp_path: Path) -> None:
+def test_flags_that_only_show_need_no_torch(tmp_path: Path) -> None:
     """The flags need no torch."""
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
     path = f"{tmp_path}:{Path(__file__).parents[2] / 'src'}"

@@ -54,7 +54,7 @@ def test_evaluate_scores_and_leaves_the_run_as_it_was(finished: Path, output_dir
     assert "Is a &lt;red&gt; card shown?" in page.read_text() and "data:image/" in page.read_text()
 
 
-def test_evaluate_check_only(finished: Path, output_dir: Path) -> None:
+def test_evaluate_dry_run_checks_and_writes_nothing(finished: Path, output_dir: Path) -> None:
     said = run([f"model={finished / 'final'}", f"output_dir={output_dir}", "--dry-run"], launcher=EVALUATE)
     assert "4 questions are in order" in said
     assert list(output_dir.iterdir()) == []

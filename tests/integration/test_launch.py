@@ -93,7 +93,7 @@ def assert_same_curves(output_dir: Path, one_process: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_torchrun_on_two_nodes(arguments: list[str], one_process: Path, output_dir: Path) -> None:
+def test_torchrun_equals_one_process(arguments: list[str], one_process: Path, output_dir: Path) -> None:
     shared = variables(NUM_NODES="2", PROCESSES_PER_NODE="1")
     command = [str(LAUNCH / "torchrun.sh"), *arguments, f"output_dir={output_dir}"]
     finish(*(start(command, shared | {"NODE_RANK": node}) for node in ("0", "1")))
@@ -102,7 +102,7 @@ def test_torchrun_on_two_nodes(arguments: list[str], one_process: Path, output_d
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_slurm_on_two_nodes(arguments: list[str], one_process: Path, output_dir: Path, tmp_path: Path) -> None:
+def test_slurm_equals_one_process(arguments: list[str], one_process: Path, output_dir: Path, tmp_path: Path) -> None:
     job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_SUBMIT_DIR": str(ROOT)}
     found = variables(PROCESSES_PER_NODE="1", SLURM_JOB_ID=str(os.getpid()), **job)
     found["PATH"] = stand_in(tmp_path, {"scontrol": SCONTROL, "srun": SRUN})
@@ -112,7 +112,9 @@ def test_slurm_on_two_nodes(arguments: list[str], one_process: Path, output_dir:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_deepspeed_on_two_hosts(arguments: list[str], one_process: Path, output_dir: Path, tmp_path: Path) -> None:
+def test_deepspeed_equals_one_process(
+    arguments: list[str], one_process: Path, output_dir: Path, tmp_path: Path
+) -> None:
     launcher = Path(sys.executable).with_name("deepspeed")
     if not launcher.is_file():
         pytest.skip("needs DeepSpeed's launcher beside the interpreter")

@@ -127,7 +127,7 @@ def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (3, "float32")])
-def test_another_number_of_ranks_goes_on(stage: int, dtype: str, tiny: list[str], tmp_path: Path) -> None:
+def test_checkpoint_resumes_on_another_number_of_ranks(stage: int, dtype: str, tiny: list[str], tmp_path: Path) -> None:
     """Three ranks save after two SFT steps; one, two and three ranks go on from the checkpoint to GRPO's checkpoint."""
     arguments = [*tiny, "stages=[sft]", "sft.steps=5", f"deepspeed.stage={stage}", f"dtype={dtype}"]
     saved = tmp_path / "saved"

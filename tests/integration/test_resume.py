@@ -84,7 +84,7 @@ def test_resume_from_a_folder_goes_back_to_it(tiny: list[str], tmp_path: Path) -
     assert (summary(output_dir), numbers(output_dir)) == (scores, logged)
 
 
-def test_whole_folder_under_its_temporary_name_is_no_checkpoint(tmp_path: Path) -> None:
+def test_folder_with_a_temporary_name_is_not_a_checkpoint(tmp_path: Path) -> None:
     """A kill between the marker and the renaming leaves a whole folder under a temporary name."""
     for name in (
         "checkpoint-12",
