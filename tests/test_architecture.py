@@ -100,7 +100,7 @@ def test_imports_go_down(module: str) -> None:
         assert same_room or ground or floor(target) < floor(module), f"{module} imports {target}, which is not below it"
 
 
-def test_no_circles() -> None:
+def test_imports_form_no_circle() -> None:
     graph = {module: {target for target in imports(module) if target in modules()} for module in modules()}
     try:
         graphlib.TopologicalSorter(graph).prepare()
@@ -108,12 +108,12 @@ def test_no_circles() -> None:
         pytest.fail(f"import circle: {' <- '.join(error.args[1])}")
 
 
-def test_no_command_hides_in_a_package() -> None:
+def test_packages_hold_no_command() -> None:
     """A `__main__` file would be a command below the top floor."""
     assert [module for module in modules() if module.endswith("__main__")] == []
 
 
-def test_no_import_is_made_by_name_at_run_time() -> None:
+def test_imports_name_their_module_literally() -> None:
     """`import_module` and `__import__` draw arrows that the tests above cannot see, unless the name is a literal."""
     shipped = {module: path for module, path in modules().items() if not module.startswith("kernel_bench")}
     for module, path in shipped.items():
@@ -149,7 +149,7 @@ def test_the_learning_core_stays_small() -> None:
 
 
 @pytest.mark.parametrize(("library", "homes"), SEAMS.items(), ids=SEAMS)
-def test_one_place_imports(library: str, homes: tuple[str, ...]) -> None:
+def test_each_special_library_is_imported_in_its_home_only(library: str, homes: tuple[str, ...]) -> None:
     users = {module for module in modules() if library in {name.split(".")[0] for name in imports(module)}}
     strangers = {user for user in users if not f"{user}.".startswith(tuple(f"{home}." for home in (*homes, library)))}
     assert strangers == set(), f"only {homes} may import {library}"
@@ -169,13 +169,13 @@ def test_kernels_folder_does_not_shadow_the_library_of_that_name() -> None:
     assert not (ROOT / "kernels/__init__.py").exists()
 
 
-def test_no_room_without_a_name() -> None:
+def test_every_room_has_a_name() -> None:
     vague = {"utils", "util", "helpers", "common", "misc"}
     assert [module for module in modules() if vague & set(module.split("."))] == []
 
 
 @pytest.mark.parametrize("module", modules())
-def test_sizes(module: str) -> None:
+def test_files_and_functions_keep_their_size_limits(module: str) -> None:
     text = modules()[module].read_text(encoding="utf-8")
     assert text.count("\n") <= MAX_FILE_LINES
     package = module.split(".")[0]

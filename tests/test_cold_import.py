@@ -93,7 +93,7 @@ def test_help_needs_no_heavy_library(command: str) -> None:
     assert run_without(HEAVY, COMMAND, command, "--help").startswith(f"usage: python -m videoseek.{command} ")
 
 
-def test_help_takes_little_time() -> None:
+def test_help_is_fast() -> None:
     started = resource.getrusage(resource.RUSAGE_CHILDREN)
     run_without(set(), COMMAND, "train", "--help")
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)

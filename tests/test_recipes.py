@@ -72,7 +72,7 @@ def test_a_7b_recipe_fits_the_hardware_of_its_header(name: str) -> None:
         ("grpo", "grpo.max_tokens_per_micro_batch=98304"),
     ],
 )
-def test_what_the_7b_recipe_avoids_does_not_fit(stage: str, override: str) -> None:
+def test_settings_that_the_7b_recipe_avoids_do_not_fit(stage: str, override: str) -> None:
     config = load_config(["recipe=sft_rl_7b", override])
     parts = training_memory(ModelSizes.of(published_model(), config.lora), config, stage, num_ranks=32)
     assert sum(parts.values()) / 2**30 > 0.9 * 80

@@ -1,4 +1,4 @@
-"""Arguments that all runs of a test process share."""
+"""Shared arguments of all runs of a test process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support.commands import REWARD, TINY
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments of a run of all stages that takes seconds."""
+    """Returns the arguments of a run of all stages within seconds."""
     folder = tmp_path_factory.mktemp("shared")
     reward = folder / "reward.py"
     reward.write_text(REWARD)

@@ -1,4 +1,4 @@
-"""What the command says before and instead of a run."""
+"""Tests the command's output before and instead of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from videoseek.config_merge import config_keys, list_recipes, load_config
 
 
 def test_banner_comes_before_any_heavy_import(tmp_path: Path, output_dir: Path) -> None:
-    """With a torch that cannot be imported, what will run, for how long and where to is told all the same."""
+    """With a broken torch, the banner still tells the plan, the length and the output folder."""
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
     path = f"{tmp_path}:{Path(__file__).parents[2] / 'src'}"
     said = finish(start([f"output_dir={output_dir}"], PYTHONPATH=path), code=1)
@@ -22,8 +22,8 @@ def test_banner_comes_before_any_heavy_import(tmp_path: Path, output_dir: Path) 
     assert not output_dir.exists()
 
 
-def test_flags_that_only_show(tmp_path: Path) -> None:
-    """They need no torch either."""
+def test_flags_that_only_show_need_no_torch(tmp_path: Path) -> None:
+    """The flags need no torch."""
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
     path = f"{tmp_path}:{Path(__file__).parents[2] / 'src'}"
     texts = {

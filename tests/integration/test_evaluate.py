@@ -1,4 +1,4 @@
-"""A model of a finished run is scored, and asked, with that run's own settings."""
+"""Scores and asks a model of a finished run with the run's own settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASK = [sys.executable, "-m", "videoseek.ask"]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder as far as these commands read it: its configuration, and the base in place of final weights."""
+    """Returns a run's folder with the commands' input: the configuration, and the base in place of final weights."""
     folder = tmp_path_factory.mktemp("run")
     keys = [
         "evaluate.num_questions=4",
@@ -54,7 +54,7 @@ def test_evaluate_scores_and_leaves_the_run_as_it_was(finished: Path, output_dir
     assert "Is a &lt;red&gt; card shown?" in page.read_text() and "data:image/" in page.read_text()
 
 
-def test_evaluate_check_only(finished: Path, output_dir: Path) -> None:
+def test_evaluate_dry_run_checks_and_writes_nothing(finished: Path, output_dir: Path) -> None:
     said = run([f"model={finished / 'final'}", f"output_dir={output_dir}", "--dry-run"], launcher=EVALUATE)
     assert "4 questions are in order" in said
     assert list(output_dir.iterdir()) == []

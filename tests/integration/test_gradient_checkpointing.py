@@ -1,4 +1,4 @@
-"""Computing activations anew changes memory and time, never the result."""
+"""Computing activations anew changes memory and time, and keeps the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launch files of recipes/launch start runs of two processes that learn what one process learns."""
+"""The launch files of recipes/launch start runs of two processes. Two processes learn the same as one process."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def variables(**more: str) -> dict[str, str]:
 
 
 def stand_in(folder: Path, programs: dict[str, str]) -> str:
-    """A PATH on which these programs come first."""
+    """Writes `programs` to the folder, and returns a PATH with the folder first."""
     for name, text in programs.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -93,7 +93,7 @@ def assert_same_curves(output_dir: Path, one_process: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_torchrun_on_two_nodes(arguments: list[str], one_process: Path, output_dir: Path) -> None:
+def test_torchrun_equals_one_process(arguments: list[str], one_process: Path, output_dir: Path) -> None:
     shared = variables(NUM_NODES="2", PROCESSES_PER_NODE="1")
     command = [str(LAUNCH / "torchrun.sh"), *arguments, f"output_dir={output_dir}"]
     finish(*(start(command, shared | {"NODE_RANK": node}) for node in ("0", "1")))
@@ -102,7 +102,7 @@ def test_torchrun_on_two_nodes(arguments: list[str], one_process: Path, output_d
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_slurm_on_two_nodes(arguments: list[str], one_process: Path, output_dir: Path, tmp_path: Path) -> None:
+def test_slurm_equals_one_process(arguments: list[str], one_process: Path, output_dir: Path, tmp_path: Path) -> None:
     job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_SUBMIT_DIR": str(ROOT)}
     found = variables(PROCESSES_PER_NODE="1", SLURM_JOB_ID=str(os.getpid()), **job)
     found["PATH"] = stand_in(tmp_path, {"scontrol": SCONTROL, "srun": SRUN})
@@ -112,7 +112,9 @@ def test_slurm_on_two_nodes(arguments: list[str], one_process: Path, output_dir:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_deepspeed_on_two_hosts(arguments: list[str], one_process: Path, output_dir: Path, tmp_path: Path) -> None:
+def test_deepspeed_equals_one_process(
+    arguments: list[str], one_process: Path, output_dir: Path, tmp_path: Path
+) -> None:
     launcher = Path(sys.executable).with_name("deepspeed")
     if not launcher.is_file():
         pytest.skip("needs DeepSpeed's launcher beside the interpreter")

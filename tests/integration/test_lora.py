@@ -1,4 +1,4 @@
-"""Both stages with LoRA: what is trained, what is saved, and a killed run that goes on bit-equal."""
+"""Both stages with LoRA: the trained weights, the saved files, and a killed run that goes on bit-equal."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_a_killed_run_with_adapters_is_bit_equal(tiny: list[str], tmp_path: Path
     assert all(".layers." in name and "visual" not in name and name.endswith("_proj.weight") for name in changed)
 
 
-def test_two_ranks_with_adapters(tiny: list[str], tmp_path: Path) -> None:
-    """Under ZeRO-3, which cuts frozen weights up too: the curve of one rank, but for the order of sums."""
+def test_two_ranks_with_adapters_equal_one_rank(tiny: list[str], tmp_path: Path) -> None:
+    """ZeRO-3 partitions frozen weights too; two ranks give the curve of one rank up to the order of sums."""
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = [*tiny, "stages=[sft]", "lora.rank=2"]
     run([*arguments, f"output_dir={one}"])

@@ -1,4 +1,4 @@
-"""A loss that is not finite: the step is skipped and named, the weights stay good, the run goes on, within limits."""
+"""A non-finite loss: the run skips and names the step, keeps good weights and goes on, within limits."""
 
 from __future__ import annotations
 

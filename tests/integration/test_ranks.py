@@ -1,4 +1,4 @@
-"""Several processes under any ZeRO stage learn what one process learns, with the default dynamic sampling."""
+"""Several processes under any ZeRO stage learn the same as one process, with the default dynamic sampling."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNEQUAL = Path(__file__).parents[1] / "support/unequal_ranks.py"
 
 
 def unequal(case: str, stage: int, ranks: int, folder: Path) -> dict[str, list[float]]:
-    """What a case of `unequal_ranks.py` gives on so many ranks."""
+    """Returns the results of a case of `unequal_ranks.py` on `ranks` ranks."""
     file = folder / f"{case}_{stage}_{ranks}.json"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     done = subprocess.run(
@@ -51,7 +51,7 @@ def unequal(case: str, stage: int, ranks: int, folder: Path) -> dict[str, list[f
 
 
 def ranks(number: int) -> list[str]:
-    """The launcher of a run on so many processes; one needs none."""
+    """Returns the launcher of a run on `number` processes; a single process needs no launcher."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number), "-m"]
     return [*launcher, "videoseek.train"] if number > 1 else TRAIN
 
@@ -113,7 +113,7 @@ def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path)
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     run([*arguments, f"output_dir={uninterrupted}"], launcher=ranks(2))
     again = [*arguments, f"output_dir={killed}", "resume=auto"]
-    # Not by torchrun: its workers would outlive it.
+    # Without torchrun, because torchrun's workers would outlive a killed torchrun.
     first, second = two_processes(again)
     stop(first, reached(killed, "sft", 3))
     second.kill()
@@ -127,8 +127,8 @@ def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (3, "float32")])
-def test_another_number_of_ranks_goes_on(stage: int, dtype: str, tiny: list[str], tmp_path: Path) -> None:
-    """Three ranks save after two SFT steps; one, two and three go on from there, and on to GRPO's checkpoint."""
+def test_checkpoint_resumes_on_another_number_of_ranks(stage: int, dtype: str, tiny: list[str], tmp_path: Path) -> None:
+    """Three ranks save after two SFT steps; one, two and three ranks go on from the checkpoint to GRPO's checkpoint."""
     arguments = [*tiny, "stages=[sft]", "sft.steps=5", f"deepspeed.stage={stage}", f"dtype={dtype}"]
     saved = tmp_path / "saved"
     run([*arguments, f"output_dir={saved}"], launcher=ranks(3))
@@ -148,7 +148,7 @@ def test_another_number_of_ranks_goes_on(stage: int, dtype: str, tiny: list[str]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", ["labels", "one_update", "two_updates", "rewards", "unreadable"])
 def test_ranks_that_differ_in_what_they_do_stay_in_step(case: str, tmp_path: Path) -> None:
-    """With weights that ZeRO-3 really partitions: a rank with another number of module calls would hang or crash."""
+    """ZeRO-3 really partitions the weights here: a rank with another number of module calls would hang or crash."""
     alone = unequal(case, 0, 1, tmp_path)
     together = unequal(case, 3, 2, tmp_path)
     assert together.keys() == alone.keys()

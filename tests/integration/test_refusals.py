@@ -1,4 +1,4 @@
-"""Whatever cannot be run is refused with one sentence and an exit code, and leaves the output folder as it was."""
+"""The command refuses an impossible run with a sentence and an exit code, and leaves the output folder unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Record = dict[str, Any]
         ("stages=[sft,sft]", "none twice"),
     ],
 )
-def test_usage(argument: str, sentence: str, tmp_path: Path) -> None:
+def test_usage_errors_are_one_sentence(argument: str, sentence: str, tmp_path: Path) -> None:
     assert re.search(sentence, refused([argument], tmp_path, code=2))
 
 
@@ -45,7 +45,7 @@ def test_usage_by_the_real_command(output_dir: Path) -> None:
 
 @pytest.fixture
 def world(tiny: list[str], tmp_path: Path) -> tuple[list[Record], list[str]]:
-    """Records of a good data file in `tmp_path`, and the arguments that would train on `mine.jsonl` there."""
+    """Returns the records of a good data file in `tmp_path`, and arguments for training on `mine.jsonl` there."""
     good = prepare(tmp_path / "cache", "train", 6, seed=0)
     shutil.copytree(good.parent / "videos", tmp_path / "videos")
     records = [json.loads(line) for line in good.read_text().splitlines()]
@@ -86,7 +86,7 @@ def without_turns(record: Record) -> None:
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )
-def test_data(
+def test_bad_records_are_refused(
     change: Callable[[Record], None], sentence: str, world: tuple[list[Record], list[str]], tmp_path: Path
 ) -> None:
     records, arguments = world
@@ -110,7 +110,7 @@ def test_data(
     ],
     ids=["missing", "empty", "syntax", "no_object", "binary"],
 )
-def test_data_files(
+def test_bad_data_files_are_refused(
     content: str | bytes | None, sentence: str, world: tuple[list[Record], list[str]], tmp_path: Path
 ) -> None:
     if content is not None:
@@ -141,7 +141,7 @@ _CONFIG = '{"model_type": "qwen2_5_vl"}'
     ],
     ids=["missing", "no_weights", "pickled", "other_type", "broken_config", "broken_weights"],
 )
-def test_models(files: dict[str, str] | None, sentence: str, tiny: list[str], tmp_path: Path) -> None:
+def test_bad_models_are_refused(files: dict[str, str] | None, sentence: str, tiny: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "model" if files is None else written(tmp_path / "model", **files)
     said = refused([*tiny, "stages=[sft]", f"model={folder}", f"output_dir={tmp_path / 'out'}"], tmp_path, code=1)
     assert re.search(sentence, said)
@@ -153,21 +153,21 @@ def test_reference_rule_needs_the_real_vocabulary(tiny: list[str], tmp_path: Pat
 
 
 @pytest.mark.parametrize("below", ["", "/deeper"])
-def test_output_folder_that_is_a_file(below: str, tmp_path: Path) -> None:
+def test_output_folder_that_is_a_file_is_refused(below: str, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     said = refused([f"output_dir={tmp_path}/taken{below}"], tmp_path, code=2)
     assert re.search(f"output_dir .*taken{below} cannot be written to: ", said)
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_resume_folder_that_is_no_checkpoint(tiny: list[str], tmp_path: Path) -> None:
+def test_resume_folder_without_a_checkpoint_is_refused(tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     arguments = [*tiny, f"output_dir={tmp_path / 'out'}", f"resume={tmp_path / 'empty'}"]
     assert "empty is not a complete checkpoint" in refused(arguments, tmp_path, code=1)
     assert_untouched(tmp_path / "out")
 
 
-def test_batch_smaller_than_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_smaller_than_the_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     check_batches(load_config(["grpo.prompts_per_step=3", "sft.samples_per_step=3"]))
     with pytest.raises(UsageError, match="grpo.prompts_per_step 2 is less than the run's 3 ranks"):
@@ -176,7 +176,7 @@ def test_batch_smaller_than_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         check_batches(load_config(["recipe=sft", "sft.samples_per_step=2", "grpo.prompts_per_step=2"]))
 
 
-def test_low_precision_without_masters() -> None:
+def test_low_precision_without_masters_is_refused() -> None:
     check_masters(load_config(["dtype=bfloat16", "deepspeed.stage=1"]))
     with pytest.raises(UsageError, match="dtype=bfloat16 needs a deepspeed.stage of 1 or more"):
         check_masters(load_config(["dtype=bfloat16", "deepspeed.stage=0"]))
@@ -191,7 +191,7 @@ def test_reward_functions_are_loaded_before_any_stage(tiny: list[str], tmp_path:
 
 
 def test_full_disk_leaves_the_last_checkpoint(tiny: list[str], tmp_path: Path) -> None:
-    """The limit on a file's size stands for the disk: the write fails in the same place, midway through the weights."""
+    """The limit of a file's size stands for the disk: the write fails in the same place, midway through the weights."""
     output_dir = tmp_path / "out"
     arguments = [*tiny, "stages=[sft]", "evaluate.num_questions=1", f"output_dir={output_dir}", "resume=auto"]
     forked([*arguments, "sft.steps=2"], tmp_path)

@@ -1,4 +1,4 @@
-"""`model=DIR` with a folder in Qwen2.5-VL's released layout: the same stages, the real vocabulary, the long prompt."""
+"""Tests `model=DIR` with a folder in Qwen2.5-VL's released layout: all stages, the real vocabulary, the long prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends as if nothing had happened, bit for bit."""
+"""A killed and resumed run ends like an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def partial_checkpoint(output_dir: Path) -> Callable[[], bool]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_and_resumed_run_is_bit_equal(tiny: list[str], tmp_path: Path) -> None:
-    """One run killed again and again: at fixed steps, at one drawn anew each time, and within a save."""
+    """Kills a run again and again: at fixed steps, at a step drawn anew for each test, and within a save."""
     uninterrupted, output_dir = tmp_path / "uninterrupted", tmp_path / "killed"
     run([*tiny, f"output_dir={uninterrupted}"])
     again = [*tiny, f"output_dir={output_dir}", "resume=auto"]
@@ -67,7 +67,7 @@ def test_killed_and_resumed_run_is_bit_equal(tiny: list[str], tmp_path: Path) ->
 
 
 def test_resume_from_a_folder_goes_back_to_it(tiny: list[str], tmp_path: Path) -> None:
-    """What came after the checkpoint is made again, the stage before it is not."""
+    """The run repeats the steps after the checkpoint, and keeps the stage before the checkpoint."""
     output_dir = tmp_path / "out"
     again = [*tiny, "stages=[sft,grpo]", "grpo.steps=4", "keep_checkpoints=9", f"output_dir={output_dir}"]
     run(again)
@@ -84,8 +84,8 @@ def test_resume_from_a_folder_goes_back_to_it(tiny: list[str], tmp_path: Path) -
     assert (summary(output_dir), numbers(output_dir)) == (scores, logged)
 
 
-def test_whole_folder_under_its_temporary_name_is_no_checkpoint(tmp_path: Path) -> None:
-    """What a kill between the marker and the renaming leaves behind."""
+def test_folder_with_a_temporary_name_is_not_a_checkpoint(tmp_path: Path) -> None:
+    """A kill between the marker and the renaming leaves a whole folder under a temporary name."""
     for name in (
         "checkpoint-12",
         "checkpoint-4",

@@ -1,6 +1,6 @@
 """`python -m videoseek.data synthesize` against a local server: yield, rejections, kills, shards, training.
 
-The server's model (`clue_model`) reads the pictures that it receives, so the tests cover frames, times and sizes.
+The server's model (`clue_model`) reads the received pictures, so the tests cover frames, times and sizes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of clue world videos. The generator's samples lie beside the folder."""
+    """Returns a folder of clue world videos. The generator's samples lie beside the folder."""
     folder = tmp_path_factory.mktemp("world")
     return clueworld.prepare(folder, "train", 6 * VIDEOS, seed=3).parent / "videos"
 
@@ -72,7 +72,7 @@ def synthesize(source: Path, out: Path, server: ScriptedServer, *keys: str, code
 
 
 def outputs(out: Path) -> dict[str, bytes]:
-    """Returns the files that a run writes, without its cache and its shards."""
+    """Returns the output files of a run, without the cache and the shards."""
     return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
 
 
@@ -115,7 +115,7 @@ def test_good_questions_of_all_quadrants_are_accepted(videos: Path, tmp_path: Pa
 
 
 def test_mp4_clips_lead_to_the_same_windows_as_pictures(videos: Path, tmp_path: Path) -> None:
-    """An MP4 halves the colour resolution, so colours may be confused, but not times."""
+    """An MP4 halves the colour resolution, so the model may confuse colours but must find the same times."""
     with serving(clue_model.reply) as server:
         for media in ("frames", "video"):
             synthesize(videos, tmp_path / media, server, f"media={media}", "limit=1")
@@ -173,7 +173,7 @@ def test_clues_must_overlap_the_evidence_of_the_question(videos: Path, tmp_path:
 def half_faulty(body: dict[str, Any], digest: str, repeat: int) -> Fault | None:
     """Injects a fault into half of the requests, selected by their digest.
 
-    A fault in transport hits the first call only. A fault in the reply's text hits every call that is no repair.
+    A fault in transport hits the first call only. A fault in the reply's text hits every call except repairs.
     """
     if len(body["messages"]) == 2:
         faults = [
@@ -220,7 +220,7 @@ def _run_forked(arguments: list[str], log_path: str, variables: dict[str, str]) 
 
 
 def start_command(arguments: list[str], log_path: Path, **variables: str) -> Any:
-    """Starts the command in a process whose imports are done already, with `variables` in its environment."""
+    """Starts the command in a process with finished imports and with `variables` in the environment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_run_forked, args=(arguments, str(log_path), variables))
@@ -232,12 +232,12 @@ def start_command(arguments: list[str], log_path: Path, **variables: str) -> Any
 
 
 def finished_replies(out: Path) -> set[str]:
-    """Returns the ids of the completions in the cache. Each file is complete, since it was written atomically."""
+    """Returns the ids of the completions in the cache. Each file is complete, because writes are atomic."""
     return {json.loads(path.read_text())["id"] for path in (out / "cache").rglob("[!.]*.json")}
 
 
 def test_a_run_killed_at_random_points_resumes_with_equal_bytes(videos: Path, tmp_path: Path) -> None:
-    """The output equals that of an uninterrupted run, and no cached reply is requested again."""
+    """The output equals the output of an uninterrupted run, and no request asks for a cached reply again."""
     num_kills = 40 if FULL else 4
     rng = random.Random(11)
     with serving(clue_model.reply, half_faulty) as server:
@@ -316,7 +316,7 @@ def test_missing_or_differing_shards_are_refused(
 def test_unanswered_items_are_unfinished_and_resume(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The endpoint fails for the judge. The next run sends the judge's requests and no others."""
+    """The endpoint fails for the judge. The next run sends the judge's requests only."""
 
     def down(body: dict[str, Any], digest: str, repeat: int) -> Fault | None:
         return Fault("status", 503) if schema_name(body) == "judge" else None
@@ -334,9 +334,9 @@ def test_unanswered_items_are_unfinished_and_resume(
 
 
 def test_given_questions_and_captions_are_kept(videos: Path, tmp_path: Path) -> None:
-    """The input has the generator's questions, one of them with a wrong answer, and a video with a caption.
+    """The input has the generator's questions, among them a wrong answer, and a video with a caption.
 
-    The clues must equal those of the generator, which neither the command nor the server sees.
+    The clues must equal the generator's clues, although command and server see only the questions.
     """
     originals = [s for s in read_samples(videos.parent / "samples.jsonl") if s.kind.endswith("_w_tool")]
     records = [
@@ -376,7 +376,7 @@ def test_a_broken_video_is_rejected_and_the_others_continue(videos: Path, tmp_pa
 
 
 def test_the_key_is_in_no_file_and_no_log(videos: Path, tmp_path: Path) -> None:
-    """The server quotes the key in every error, and the second run fails with its traceback."""
+    """The server quotes the key in every error, and the second run fails with a traceback."""
     secret = {"SYNTHESIS_KEY": KEY, "VIDEOSEEK_TRACEBACK": "1"}
 
     def fault_script(body: dict[str, Any], digest: str, repeat: int) -> Fault | None:
@@ -456,7 +456,7 @@ def test_the_samples_train(videos: Path, tmp_path: Path, tiny: list[str]) -> Non
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Iterator[Path]:
-    """The output of a run whose model writes HTML into its text fields."""
+    """Yields the output of a run with a model that writes HTML into text fields."""
     bad = "<script>document.title='broken'</script><img src=x onerror=alert(1)>"
 
     def change(schema: str, task_input: dict[str, Any], reply: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Videos that open and cannot be decoded: data.bad_samples says whether a run ends or goes on without them."""
+"""Videos that open but fail to decode: data.bad_samples chooses between an end and a run without the videos."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from videoseek.samples import clueworld
 from videoseek.samples.schema import write_samples
 from videoseek.types import Sample
 
-#: Of six samples, two to a step: a step has two good ones, one, or none.
+#: Number of damaged videos among six samples, two to a step: a step has two, one or zero good samples.
 NUM_BAD, STEPS = 3, 9
 NONE_GOOD = "one step at least must be without a good sample for the test to mean something"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trajectories of which some videos are damaged."""
+    """Returns a file of trajectories with some damaged videos."""
     folder = tmp_path_factory.mktemp("damaged")
     samples: list[Sample] = clueworld.load(folder, "train", 6, seed=0)
     broken = [

@@ -148,7 +148,7 @@ def test_extreme_scores(size: float, device: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=relative, atol=relative * max(1.0, size))
 
 
-def test_nothing_hidden_is_plain_causal_attention_bit_for_bit(device: str) -> None:
+def test_full_visibility_equals_causal_attention_bit_for_bit(device: str) -> None:
     causal = TokenMask.documents([90]).to(device)
     colourful = trajectory_mask(90, 2, "causal").to(device)
     inputs = random_inputs(90, (2, 1), 32, torch.float32, device)
@@ -173,7 +173,7 @@ def test_backward_is_deterministic(device: str) -> None:
     assert all(torch.equal(a, b) for _ in range(2) for a, b in zip(first, run("triton", inputs, mask), strict=True))
 
 
-def test_log_sum_exp_and_its_gradient(device: str) -> None:
+def test_log_sum_exp_and_its_gradient_equal_the_reference(device: str) -> None:
     mask = pack(random_mask(np.random.default_rng(seed), 40) for seed in range(2)).to(device)
     q, k, v, upstream = random_inputs(80, (4, 2), 32, torch.float32, device)
     results = []
@@ -246,7 +246,7 @@ def test_a_forced_kernel_never_falls_back(
         tdam_attention(x, x, x, TokenMask.documents([5]).to(device), impl="triton")
 
 
-def test_rule_on_gpu() -> None:
+def test_rule_chooses_the_kernels_on_gpus() -> None:
     """The kernels wherever they can run: SDPA over cuDNN plans anew for every length."""
     for capability in ((8, 0), (8, 9), (9, 0), (10, 0)):
         assert choose_on_gpu(capability, torch.bfloat16, 128) == "triton"

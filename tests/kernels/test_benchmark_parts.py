@@ -94,7 +94,7 @@ def test_budget_is_twice_the_plain_error_and_a_floor() -> None:
 
 
 @pytest.mark.parametrize("plain", [0.0, 0.5], ids=["no-error-allowed", "some"])
-def test_nan_is_no_small_error(plain: float) -> None:
+def test_nan_fails_the_budget(plain: float) -> None:
     exact, wrong = torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, float("nan"), 0.0])
     assert excess(wrong, exact, torch.full((3,), plain)) == math.inf
     assert relative_error(wrong, torch.ones(3)) == math.inf

@@ -18,7 +18,7 @@ def inputs(num_tokens: int, device: str = "cpu", dtype: torch.dtype = torch.floa
     return [q, k, *mrope_tables(positions, SECTIONS, 1e6)]
 
 
-def test_tables_by_hand() -> None:
+def test_tables_equal_hand_computed_values() -> None:
     cos, sin = mrope_tables(torch.tensor([[3], [5], [7]]), (1, 1, 2), 10000.0)
     angles = [3.0, 5.0 / 10, 7.0 / 100, 7.0 / 1000]
     assert cos[0].tolist() == pytest.approx([math.cos(a) for a in angles])

@@ -14,7 +14,7 @@ LENGTHS = [9, 5, 1, 4, 6, 7]
 PARENTS = [-1, 0, 0, 2, 2, 0]
 
 
-def test_layout_by_hand() -> None:
+def test_layout_equals_a_hand_computed_tree() -> None:
     lengths, parents = group(3, [2, 1])
     assert tree_end(lengths, parents).tolist() == [6, 6, 6, 5, 5, 6]
 

@@ -1,4 +1,4 @@
-"""A folder of data in which every second record is broken in a way of its own, and what is wrong with each."""
+"""Builds a data folder with a different fault in every second record, and the expected codes of each fault."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def look_at(start: float, end: float) -> str:
     return LOOK.replace("[2, 6]", f"[{start}, {end}]")
 
 
-#: What is changed in a good record (None: the field is left out) -> the codes that must be found, and no other.
+#: The change of a good record (None: without the field) -> the exact set of expected codes.
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"colour": "red"}, "unknown_field"),
     ({"question": None}, "missing_field"),
@@ -110,7 +110,7 @@ LINES: list[tuple[bytes, str]] = [
 
 
 def build(folder: Path) -> tuple[list[Path], Path, dict[str, set[str]]]:
-    """Fills the folder. Returns its data files, the held-out one, and the codes to be found by place."""
+    """Fills the folder. Returns the data files, the held-out file, and the expected codes by place."""
     write_videos(folder)
     expected: dict[str, set[str]] = {}
     mixed, number = folder / "mixed.jsonl", 0
@@ -195,7 +195,7 @@ def write_videos(folder: Path) -> None:
 
 
 def write_truncated(path: Path, source: Path) -> None:
-    """The last third of the pictures is cut off; the index, which promises them, stands at the beginning."""
+    """Cuts off the last third of the pictures, and keeps the index of all pictures at the beginning."""
     with av.open(str(source)) as old, av.open(str(path), "w", options={"movflags": "+faststart"}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(old.streams.video[0]):

@@ -1,7 +1,7 @@
-"""A vision language model for the clue world: it reads the pictures that it is sent, and nothing else.
+"""A vision language model for the clue world: the model reads the received pictures only.
 
-Colours of cards can be seen at any size, patterns from 100 px on. Times are the ones written before the pictures. So
-the whole pipeline is tested on what really crosses the wire.
+The model sees colours of cards at any size and patterns from 100 px on, and takes times from the texts before the
+pictures. Tests with the model therefore cover the real messages of the whole pipeline.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WHICH = ("first only", "second only", "both", "neither")
 
 @dataclass(frozen=True)
 class Sight:
-    """A card in one picture: when, of which colour, and its pattern where it can be read."""
+    """A card in a picture: the time, the colour, and the pattern (None: illegible)."""
 
     seconds: float
     colour: str
@@ -45,14 +45,14 @@ class Shown:
 
 
 def reply(body: dict[str, Any]) -> str:
-    """The model's text for a chat-completions body of any stage; the schema's name says which."""
+    """Returns the model's text for a chat-completions body of any stage; the schema's name tells the stage."""
     content = body["messages"][1]["content"]
     given = json.loads(content[-1]["text"].rpartition("INPUT\n")[2])
     return json.dumps(_STAGES[schema_name(body)](given, look(content)))
 
 
 def look(content: list[dict[str, Any]]) -> list[Shown]:
-    """Cards in the order of time, over all pictures of a message."""
+    """Returns the cards in all pictures of a message, in the order of time."""
     pictures: list[tuple[float, np.ndarray]] = []
     seconds = 0.0
     for part in content:
@@ -77,7 +77,7 @@ def look(content: list[dict[str, Any]]) -> list[Shown]:
 
 
 def watch(url: str, first_seconds: float) -> list[tuple[float, np.ndarray]]:
-    """The frames of an MP4 with their times in the whole video."""
+    """Returns the frames of an MP4 with the times in the whole video."""
     with av.open(io.BytesIO(base64.b64decode(url.partition("base64,")[2]))) as film:
         return [
             (first_seconds + float(frame.pts * frame.time_base), frame.to_ndarray(format="rgb24").astype(np.float32))
@@ -86,7 +86,7 @@ def watch(url: str, first_seconds: float) -> list[tuple[float, np.ndarray]]:
 
 
 def see(seconds: float, picture: np.ndarray) -> Sight | None:
-    """picture is RGB float32 [H, W, 3]."""
+    """Returns the card in a picture, RGB float32 [H, W, 3], or None."""
     saturation = picture.max(axis=2) - picture.min(axis=2)
     coloured = saturation > 60
     if coloured.mean() < 0.05:
@@ -98,7 +98,7 @@ def see(seconds: float, picture: np.ndarray) -> Sight | None:
 
 
 def read_pattern(coloured: np.ndarray) -> str:
-    """From where colour and dark change: bool [H, W] of a legible picture."""
+    """Reads the pattern of a legible picture, bool [H, W], from the changes between colour and dark."""
     rows, columns = np.flatnonzero(coloured.any(axis=1)), np.flatnonzero(coloured.any(axis=0))
     card = coloured[rows[0] + 6 : rows[-1] - 6, columns[0] + 6 : columns[-1] - 6]
     down = (card[1:] != card[:-1]).mean()
@@ -126,7 +126,7 @@ def _caption(given: dict[str, Any], shown: list[Shown]) -> Any:
 
 
 def _question(given: dict[str, Any], shown: list[Shown]) -> Any:
-    """One question of each quadrant: a pattern, two patterns, a colour, an order."""
+    """Returns a question of each quadrant: a pattern, two patterns, a colour, an order."""
     cards = []
     for line in given["captions"]:
         found = re.fullmatch(r"\[(\S+), (\S+)\] a (\w+) card with (\w+)", line)
@@ -160,7 +160,7 @@ def which_lined(first: Shown, second: Shown) -> str:
 
 
 def _needed(given: dict[str, Any], shown: list[Shown]) -> list[Shown]:
-    """The cards that a question is about, as far as they can be seen."""
+    """Returns the visible cards of a question."""
     named = [word for word in re.findall(r"\w+", given["question"]) if word in COLOURS]
     if "Which of these" in given["question"]:
         named = [card.colour for card in shown if any(option.endswith(card.colour) for option in given["options"])]
@@ -186,7 +186,7 @@ def _localise(given: dict[str, Any], shown: list[Shown]) -> Any:
 
 
 def answer_word(given: dict[str, Any], shown: list[Shown]) -> str | None:
-    """The answer as far as it can be seen."""
+    """Returns the visible answer, or None."""
     cards = _needed(given, shown)
     if not cards:
         return None

@@ -1,4 +1,4 @@
-"""The real command at a size of seconds: how a user would start, watch, stop and read it."""
+"""Runs the real command within seconds: tests start, watch, stop and read the command like a user."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TRAIN = [sys.executable, "-m", "videoseek.train"]
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
 TWO_RANKS += ["videoseek.train"]
 
-#: What makes a process a member of a group.
+#: Variables that make a process a member of a group.
 GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-#: Steps of every stage, a checkpoint at every other one; `direct` takes seven.
+#: Steps of every stage, a checkpoint at every second step; `direct` takes seven.
 TINY = (
     "recipe=sft_rl sft.steps=4 sft.samples_per_step=6 sft.warmup_steps=1 sft.learning_rate=1e-3 tdam.share=0.5 "
     "grpo.steps=3 grpo.prompts_per_step=2 grpo.group_size=3 grpo.warmup_steps=1 grpo.overlong=keep "
@@ -38,7 +38,7 @@ TINY = (
     "evaluate.num_questions=4 evaluate.samples=1 save_every_steps=2"
 )
 
-#: Tells almost any two episodes apart: with a high temperature, there is something to learn however bad the model is.
+#: Tells almost any two episodes apart: at a high temperature, even a bad model has something to learn.
 REWARD = """
 def by_ids(completion_ids, **kwargs):
     return [sum(ids) % 97 / 96 for ids in completion_ids]
@@ -53,7 +53,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def start(arguments: list[str], *, launcher: list[str] = TRAIN, **variables: str) -> subprocess.Popen[str]:
-    """`variables` are added to the environment."""
+    """Starts the command with `variables` added to the environment."""
     return subprocess.Popen(
         [*launcher, *arguments],
         env=environment(**variables),
@@ -65,12 +65,12 @@ def start(arguments: list[str], *, launcher: list[str] = TRAIN, **variables: str
 
 
 def _answer_ctrl_c() -> None:
-    """What a shell starts in the background ignores SIGINT, and so would all that it starts in turn."""
+    """Restores SIGINT: background processes of a shell ignore the signal, and pass this on to child processes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    """What the command said, once it has ended with `code`."""
+    """Returns the command's output after an exit with `code`."""
     said, _ = process.communicate()
     assert process.returncode == code, said
     return said
@@ -81,7 +81,7 @@ def run(arguments: list[str], code: int = 0, launcher: list[str] = TRAIN) -> str
 
 
 def stop(process: subprocess.Popen[str], when: Callable[[], bool], how: signal.Signals = signal.SIGKILL) -> None:
-    """Lets the command run until `when` holds, and ends it there: SIGINT is Ctrl-C, which it answers itself."""
+    """Runs the command until `when` holds, then sends the signal `how`. SIGINT is Ctrl-C: the command ends itself."""
     while not when():
         assert process.poll() is None, f"ended by itself: {process.communicate()[0]}"
         time.sleep(0.002)
@@ -91,7 +91,7 @@ def stop(process: subprocess.Popen[str], when: Callable[[], bool], how: signal.S
 
 
 def rows(output_dir: Path) -> list[dict[str, Any]]:
-    """Whole lines of metrics.jsonl."""
+    """Returns the whole lines of metrics.jsonl."""
     path = output_dir / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
@@ -105,7 +105,7 @@ def reached(output_dir: Path, stage: str, step: int) -> Callable[[], bool]:
 
 
 def numbers(output_dir: Path) -> list[dict[str, Any]]:
-    """The metrics of a run without its clock."""
+    """Returns the metrics of a run without times."""
     return [
         {name: value for name, value in row.items() if not name.startswith(("time/", "perf/", "step_time"))}
         for row in rows(output_dir)
@@ -132,7 +132,7 @@ def _forked(arguments: list[str], said: str, file_size_limit: int | None) -> Non
 
 
 def forked(arguments: list[str], folder: Path, code: int = 0, file_size_limit: int | None = None) -> str:
-    """`run` in a process whose imports are done already, for many short runs; no file may outgrow the limit (bytes)."""
+    """Does `run` in a process with finished imports, for many short runs, under a limit of each file's bytes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["videoseek.stages.pipeline"])
     log = folder / "said.txt"
@@ -150,7 +150,7 @@ def forked(arguments: list[str], folder: Path, code: int = 0, file_size_limit: i
 
 
 def refused(arguments: list[str], folder: Path, code: int) -> str:
-    """The one sentence with which the command refuses to run."""
+    """Returns the sentence of the command's refusal to run."""
     said = forked(arguments, folder, code)
     sentence = said.splitlines()[-1]
     assert "Traceback" not in said

@@ -1,4 +1,4 @@
-"""A video that opens, and whose second half does not decode: what a disk or an interrupted copy leaves behind."""
+"""Makes a video that opens but fails to decode in the second half, as after a disk error or an interrupted copy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def damaged_copy(video: str, path: Path) -> str:
-    """An MP4 file without its last pictures, under the index of all of them."""
+    """Writes an MP4 file without the last pictures, under the index of all pictures."""
     data = bytearray(Path(video).read_bytes())
     first, last = data.index(b"mdat"), data.index(b"moov") - 4
     middle = (first + last) // 2

@@ -1,10 +1,9 @@
-"""An abstract Hopper for Gluon kernels, on a CPU: what is asynchronous happens at a moment drawn from a seed.
+"""An abstract Hopper for Gluon kernels, on a CPU: asynchronous work happens at a moment drawn from a seed.
 
-Triton's interpreter does not run Gluon. Here a kernel's own source runs on torch tensors, its partitions in turns.
-A copy or a matrix product that was started is done at any later moment, at the latest when somebody waits for it.
-Memory that a copy is about to fill is NaN until then, and so is a product that nobody has waited for. So a missing wait
-gives NaN under some seed, and a wait that nothing can end is a deadlock, which raises. Layouts are not looked at: the
-compiler checks them.
+Triton's interpreter lacks Gluon. The machine runs a kernel's own source on torch tensors, the partitions in turns. A
+started copy or matrix product finishes at any later moment, at the latest at a wait. The target of a pending copy is
+NaN, and a product before the wait is NaN. A missing wait therefore gives NaN under some seed, and an endless wait is a
+deadlock and raises. The compiler, instead of the machine, checks layouts.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ NAN = float("nan")
 
 
 class MachineError(Exception):
-    """The kernel did what the hardware forbids, or waits for what never comes."""
+    """The kernel broke a rule of the hardware, or waits forever."""
 
 
 @dataclass
 class Barrier:
-    """An mbarrier: a phase is over once `count` arrivals and all announced bytes have come."""
+    """An mbarrier: a phase ends after `count` arrivals and all announced bytes."""
 
     count: int = 0
     arrivals: int = 0
@@ -51,7 +50,7 @@ class Barrier:
 
 
 class Shared:
-    """Shared memory; views share `written`, which says that a plain store waits for its fence."""
+    """Shared memory; views share `written`, the flag of a plain store before the fence."""
 
     def __init__(self, data: torch.Tensor, written: list[bool] | None = None) -> None:
         self.data, self.written = data, [False] if written is None else written
@@ -84,7 +83,7 @@ class Barriers:
 
 @dataclass
 class Descriptor:
-    """A TMA descriptor of a matrix: blocks that hang over its end read zero and are clipped when written."""
+    """A TMA descriptor of a matrix: reads beyond the end give zero, and writes beyond the end are clipped."""
 
     data: torch.Tensor
     block_shape: tuple[int, int]
@@ -115,7 +114,7 @@ class Pointer:
 
 @dataclass
 class Pending:
-    """Something under way: `finish` does it."""
+    """Pending work: `finish` does the work."""
 
     kind: str
     owner: int
@@ -125,14 +124,14 @@ class Pending:
 
 @dataclass
 class Product:
-    """An accumulator under way, which only a wait may turn into a tensor."""
+    """A pending accumulator; only a wait may turn the product into a tensor."""
 
     work: Pending
     value: torch.Tensor = field(default_factory=lambda: torch.tensor(NAN))
 
 
 class Machine:
-    """Runs one program at a time; `seed` decides who goes on and when what is under way is done."""
+    """Runs one program at a time; `seed` chooses the next partition and the moments of pending work."""
 
     current: Machine | None = None
 
@@ -186,8 +185,8 @@ class Machine:
             self._choose()
 
     def switch(self, ready: Callable[[], bool] = lambda: True) -> None:
-        """A moment at which others may act; comes back once `ready` holds."""
-        if self.running is None:  # before the partitions there is nobody else
+        """Lets other partitions act, and returns once `ready` holds."""
+        if self.running is None:  # before the partitions, the kernel runs alone
             return
         number = self.running
         with self.baton:
@@ -198,7 +197,7 @@ class Machine:
             raise MachineError("stopped, since another partition failed")
 
     def _choose(self) -> None:
-        """The next to run, after some of what is under way was done."""
+        """Finishes some pending work, then chooses the next partition."""
         while self.pending and self.random.random() < 0.3:
             self._finish_one()
         while self.error is None and self.waiting:
@@ -215,7 +214,7 @@ class Machine:
         self.baton.notify_all()
 
     def _finish_one(self) -> None:
-        """Copies end in any order; products of one warpgroup, and stores of one thread, in theirs."""
+        """Finishes pending work: copies in any order, a warpgroup's products and a thread's stores in start order."""
         first: dict[object, Pending] = {}
         for work in self.pending:
             first.setdefault((work.kind, work.owner) if work.kind != "load" else id(work), work)
@@ -408,7 +407,7 @@ def _stand_ins() -> dict[str, ModuleType]:
 
 @contextmanager
 def _instead_of_triton(names: Sequence[str]) -> Iterator[None]:
-    """The modules `names` are imported anew, over the stand-ins; afterwards all is as it was."""
+    """Imports the modules `names` anew over the stand-ins, and restores all modules afterwards."""
     ours = {name: module for name, module in sys.modules.items() if name in names or name.split(".")[0] == "triton"}
     for name in ours:
         del sys.modules[name]
@@ -422,7 +421,7 @@ def _instead_of_triton(names: Sequence[str]) -> Iterator[None]:
 
 
 def load_kernels(change: Callable[[str], str] = lambda source: source) -> dict[str, Any]:
-    """What `impl/hopper/kernel.py` defines, as plain functions for a Machine; `change` edits its source first."""
+    """Returns the definitions of `impl/hopper/kernel.py` as functions for a Machine, after `change` of the source."""
     primitives, kernel = "videoseek_kernels.impl.triton.primitives", "videoseek_kernels.impl.hopper.kernel"
     spec = importlib.util.find_spec(kernel)
     assert spec is not None and spec.origin is not None

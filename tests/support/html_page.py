@@ -1,4 +1,4 @@
-"""A written page as elements, texts and attributes; and a text that would break a page which does not escape it."""
+"""Parses a page into elements, texts and attributes, and holds a text that breaks a page without escapes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ VOID = {"meta", "link", "img", "br"}
 
 
 class Page(HTMLParser):
-    """Elements by name, visible text, every attribute; fails on a tag that is closed out of order."""
+    """Holds elements by name, visible text and every attribute; fails on a tag closed out of order."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)

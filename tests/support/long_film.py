@@ -1,4 +1,4 @@
-"""Films of hours within a second: the packets of a short one, over and over."""
+"""Writes films of hours within a second: the packets of a short film, over and over."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ accumulate, check_finite = TrainEngine.accumulate, StageRun.check_finite
 
 
 def poisoned(self: TrainEngine, rows, loss_of, filler) -> BatchSums:  # type: ignore[no-untyped-def]
-    """The first row of the chosen step and rank loses its loss; weights and data stay as they are."""
+    """Replaces the loss of the first row of the chosen step and rank; weights and data stay unchanged."""
     hit = (current["stage"], current["step"], chosen_rank) == (stage, step, rank())
     seen: list[object] = []
 

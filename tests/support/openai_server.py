@@ -19,9 +19,9 @@ Script = Callable[[dict[str, Any]], str]
 class Fault:
     """The fault of one call.
 
-    `kind` is one of: status (an error response with `status` and Retry-After), hang (no response), cut and cut_error
-    (a response that ends early), garbage (HTML instead of JSON), text (a complete answer whose content is `text`),
-    length and filter (answers with another finish reason).
+    `kind` is one of: status (an error response with `status` and Retry-After), hang (no response), cut and cut_error (a
+    truncated response), garbage (HTML instead of JSON), text (a complete answer with content `text`), length and filter
+    (answers with another finish reason).
     """
 
     kind: str
@@ -36,7 +36,7 @@ FaultScript = Callable[[dict[str, Any], str, int], Fault | None]
 
 @dataclass
 class ReceivedCall:
-    """One call. `id` is the id of the completion, set once the completion was sent completely."""
+    """A call. `id` is the id of the completion, set after the completion was sent completely."""
 
     digest: str
     schema: str
@@ -63,7 +63,7 @@ class ScriptedServer(ThreadingHTTPServer):
 
     @property
     def answered(self) -> list[ReceivedCall]:
-        """Calls whose answer was sent completely."""
+        """Returns the calls with a completely sent answer."""
         return [call for call in self.calls if call.id is not None]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -87,7 +87,7 @@ def serving(
 
 
 def schema_name(body: dict[str, Any]) -> str:
-    """Returns the name of the schema that the request asks for, or an empty string."""
+    """Returns the name of the schema in the request, or an empty string."""
     return str(body.get("response_format", {}).get("json_schema", {}).get("name", ""))
 
 

@@ -1,7 +1,7 @@
-"""Counts how hard the docstrings of a source tree read: `python tests/support/prose.py FOLDER ...`.
+"""Counts hard words in the docstrings of a source tree: `python tests/support/prose.py FOLDER ...`.
 
-It prints per 100 words: relative words (which, that, whose ..), negations (not, no, never ..) and bare pronouns (it,
-they, one ..). The counts show a tendency. They do not judge a single sentence.
+The script prints per 100 words: relative words (`which`, `that`, `whose` ..), negations (`not`, `no`, `never` ..) and
+bare pronouns (`it`, `they`, `one` ..). The counts show a tendency, and judge no single sentence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PRONOUNS = {"it", "its", "they", "them", "their", "these", "those", "this", "one
 
 
 def docstrings(folder: Path) -> Iterator[str]:
-    """Every docstring below `folder`."""
+    """Yields every docstring below `folder`."""
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -28,7 +28,7 @@ def docstrings(folder: Path) -> Iterator[str]:
 
 
 def counts(folder: Path) -> dict[str, float]:
-    """Words per docstring and per sentence, and the three kinds of hard words per 100 words."""
+    """Returns words per docstring and per sentence, and the three kinds of hard words per 100 words."""
     texts = [re.sub(r"`[^`]*`", "NAME", text) for text in docstrings(folder)]
     words = [re.findall(r"[A-Za-z']+", text) for text in texts]
     num_words = sum(map(len, words))

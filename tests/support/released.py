@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL folder as it lies on the hub: flat configuration, old weight names, shards, and files of other tools."""
+"""A Qwen2.5-VL folder as on the hub: flat configuration, old weight names, shards, and files of other tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPANIONS = ("preprocessor_config.json", "chat_template.json")
 
 
 def flat_config() -> dict[str, Any]:
-    """The released keys in their released places; only the sizes are small."""
+    """Returns the released keys in the released places; only the sizes are small."""
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "attention_dropout": 0.0,
@@ -67,12 +67,12 @@ def flat_config() -> dict[str, Any]:
 
 
 def released_name(name: str) -> str:
-    """How a weight was called when the checkpoint was released."""
+    """Returns the name of a weight in the released checkpoint."""
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 
 
 def write_released(folder: Path) -> dict[str, torch.Tensor]:
-    """Writes the folder with random weights, and returns these under the names that the library uses today."""
+    """Writes the folder with random weights, and returns the weights under the library's names of today."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(flat_config()))
     torch.manual_seed(0)

@@ -42,7 +42,7 @@ MALFORMED = "<think>red</think>\n<grounding>soon</grounding>"
 
 @dataclass(frozen=True)
 class TinyWorld:
-    """`samples` are clue world's own; `packing` is without TDAM."""
+    """Holds clue world's own `samples`, and a `packing` without TDAM."""
 
     config: Qwen2_5_VLConfig
     vocabulary: Vocabulary
@@ -51,15 +51,15 @@ class TinyWorld:
     packing: PackSettings
 
     def policy(self, seed: int = 0) -> Policy:
-        """Random weights on our attention."""
+        """Returns a policy of random weights on our attention."""
         return Policy(install_attention(build_model(self.config, seed))).eval()
 
     def replay(self, index: int, *turns: str) -> Episode:
-        """The episode of a sample under other turns than its own."""
+        """Returns the episode of a sample under other turns than the recorded turns."""
         return self.environment.replay(replace(self.samples[index], turns=turns))
 
     def episodes(self) -> list[Episode]:
-        """Episodes of mixed lengths: no call; one, two and three crops of unequal size; failed and malformed calls."""
+        """Returns episodes of mixed lengths: zero to three crops of unequal size, failed calls and malformed calls."""
         return [
             self.replay(0, answer("A")),
             self.replay(1, look(4, 8), answer("B")),
@@ -71,7 +71,7 @@ class TinyWorld:
 
 @cache
 def tiny_world() -> TinyWorld:
-    """One world for all tests of a process. Its folder is removed when the process ends."""
+    """Returns the world for all tests of a process. The end of the process removes the world's folder."""
     folder = tempfile.TemporaryDirectory(prefix="tiny-world-")
     tokenizer = build_tokenizer(clueworld.phrases())
     config = tiny_config(tokenizer)
@@ -92,9 +92,9 @@ _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 @cache
 def memorised() -> tuple[Policy, list[Sample]]:
-    """A policy that has almost memorised four trajectories, and their samples.
+    """Returns a policy with four almost memorised trajectories, and the samples of the trajectories.
 
-    Its sampled turns crop, call beyond the video's end, break the grammar and answer.
+    The sampled turns crop, call beyond the video's end, break the grammar and answer.
     """
     world = tiny_world()
     turns = [
@@ -127,14 +127,14 @@ def answer(text: str) -> str:
 
 @torch.no_grad()
 def row_logits(policy: Policy, batch: TokenBatch) -> torch.Tensor:
-    """Logits [T, vocabulary] of every row of a batch."""
+    """Returns the logits [T, vocabulary] of every row of a batch."""
     embeddings = policy.embed(batch.token_ids, batch.vision_rows, policy.encode(batch.clips)[batch.feature_rows])
     attention = PackedAttention.build(batch.end, batch.key_class, batch.visible, policy.device)
     return policy.model.lm_head(policy.decode(embeddings[None], batch.positions[:, None], attention)[0])
 
 
 def gradients(policy: Policy, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Returns the gradients by name of every parameter that the loss depends on, and clears the policy's own."""
+    """Returns the gradients by name of every parameter behind the loss, and clears the policy's gradients."""
     policy.zero_grad()
     loss.backward()
     by_name = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""Run on several ranks, which differ in what they have to do: writes what the asked-for case gives on rank 0 as JSON.
+"""Runs a case on several ranks with different work, and writes rank 0's results as JSON.
 
 python -m torch.distributed.run .. unequal_ranks.py CASE ZERO_STAGE FILE
 """
@@ -45,7 +45,7 @@ from videoseek.stages.rollouts import (
 )
 from videoseek.stages.stage_run import StageRun
 
-#: DeepSpeed keeps weights of up to 100,000 elements whole on every rank; of a vocabulary this large it does not.
+#: DeepSpeed keeps weights of up to 100,000 elements whole on every rank, and partitions a vocabulary of this size.
 LARGE_VOCABULARY = 4096
 CPU = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def large_policy(world: TinyWorld, seed: int) -> Policy:
 
 
 def labels(world: TinyWorld, stage: int) -> dict[str, list[float]]:
-    """SFT steps on two rows: one of many labels, which are projected in pieces, and one of few."""
+    """Makes SFT steps on two rows: a row of many labels, projected in pieces, and a row of few labels."""
     policy_module.PROJECTION_ROWS = 20
     engine = engine_of(world, stage)
     rows = [pack_documents([episode], world.packing) for episode in (world.episodes()[4], world.episodes()[0])]
@@ -81,7 +81,7 @@ def labels(world: TinyWorld, stage: int) -> dict[str, list[float]]:
 
 
 def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float]]:
-    """GRPO batches of five groups, so that of two ranks one has a row less."""
+    """Makes GRPO batches of five groups, so two ranks have different numbers of rows."""
     config = TrainConfig()
     grpo = replace(config.grpo, learning_rate=1e-3, warmup_steps=3, kl_coef=0.1, importance_cap=None)
     config = replace(config, grpo=grpo, rollout=replace(config.rollout, max_turns=4, max_new_tokens_per_turn=48))
@@ -110,7 +110,7 @@ def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float
 def update(
     objective: Objective, minibatches: list[list[MicroBatch]], filler: MicroBatch | None, step: int
 ) -> dict[str, float]:
-    """The optimizer steps of one batch, as `train_grpo` makes them."""
+    """Makes the optimizer steps of a batch in the way of `train_grpo`."""
     grpo, engine = objective.config.grpo, objective.engine
     if len(minibatches) > 1:
         objective.write_old_logprobs([micro for minibatch in minibatches for micro in minibatch], filler)
@@ -123,7 +123,7 @@ def update(
 
 
 def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
-    """A user's function that applies to one rank's episode and not to the other's, and one that applies to none."""
+    """Applies a user's function for the episode of one rank only, and a function for no episode."""
 
     def only_multi(kind: list[str], **_: object) -> list[float | None]:
         return [0.5 if name == "clue_multi_w_tool" else None for name in kind]
@@ -140,7 +140,7 @@ def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
 
 
 def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
-    """A batch of two prompts, of which one's video cannot be read: of two ranks, one has nothing of its own."""
+    """Makes a batch of two prompts, one with an unreadable video: one of two ranks has no work."""
     config = load_config(
         ["recipe=sft_rl", "data.max_unreadable_share=0.5", "grpo.prompts_per_step=2", "grpo.group_size=2"]
     )

@@ -1,4 +1,4 @@
-"""Small real videos of every kind whose frames carry their own number as black and white bars."""
+"""Small real videos of every kind. Black and white bars in each frame show the number of the frame."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder reports each file it wr
 
 
 def numbered_image(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """RGB uint8 [height, width, 3]: one vertical bar a bit, the highest bit on the left, white for 1."""
+    """Returns RGB uint8 [height, width, 3]: a vertical bar per bit, the highest bit on the left, white for 1."""
     bits = [(number >> shift) & 1 for shift in reversed(range(NUM_BITS))]
     bar_of_column = np.arange(width) * NUM_BITS // width
     row = np.where(np.array(bits)[bar_of_column] == 1, 235, 20).astype(np.uint8)
@@ -34,7 +34,7 @@ def numbered_image(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.
 
 
 def read_number(image: np.ndarray) -> int:
-    """The number that `numbered_image` drew, from any size of at least 4 pixels a bar."""
+    """Returns the number drawn by `numbered_image`, at any size of at least 4 pixels a bar."""
     width = image.shape[1]
     centres = ((np.arange(NUM_BITS) + 0.5) * width / NUM_BITS).astype(int)
     bits = np.asarray(image).mean(axis=(0, 2))[centres] > 127
@@ -53,9 +53,9 @@ def write_video(
     rotation: int = 0,
     sound: bool = False,
 ) -> Path:
-    """Write frame i (numbered i) at times[i] seconds, rounded to milliseconds; size is (height, width) as stored.
+    """Writes frame i (numbered i) at times[i] seconds, rounded to milliseconds; size is (height, width) as stored.
 
-    With `rotation`, a player turns the stored image counter-clockwise by that many degrees.
+    With `rotation`, a player turns the stored image counter-clockwise by `rotation` degrees.
     """
     height, width = size
     gaps = np.diff(times)
@@ -85,7 +85,7 @@ def write_video(
 def write_long_film(
     path: Path, num_frames: int, fps: int, size: tuple[int, int] = (90, 160), num_groups: int = 8
 ) -> Path:
-    """H.264 with two B-frames, a keyframe every 250; the packets of the first groups are repeated.
+    """Writes H.264 with two B-frames and a keyframe every 250 frames; repeats the packets of the first groups.
 
     Frame i carries i modulo (num_groups * 250).
     """
@@ -107,7 +107,7 @@ def _add_tone(container: Any, num_seconds: float) -> None:
 
 
 def write_folder(folder: Path, numbers: Sequence[int], suffix: str = ".jpg", size: tuple[int, int] = (64, 112)) -> Path:
-    """Write images named and numbered so; size is (height, width)."""
+    """Writes images with `numbers` in the names and pictures; size is (height, width)."""
     folder.mkdir()
     for number in numbers:
         Image.fromarray(numbered_image(number, *size)).save(folder / f"frame_{number}{suffix}", quality=90)
@@ -119,7 +119,7 @@ def steady(num_frames: int, fps: float, start_seconds: float = 0.0) -> list[floa
 
 
 def x264(gop: int, bframes: int = 3, **more: str) -> dict[str, str]:
-    """Encoder options: fixed keyframe distance, no scene cuts."""
+    """Returns encoder options: fixed keyframe distance, no scene cuts."""
     parameters = ":".join([f"keyint={gop}", f"min-keyint={gop}", "scenecut=0", f"bframes={bframes}", "b-adapt=0"])
     return {"preset": "ultrafast", "x264-params": parameters, **more}
 
@@ -129,7 +129,7 @@ def x265(gop: int, more: str = "") -> dict[str, str]:
 
 
 def _overstate_duration(path: Path) -> None:
-    """The movie header of an MP4 claims 9999 seconds."""
+    """Changes the movie header of an MP4 to a claim of 9999 seconds."""
     data = bytearray(path.read_bytes())
     at = data.index(b"mvhd") + 4 + 4 + 8  # version and flags, two times
     (scale,) = struct.unpack_from(">I", data, at)
@@ -143,9 +143,9 @@ def _cut_in_half(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """How to write a video: frame i is shown from times[i]; `spoil` then damages or falsifies the file.
+    """A recipe for a video: frame i is shown from times[i]; `spoil` then damages or falsifies the file.
 
-    A name such as `frames#fps=8` makes a frame folder, whose images carry the numbers of their names.
+    A name like `frames#fps=8` makes a frame folder; each image shows the number in the image's name.
     """
 
     name: str
@@ -155,11 +155,11 @@ class Kind:
 
     @property
     def folder_fps(self) -> float:
-        """Rate of a frame folder; 0 for a file."""
+        """Returns the rate of a frame folder; 0 for a file."""
         return float(self.name.partition("#fps=")[2] or 0)
 
     def write(self, folder: Path) -> str:
-        """The path, as the video module takes it."""
+        """Writes the video, and returns the path for the video module."""
         if self.folder_fps:
             numbers = [FIRST_IMAGE + round(t * self.folder_fps) for t in self.times]
             write_folder(folder / self.name.partition("#")[0], numbers, **self.how)
@@ -170,7 +170,7 @@ class Kind:
         return str(path)
 
     def number_at(self, seconds: float) -> int:
-        """What the frame on screen at that second says."""
+        """Returns the number in the frame on screen at a second."""
         last = max(int(np.searchsorted(self.times, seconds, side="right")) - 1, 0)
         return FIRST_IMAGE + round(self.times[last] * self.folder_fps) if self.folder_fps else last
 

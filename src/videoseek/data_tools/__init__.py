@@ -1,1 +1,1 @@
-"""The verbs of `python -m videoseek.data`, one module each, for work on data before training."""
+"""The verbs of `python -m videoseek.data`, a module each, for work on data before training."""

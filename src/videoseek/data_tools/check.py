@@ -1,4 +1,4 @@
-"""`python -m videoseek.data check`: prints what a run cannot train on; exit code 1 if there is anything."""
+"""`python -m videoseek.data check`: prints the faults of training data; exit code 1 for any error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
 
 
 def validate(files: Sequence[Path], held_out: Sequence[Path], settings: CheckSettings) -> Validator:
-    """Applies all rules to the files. Raises UsageError, and DataError for held-out files that cannot be read."""
+    """Applies all rules to the files. Raises UsageError, and DataError for unreadable held-out files."""
     validator = Validator(protocol_rules(settings), need_turns=settings.need_turns, max_tokens=settings.max_tokens)
 
     def read() -> None:
@@ -54,7 +54,7 @@ def validate(files: Sequence[Path], held_out: Sequence[Path], settings: CheckSet
         ResumableCache(settings.cache_file) as cache,
         decode_workers(settings.deadline_seconds, settings.num_workers),
     ):
-        # Built first: a missing model should be reported at once, and not after an hour of reading.
+        # Built first: a missing model is an error at once, instead of after an hour of reading.
         video_probe = VideoProbe(replay_environment(settings, PlannedCrop), cache, decode=True)
         read()
         validator.measure(video_probe, settings.num_workers)
@@ -62,7 +62,7 @@ def validate(files: Sequence[Path], held_out: Sequence[Path], settings: CheckSet
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """Returns a block for each code, errors first: how often it was found, and the first examples."""
+    """Returns a block for each code, errors first: the number of findings, and the first examples."""
     by_code: dict[str, list[Finding]] = {}
     for finding in findings:
         by_code.setdefault(finding.code, []).append(finding)
@@ -74,13 +74,13 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def _sentence(finding: Finding) -> str:
-    """Returns the finding with its place; a message about a whole file names the file already."""
+    """Returns the finding with the place; a message about a whole file names the file already."""
     is_named = finding.message.startswith(finding.where)
     return finding.message if is_named else f"{finding.where}: {finding.message}"
 
 
 def report_json(files: Sequence[Path], validator: Validator, findings: Sequence[Finding]) -> str:
-    """Returns every finding, and their numbers, as JSON."""
+    """Returns every finding, and the numbers of findings, as JSON."""
     errors = [finding for finding in findings if is_error(finding.code)]
     value = {
         "version": 1,
@@ -100,9 +100,9 @@ def report_json(files: Sequence[Path], validator: Validator, findings: Sequence[
             for finding in findings
         ],
     }
-    return json.dumps(value, indent=1) + "\n"  # ASCII: a record may hold halves of characters
+    return json.dumps(value, indent=1) + "\n"  # ASCII, because a record may hold halves of characters
 
 
 def _printable(text: str) -> str:
-    """Escapes control characters: a record's text must not control the terminal."""
+    """Escapes control characters, so a record's text leaves the terminal alone."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

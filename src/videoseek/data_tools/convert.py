@@ -1,4 +1,4 @@
-"""`python -m videoseek.data convert`: reads files of any known format and writes one file of a chosen format."""
+"""`python -m videoseek.data convert`: reads files of any known format and writes a file of a chosen format."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Conversion:
     def samples(self) -> Iterator[Sample]:
         """Yields the good samples.
 
-        Raises DataError at the end if no record was good, or if a record was bad and bad_samples=stop.
+        Raises DataError at the end if all records were bad, or if a record was bad and bad_samples=stop.
         """
         ids: set[str] = set()
         total = sum(reader.records.size for reader in self._readers)

@@ -1,4 +1,4 @@
-"""The numbers that describe a data set: every sample counts once, every video counts once."""
+"""The numbers of a data set: every sample counts once, every video counts once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPREADS = {
 class DatasetStatistics:
     """The counts and values of a data set.
 
-    `num_unread` records could not be read and `num_unopened` videos could not be opened; nothing else counts them.
+    `num_unread` counts unreadable records, `num_unopened` unopenable videos. All other numbers leave both out.
     """
 
     num_samples: int = 0
@@ -44,7 +44,7 @@ class DatasetStatistics:
     values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SPREADS})
 
     def add_sample(self, sample: Sample, fmt: CallFormat) -> None:
-        """Adds the facts that the record itself holds."""
+        """Adds the facts in the record."""
         self.num_samples += 1
         self.kinds[sample.kind] += 1
         self.values["clues"].append(len(sample.clues))
@@ -56,7 +56,7 @@ class DatasetStatistics:
             self.strategies.update(call.strategy for call in calls)
 
     def add_video(self, samples: Iterable[Sample], measurement: Measurement) -> None:
-        """Adds the facts about a video, and about all samples of it, that only its file tells."""
+        """Adds the facts in a video's file about the video and all samples of the video."""
         self.num_videos += 1
         info = measurement.facts.info
         if info is None:
@@ -74,15 +74,15 @@ class DatasetStatistics:
                 self.values["total_tokens"].append(length.total)
 
     def kind_counts(self) -> dict[str, int]:
-        """Returns the number of samples of each kind that occurs."""
+        """Returns the number of samples of each occurring kind."""
         return {kind: self.kinds[kind] for kind in KINDS if self.kinds[kind]}
 
     def strategy_counts(self) -> dict[str, int]:
-        """Returns the number of calls of each strategy that occurs."""
+        """Returns the number of calls of each occurring strategy."""
         return {strategy: self.strategies[strategy] for strategy in STRATEGIES if self.strategies[strategy]}
 
     def histograms(self) -> dict[str, Histogram]:
-        """Returns the histograms by name, without those that have no value."""
+        """Returns the histograms by name, without empty histograms."""
         histograms = {name: histogram(*SPREADS[name], values) for name, values in self.values.items()}
         return {name: item for name, item in histograms.items() if item is not None}
 

@@ -1,4 +1,4 @@
-"""Inspects a video file: its size and content, its length, and whether its frames can be decoded."""
+"""Inspects a video file: size, content, length, and decoding of frames."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from videoseek.video.errors import VideoError
 from videoseek.video.folder import FrameFolder
 from videoseek.video.index import VideoIndex, VideoInfo
 
-#: Frames that are decoded in each inspected second.
+#: Number of decoded frames in each inspected second.
 _FRAMES_PER_SECOND = 8
 #: A header may round up, count the last frame's time differently, or give the length of a longer audio track.
 _HEADER_SLACK_SECONDS, _HEADER_SLACK_SHARE = 1.0, 0.02
 _FRAME_SIDE = 28
-#: A film has a steady rate if this share of its frames (of at least so many), or all but a few, are equally far apart.
-#: Screen recordings and slides have none: there, a frame that stays on screen is intended.
+#: A film of at least `_STEADY_FRAMES` gaps has a steady rate if this share of gaps, or all but `_FEW`, are equal.
+#: Screen recordings and slides have no steady rate: a frame stays on screen on purpose.
 _STEADY_SHARE, _STEADY_FRAMES, _FEW = 0.99, 24, 3
-#: The shortest gap that counts as a hole in a steady film; the loss of a few frames does no harm.
+#: The shortest gap that counts as a hole in a steady film; the loss of a few frames is harmless.
 _HOLE_SECONDS, _HOLE_FRAMES = 1.0, 10
 
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """The facts about a video; `info` is None if it cannot be opened. `problems` are all its faults."""
+    """The facts about a video; `info` is None for an unopenable video. `problems` are all faults of the video."""
 
     info: VideoInfo | None
     problems: tuple[Problem, ...] = ()
 
 
 def content_size(video: str) -> int:
-    """Returns the bytes of a file, or of all images of a folder. Raises VideoError."""
+    """Returns the number of bytes of a file, or of all images of a folder. Raises VideoError."""
     with _reachable(video):
         return sum(os.stat(file).st_size for file in _files(video))
 
@@ -67,7 +67,7 @@ def _files(video: str) -> list[str]:
 
 
 def inspect_video(video: str, *, decode: bool) -> VideoFacts:
-    """Opens a video and, with `decode`, decodes frames of its first, middle and last second."""
+    """Opens a video and, with `decode`, decodes frames of the first, middle and last second."""
     try:
         index = load_index(video)
     except VideoError as error:
@@ -84,7 +84,7 @@ def inspect_video(video: str, *, decode: bool) -> VideoFacts:
 
 
 def _three_seconds(info: VideoInfo) -> Iterator[Clip]:
-    """Yields the first, the middle and the last second, without repetition if the video is shorter."""
+    """Yields the first, the middle and the last second, without repetition for a shorter video."""
     last = max(info.duration_seconds - 1, 0.0)
     for start_seconds in sorted({0.0, last / 2, last}):
         end_seconds = min(start_seconds + 1, info.duration_seconds)
@@ -94,7 +94,7 @@ def _three_seconds(info: VideoInfo) -> Iterator[Clip]:
 
 
 def _hole(index: VideoIndex) -> Iterator[Problem]:
-    """Yields a problem if frames are missing in a film of steady rate: a still replaces what was there."""
+    """Yields a problem if frames are missing in a film of steady rate: a still replaces the missing frames."""
     seconds = index.seconds(slice(None))
     steps = np.diff(seconds)
     if len(steps) < _STEADY_FRAMES:
@@ -108,7 +108,7 @@ def _hole(index: VideoIndex) -> Iterator[Problem]:
 
 
 def _cut_off(info: VideoInfo) -> Iterator[Problem]:
-    """Yields a problem if the frames end before the header says."""
+    """Yields a problem if the frames end before the header's end."""
     claimed_seconds = info.header_seconds or 0.0
     if claimed_seconds * (1 - _HEADER_SLACK_SHARE) > info.duration_seconds + _HEADER_SLACK_SECONDS:
         yield Problem(

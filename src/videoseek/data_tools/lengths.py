@@ -1,4 +1,4 @@
-"""Counts the tokens of a recorded episode with the builder of training; crops are planned and never decoded."""
+"""Counts the tokens of a recorded episode with the builder of training; plans crops without decoding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from videoseek.video.errors import VideoError
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of one episode: of the overview, of all crops, and of all else."""
+    """Tokens of an episode: of the overview, of all crops, and of all else."""
 
     overview: int
     crops: int
@@ -25,7 +25,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class PlannedCrop(VideoCrop):
-    """Answers calls as the tool does, but from the file's index alone."""
+    """Answers calls like the tool, but from the file's index alone."""
 
     def run(self, video: str, call: Call) -> Clip | Fault:
         try:
@@ -35,10 +35,10 @@ class PlannedCrop(VideoCrop):
 
 
 def measure_lengths(sample: Sample, environment: Environment) -> Lengths | None:
-    """Counts the tokens of a whole trajectory, or of the prompt alone if there is no trajectory.
+    """Counts the tokens of a whole trajectory, or of the prompt alone for a sample without trajectory.
 
-    `environment` holds a PlannedCrop. Returns None for a trajectory that continues after its end. Raises VideoError
-    when the video cannot be opened or shown.
+    `environment` holds a PlannedCrop. Returns None for a trajectory that continues after its end. Raises VideoError for
+    a video unfit for opening or showing.
     """
     if sample.turns:
         try:

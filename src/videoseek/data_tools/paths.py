@@ -9,16 +9,16 @@ from videoseek.config import UsageError
 from videoseek.runtime import say
 from videoseek.samples.readers.messages import DATASET_INFO
 
-#: Endings of data files. LLaMA-Factory's dataset_info.json lies beside them and is not data.
+#: Endings of data files. LLaMA-Factory's dataset_info.json lies in the same folder, and is excluded.
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
-#: Most names in one message.
+#: Most names in a message.
 _NUM_NAMED = 5
 
 
 def existing_files(names: Sequence[str], written: str | None = None) -> list[Path]:
-    """Returns data files by their names; a folder stands for the data files in it. Raises UsageError if there is none.
+    """Returns data files by name; a folder stands for the data files inside. Raises UsageError without any data file.
 
-    `written` is the file that the command writes. It is not read: an earlier run may have left it in such a folder.
+    The result leaves out `written`, the command's output: an earlier run may have put the file into a folder.
     """
     files = [path for name in names for path in _data_files(name)]
     output = Path(written).expanduser().resolve() if written is not None else None
@@ -33,7 +33,7 @@ def _data_files(name: str) -> list[Path]:
         raise UsageError(f"data file {name!r} does not exist")
     files = sorted(file for file in path.iterdir() if file.name != DATASET_INFO)
     inside = [file for file in files if file.suffix in DATA_SUFFIXES]
-    # Compressed files and endings in capitals look like data files, but none of the readers takes them.
+    # Compressed files and endings in capitals look like data files, but the readers refuse such files.
     passed_over = [
         repr(file.name)
         for file in files
@@ -49,7 +49,7 @@ def _data_files(name: str) -> list[Path]:
 
 
 def output_file(key: str, name: str, suffixes: Sequence[str]) -> Path:
-    """Returns a file to write, with one of the suffixes, in an existing folder. Raises UsageError."""
+    """Returns a file to write, with a suffix of `suffixes`, in an existing folder. Raises UsageError."""
     path = Path(name).expanduser()
     if path.suffix not in suffixes:
         raise UsageError(f"{key}={name} must end in {' or '.join(suffixes)}")

@@ -16,7 +16,7 @@ _DOTS_PER_INCH = 120
 
 
 def write_picture(path: Path, title: str, histograms: Sequence[Histogram]) -> None:
-    """Writes the histograms to one picture. Raises UsageError when matplotlib is not installed."""
+    """Writes the histograms to a picture. Raises UsageError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

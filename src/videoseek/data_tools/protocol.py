@@ -1,4 +1,4 @@
-"""The protocol of a command's settings: the rules for texts, and the environment in which trajectories are replayed."""
+"""The protocol of a command's settings: the rules for texts, and the environment for replayed trajectories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from videoseek.trajectory.vocabulary import Vocabulary
 
 
 def protocol_rules(settings: SourceSettings) -> Rules:
-    """Returns the rules that the texts of a trajectory must keep."""
+    """Returns the rules for the texts of a trajectory."""
     return Rules(settings.call_format, settings.max_turns, settings.video.min_window_seconds)
 
 

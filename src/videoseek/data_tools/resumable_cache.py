@@ -1,4 +1,4 @@
-"""Results of earlier runs, one JSON line each, so that an interrupted run continues where it stopped."""
+"""Stores results of earlier runs, a JSON line each, so an interrupted run continues at the same place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEADER = {"videoseek": "journal", "version": 1}
 
 
 class ResumableCache:
-    """Text key -> JSON value, kept in a file that only grows, or in memory if there is no path."""
+    """Maps text keys to JSON values, in an append-only file, or in memory without a path."""
 
     def __init__(self, path: Path | None) -> None:
         self._values: dict[str, Any] = {}
@@ -25,7 +25,7 @@ class ResumableCache:
         if path is None:
             return
         header = json.dumps(_HEADER).encode() + b"\n"
-        # A kill can tear the header too, so a beginning of it is accepted; anything else must not be written to.
+        # A kill can tear the header too, so the command accepts a beginning of the header, and refuses any other file.
         start = path.read_bytes()[: len(header)] if path.exists() else b""
         if not header.startswith(start):
             raise UsageError(f"cache={path} is not a file of this command; name one that does not exist yet")

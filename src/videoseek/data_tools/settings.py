@@ -1,4 +1,4 @@
-"""The keys of the data commands. `--help` imports this module alone, so it imports neither torch nor FFmpeg."""
+"""The keys of the data commands. `--help` imports only this module, so the module keeps torch and FFmpeg out."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from videoseek.trajectory.grammar import CallFormat
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Where records come from, and the protocol that they must keep.
+    """The source of records, and the protocol for the records.
 
-    `recipe` replaces the defaults of the keys below it; the command line wins over both.
+    `recipe` replaces the defaults of the following keys; the command line wins over both.
     """
 
     usage: ClassVar[str]
@@ -49,7 +49,7 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class MeasureSettings(SourceSettings):
-    """For commands that open every video."""
+    """The keys of commands that open every video."""
 
     metadata_only: bool = option(False, "open no video: leaves out lengths, frames and tokens")
     workers: int = option(0, "processes that open videos (0: one for each core)", at_least=0)
@@ -115,7 +115,7 @@ Settings = TypeVar("Settings", bound=SourceSettings)
 
 
 def parse_sources(arguments: Sequence[str], defaults: Settings, written: str = "out") -> tuple[list[Path], Settings]:
-    """Returns the data files, at least one, and the settings; `written` is the key of the file to write.
+    """Returns the data files, at least one, and the settings; `written` is the key of the output file.
 
     Raises UsageError.
     """

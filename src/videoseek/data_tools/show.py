@@ -1,4 +1,4 @@
-"""`python -m videoseek.data show`: writes one sample as a page: its prompt, its turns, and the clips of its calls."""
+"""`python -m videoseek.data show`: writes a sample as a page: the prompt, the turns, and the clips of the calls."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
 
 
 def find(path: Path, settings: ShowSettings) -> Sample:
-    """Returns the sample with the id or number of the settings. Raises DataError if it is missing or cannot be read."""
+    """Returns the sample with the id or number of the settings. Raises DataError for a missing or unreadable sample."""
     reader = Reader(path, settings.format, settings.paths, settings.prompt.format)
     number = 0
     for number, row in enumerate(reader.rows(set()), 1):
@@ -52,7 +52,7 @@ def find(path: Path, settings: ShowSettings) -> Sample:
 
 
 def page(sample: Sample, environment: Environment, rules: Rules) -> str:
-    """Returns one HTML file. Raises VideoError if the video cannot be read, DataError for text that is not Unicode."""
+    """Returns an HTML file. Raises VideoError for an unreadable video, DataError for text with invalid Unicode."""
     problems = list(question_problems(sample))
     if any(problem.code == "bad_text" for problem in problems):
         raise DataError(f"sample {sample.id!r}: {problems[0].message}")
@@ -63,7 +63,7 @@ def page(sample: Sample, environment: Environment, rules: Rules) -> str:
 
 
 def recorded(sample: Sample, environment: Environment) -> TrajectoryRecord:
-    """Replays the recorded trajectory and adds its rewards; one that continues after its end is shown without crops."""
+    """Replays the recorded trajectory and adds rewards. A trajectory that continues after the end gets no crops."""
     builder = environment.open(sample)
     prompt = TrajectoryRecord.from_episode(builder.finish(StopReason.REFERENCE))
     if not sample.turns:

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
 def collect(files: Sequence[Path], settings: StatsSettings) -> DatasetStatistics:
     """Reads all records and, unless `metadata_only`, opens all videos.
 
-    Raises DataError for a file that cannot be read as a whole, and UsageError.
+    Raises DataError for an unreadable file, and UsageError.
     """
     statistics, ids = DatasetStatistics(), set[str]()
     by_video: dict[str, list[tuple[Reader, int, int]]] = {}
@@ -104,7 +104,7 @@ def text(statistics: DatasetStatistics) -> str:
 
 
 def page(files: Sequence[Path], statistics: DatasetStatistics) -> str:
-    """Returns one HTML file: counts as bars, histograms as columns, and their numbers."""
+    """Returns an HTML file: counts as bars, histograms as columns, and numbers."""
     histograms = list(statistics.histograms().values())
     notes = [tag("p", note, class_="notice") for note in _left_out(statistics)]
     charts = [

@@ -35,7 +35,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem, the record that has it (`FILE, line 3`), and the record's id if one could be read."""
+    """A problem, the place of the record (`FILE, line 3`), and the record's id (None: unreadable)."""
 
     where: str
     id: str | None
@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A readable record: the little of it that must stay in memory. `number` counts from 1 over all files."""
+    """The small part of a readable record that stays in memory. `number` counts from 1 over all files."""
 
     number: int
     where: str
@@ -61,7 +61,7 @@ class Record:
 
 
 class Validator:
-    """Collects findings step by step: `read` comes first, then the steps that look at the videos."""
+    """Collects findings step by step: `read` comes first, then the steps about videos."""
 
     def __init__(self, rules: Rules, *, need_turns: bool, max_tokens: int) -> None:
         self.num_records = 0
@@ -77,7 +77,7 @@ class Validator:
         return [finding for _, finding in sorted(self._findings, key=lambda item: item[0])]
 
     def read(self, files: Iterable[Path], fmt: str | None, paths: VideoPaths) -> None:
-        """Applies the rules that need no video to every record. Raises UsageError for an unknown format."""
+        """Applies the rules about texts to every record. Raises UsageError for an unknown format."""
         ids: set[str] = set()
         for path in files:
             try:
@@ -121,10 +121,10 @@ class Validator:
             yield Problem("duplicate_question", f"asks the same about the same video as {first}")
 
     def find_leaks(self, held_out: Iterable[Path], fmt: str | None, paths: VideoPaths) -> None:
-        """Finds records whose video is, byte for byte, the video of a held-out record.
+        """Finds records with, byte for byte, the video of a held-out record.
 
-        Held-out records and videos that cannot be read are findings too, since they may hide a leak. Raises DataError
-        and UsageError.
+        Unreadable held-out records and videos are findings too, because a leak may hide there. Raises DataError and
+        UsageError.
         """
         videos: dict[str, tuple[str, str]] = {}
         for path in held_out:
@@ -147,7 +147,7 @@ class Validator:
         self._findings.append((self.num_records + 1, Finding(where, id_, problem.code, problem.message)))
 
     def find_missing_files(self) -> None:
-        """Finds videos without a file; opens none of them."""
+        """Finds videos without a file, and opens no video."""
         with Progress("files", len(self.by_video)) as progress:
             for done, (video, records) in enumerate(self.by_video.items(), 1):
                 try:
@@ -158,7 +158,7 @@ class Validator:
                 progress.update(done, {})
 
     def measure(self, video_probe: VideoProbe, num_workers: int) -> None:
-        """Opens every video once, and finds faults of the video and of what its records say about it."""
+        """Opens every video once, and finds faults of the video and of the records about the video."""
         function = partial(self._measure_video, video_probe)
         with Progress("videos", len(self.by_video)) as progress:
             for done, results in enumerate(in_parallel(function, self.by_video.items(), num_workers), 1):
@@ -169,7 +169,7 @@ class Validator:
     def _measure_video(
         self, video_probe: VideoProbe, item: tuple[str, Sequence[Record]]
     ) -> list[tuple[Record, list[Problem]]]:
-        """Counts tokens for records without an error only: other records may have no valid episode."""
+        """Counts tokens of sound records only: a record with an error may have no valid episode."""
         video, records = item
         samples = {record.number: record.sample() for record in records}
         sound = [record.number for record in records if record.is_sound]
@@ -201,7 +201,7 @@ class Validator:
 
 
 def _same_content(videos: Iterable[str], held_out: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yields (video, held-out video) with the same bytes. Reads files of equal size only; skips unreadable ones."""
+    """Yields (video, held-out video) with the same bytes. Reads files of equal size only; skips unreadable files."""
     digest = cache(partial(_or_none, content_digest))
     by_size: dict[int, list[str]] = defaultdict(list)
     for video in held_out:
@@ -215,7 +215,7 @@ def _same_content(videos: Iterable[str], held_out: Iterable[str]) -> Iterator[tu
 
 
 def _or_none(function: Callable[[str], Value], video: str) -> Value | None:
-    """Returns None for a video that cannot be read."""
+    """Returns the function's value, or None for an unreadable video."""
     try:
         return function(video)
     except VideoError:

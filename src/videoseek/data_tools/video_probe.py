@@ -1,4 +1,4 @@
-"""Opens every video once, in parallel, for its facts and for the lengths of the episodes about it."""
+"""Opens every video once, in parallel, for the video's facts and for the lengths of episodes about the video."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from videoseek.video.worker import use_worker
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Codes that may tell of the machine's state instead of the file's: the next run inspects such a video again.
+#: Codes with a cause perhaps in the machine instead of the file: the next run inspects the video again.
 _TRANSIENT = frozenset(("missing_file", "timeout", "crashed"))
-#: The length of one sample: the counts, why its video cannot be shown, or None (see `measure_lengths`).
+#: The length of a sample: the counts, the problem of an unfit video, or None (see `measure_lengths`).
 Length = Lengths | Problem | None
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The facts about one video, and the lengths of its samples in the order of the samples."""
+    """The facts about a video, and the lengths of the video's samples in the order of the samples."""
 
     facts: VideoFacts
     lengths: tuple[Length, ...]
 
 
 class VideoProbe:
-    """Measures videos through a cache, which holds the results for unchanged files. Safe to use from threads.
+    """Measures videos through a cache of results for unchanged files. Safe to use from threads.
 
-    With `decode`, frames are decoded too, and not the index alone read. `environment` holds a PlannedCrop.
+    With `decode`, the probe decodes frames besides reading the index. `environment` holds a PlannedCrop.
     """
 
     def __init__(self, environment: Environment, cache: ResumableCache, *, decode: bool) -> None:
@@ -63,7 +63,7 @@ class VideoProbe:
         )
 
     def measure(self, video: str, samples: Sequence[Sample]) -> Measurement:
-        """Measures a video and the samples about it. No fault of the file raises an exception."""
+        """Measures a video and the samples about the video. Faults of the file become problems, not exceptions."""
         try:
             stamp = source_stamp(video)
         except VideoError as error:
@@ -91,7 +91,7 @@ class VideoProbe:
             return _length_from_json(self._cache[key])
         length: Length
         try:
-            probe(sample.video)  # outside the lock, since reading the index takes most of the time
+            probe(sample.video)  # outside the lock, because reading the index takes most of the time
             with self._tokenizer_lock:
                 length = measure_lengths(sample, self._environment)
         except VideoError as error:
@@ -102,7 +102,7 @@ class VideoProbe:
 
 @contextmanager
 def decode_workers(deadline_seconds: float | None, num_workers: int) -> Iterator[None]:
-    """Reads videos in other processes inside the `with` block: a damaged file may hang or crash those."""
+    """Reads videos in other processes inside the `with` block, because a damaged file may hang or crash a process."""
     use_worker(deadline_seconds, num_workers)
     try:
         yield
@@ -111,7 +111,7 @@ def decode_workers(deadline_seconds: float | None, num_workers: int) -> Iterator
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
-    """Yields results in the order of completion; draws `items` only as far ahead as keeps the threads busy."""
+    """Yields results in the order of completion; draws only enough `items` ahead to keep the threads busy."""
     pending: set[Future[Result]] = set()
     with ThreadPoolExecutor(num_threads) as pool:
         for item in items:

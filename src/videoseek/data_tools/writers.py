@@ -1,8 +1,8 @@
-"""Writes samples to files of other trainers' formats, from which the readers restore them exactly.
+"""Writes samples to files of other trainers' formats. The readers restore exactly the same samples.
 
-A further column `videoseek` holds the project's own record as JSON text, for the fields that a format has no column for
-(kind, clues, options, window, the question apart from its prompt). The readers here prefer that column, and other
-trainers ignore it. Observations are written as the user turns that would hold the clips.
+A further column `videoseek` holds the project's own record as JSON text, for the fields outside a format's columns
+(kind, clues, options, window, the question apart from the prompt). The project's readers prefer the column, and other
+trainers ignore the column. Observations become user turns with marks for the clips.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from videoseek.trajectory.grammar import FORMATS, CallFormat, fault
 from videoseek.types import Sample
 
 _ROWS_PER_GROUP = 1024
-_WHOLE = [-1.0, -1.0]  # the crop of a video that is shown whole
+_WHOLE = [-1.0, -1.0]  # the crop of a whole video
 
 
 def conversation_record(sample: Sample, folder: Path) -> dict[str, Any]:
     """Returns messages and videos as in Seeker-173K SFT.
 
-    Raises DataError for a text that holds a video's mark, and for turns that mix two call forms.
+    Raises DataError for a text with a video's mark, and for turns with two call forms.
     """
     try:
         fmt = FORMATS[form_of(sample.turns) or "grounding"]()
@@ -59,7 +59,7 @@ def conversation_record(sample: Sample, folder: Path) -> dict[str, Any]:
 
 
 def verl_record(sample: Sample, index: int, folder: Path) -> dict[str, Any]:
-    """Returns verl's columns for one question; a recorded trajectory goes to `extra_info.videoseek`."""
+    """Returns verl's columns for a question; a recorded trajectory goes to `extra_info.videoseek`."""
     fmt = FORMATS[prompt_form(sample)]()
     extra = {"index": index, "split": "train", "question": sample.question, "answer": sample.answer}
     own = {"video_segment": [list(clue) for clue in sample.clues], "videoseek": _own(sample, without=("video",))}
@@ -74,7 +74,7 @@ def verl_record(sample: Sample, index: int, folder: Path) -> dict[str, Any]:
 
 
 def prompt_form(sample: Sample) -> str:
-    """Returns the call form that a sample's prompt explains. Raises DataError when its turns mix two forms."""
+    """Returns the call form in a sample's prompt. Raises DataError for turns with two forms."""
     try:
         return form_of(sample.turns) or "grounding"
     except RecordError as error:
@@ -98,9 +98,9 @@ def _own(sample: Sample, without: tuple[str, ...]) -> str:
 
 
 def write_sharegpt(path: Path, samples: Iterable[Sample]) -> None:
-    """Writes a JSON list (or JSONL, by the ending), and its entry in the `dataset_info.json` of the folder.
+    """Writes a JSON list (or JSONL, by the ending), and the file's entry in the folder's `dataset_info.json`.
 
-    Raises DataError if that entry's name belongs to another file.
+    Raises DataError if the entry's name belongs to another file.
     """
     folder = path.parent.resolve()
     info = path.with_name(DATASET_INFO)
@@ -125,7 +125,7 @@ def write_sharegpt(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def write_verl(path: Path, samples: Iterable[Sample]) -> None:
-    """Writes Parquet with verl's columns, row group by row group. Raises DataError if pyarrow is not installed."""
+    """Writes Parquet with verl's columns, row group by row group. Raises DataError without pyarrow."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -159,13 +159,13 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A format of written files: the function that writes them, and their endings."""
+    """A format of output files: the writing function, and the endings of files."""
 
     write: Callable[[Path, Iterable[Sample]], None]
     suffixes: tuple[str, ...]
 
     def check_name(self, path: Path) -> None:
-        """Raises UsageError for an ending by which the file would not be read again."""
+        """Raises UsageError for an ending outside the reader's endings."""
         if path.suffix not in self.suffixes:
             raise UsageError(f"a file of this format ends in {' or '.join(self.suffixes)}, got {path.name}")
 

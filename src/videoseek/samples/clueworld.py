@@ -1,9 +1,9 @@
-"""Clue world: generated video whose overview shows when a card appears, and only a crop shows what is on the card.
+"""Clue world: generated videos. The overview shows the time of a card, and only a crop shows the pattern on the card.
 
-A video is a dull, drifting grey with a few coloured cards, each shown for one slot of four seconds. A card's pattern
-has a period of 6 px: it blurs into the card's colour at 28 px (overview) and can be read at 56 px (crop). Every pattern
-covers half of the card, so that the mean colour does not tell patterns apart. The phase of a pattern is that of the
-frame, not of the card, so that every 14-px patch of a crop shows the same part of the pattern.
+A video is a dull, drifting grey with a few coloured cards, each shown for a slot of four seconds. A card's pattern has
+a period of 6 px: the pattern blurs into the card's colour at 28 px (overview) and is readable at 56 px (crop). Every
+pattern covers half of the card, so the mean colour is the same for all patterns. The phase of a pattern starts at the
+frame's corner instead of the card's, so every 14-px patch of a crop shows the same part of the pattern.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLOURS = {
 }
 PATTERNS = ("rows", "columns", "checks", "slashes")
 NOTHING = "nothing"
-#: Half of the patterns are lined, so that the four answers about two cards are equally likely.
+#: Half of the patterns are lined, so the four answers about two cards are equally likely.
 _LINED = ("rows", "columns")
 _WHICH = ("first only", "second only", "both", "neither")
 _YES_NO = ("yes", "no")
@@ -57,7 +57,7 @@ SAMPLES = "samples.jsonl"
 _CACHED = "clueworld-"
 _FORMAT = FORMATS["grounding"]("brief")
 
-#: Shares of the kinds of question, and of the faults in generated trajectories.
+#: Shares of the kinds of question, and shares of the faults in generated trajectories.
 _KIND_SHARES = {"single": 0.5, "multi": 0.3, "direct": 0.2}
 _NO_CALL_SHARE = 0.2
 _WRONG_WINDOW_SHARE = 0.2
@@ -90,7 +90,7 @@ class World:
 
 
 def phrases() -> list[str]:
-    """Returns the pieces of this world's conversations, for a tokenizer that has one token for each piece."""
+    """Returns the pieces of clue world's conversations, for a tokenizer with a token for each piece."""
     options = [" ".join(f"{letter}. {word}" for letter, word in letter_options(words)) for words in _OPTIONS]
     protocol = ["<think>", "</think>\n", "<grounding>", "</grounding>", "<answer>", "</answer>", "system\n", "user\n"]
     protocol += ['{"temporal_segment": [', '], "sampling_strategy": "', '"}', *STRATEGIES, "assistant\n"]
@@ -109,7 +109,7 @@ def prepare(
 ) -> Path:
     """Writes the videos and the JSONL of a split (see `SPLITS`) unless the cache has them; returns the JSONL's path.
 
-    Splits share no video: each is drawn from a random state of its own. `on_video(done, total)` reports progress.
+    Each split has its own random state, so two splits share no video. `on_video(done, total)` reports progress.
     """
     key = hashlib.sha256(f"{_WORLD_VERSION}/{split}/{num_samples}/{seed}".encode()).hexdigest()[:12]
     folder = cache_dir.resolve() / f"{_CACHED}{split}-{key}"
@@ -166,7 +166,7 @@ def write_video(world: World, seed: int) -> None:
         stream.options = {"crf": "18", "preset": "ultrafast", "g": str(2 * FPS), "threads": "1"}
         for pixels in _frames(world, seed):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            # The encoder would convert the format too, but would set up a threaded scaler for each frame.
+            # An encoder that converts the format itself sets up a threaded scaler for each frame.
             container.mux(stream.encode(VideoReformatter().reformat(frame, format="yuv420p", threads=1)))
         container.mux(stream.encode())
 
@@ -200,7 +200,7 @@ def _paint(card: Card) -> np.ndarray:
 
 
 def _task_samples(world: World, name: str, chance: random.Random, count: int) -> list[Sample]:
-    """Returns questions about one video with their trajectories, some of which are faulty."""
+    """Returns questions about one video with trajectories. Some trajectories are faulty."""
     makers = {"single": _single, "multi": _multi, "direct": _direct}
     kinds = chance.choices(list(_KIND_SHARES), list(_KIND_SHARES.values()), k=count)
     return [makers[kind](world, f"{name}-{index}", chance) for index, kind in enumerate(kinds)]
@@ -222,7 +222,7 @@ def _wrong_look(card: Card, chance: random.Random, seen: str) -> list[str]:
         start = card.window[0] if card.slot + 1 < NUM_SLOTS else card.window[0] - SLOT_SECONDS
         return [_look(seen + card.place, (start, start + 2 * SLOT_SECONDS))]
     if fault == "reversed":
-        start, end = card.window  # the grammar refuses to render such a call, so the text is changed
+        start, end = card.window  # the grammar refuses to render a reversed call, so the text is changed
         return [right.replace(f"[{start}, {end}]", f"[{end}, {start}]"), right]
     other = chance.choice([slot for slot in range(NUM_SLOTS) if slot != card.slot]) * SLOT_SECONDS
     window = other, other + SLOT_SECONDS
@@ -230,14 +230,14 @@ def _wrong_look(card: Card, chance: random.Random, seen: str) -> list[str]:
 
 
 def _looks(card: Card, chance: random.Random, seen: str = "") -> list[str]:
-    """Returns the calls that lead to a card, sometimes faulty; each repeats what was `seen` before."""
+    """Returns the calls for a card, sometimes faulty. Each call repeats the text `seen`, the earlier observations."""
     if chance.random() < _WRONG_WINDOW_SHARE:
         return _wrong_look(card, chance, seen)
     return [_look(seen + card.place, card.window)]
 
 
 def _faults(name: str) -> random.Random:
-    """Returns a random state for the faults of one trajectory, so that changed faults leave the questions alone."""
+    """Returns a random state for the faults of one trajectory: a change of the faults leaves the questions alone."""
     return random.Random(f"faults/{name}")
 
 
@@ -300,10 +300,10 @@ def _direct(world: World, name: str, chance: random.Random) -> Sample:
 
 
 def _perception_samples(world: World, name: str, chance: random.Random, count: int) -> list[Sample]:
-    """Returns what a base model should perceive, without any protocol: time lines, when-questions, crops, a third each.
+    """Returns samples of perception outside the protocol: time lines, when-questions and crops, a third each.
 
-    A time line names cards in any order, some more than once. In order of time, the number of cards so far would reveal
-    the seconds; in lists of equal length, the model would learn to look up times at a few positions of the text only.
+    A time line names cards in any order, some more than once. In order of time, the count of earlier cards would reveal
+    the seconds. In lists of equal length, the model would learn to look up times at a few positions of the text only.
     """
     samples = []
     for index in range(count):

@@ -1,8 +1,7 @@
-"""The rules for one sample, one function for each group of rules, and the gate that every training run passes through.
+"""The rules for a sample, a function for each group of rules, and the gate before every training run.
 
-A rule yields a `Problem`: a stable code and one sentence. A run can train on a sample whose code is in `WARNINGS`; all
-other codes are errors. The `check` command applies the same rules, and adds rules that need pixels, tokens or other
-records.
+A rule yields a `Problem`: a stable code and a sentence. The codes in `WARNINGS` allow training; all other codes are
+errors. The `check` command applies the same rules, and adds rules about pixels, tokens or other records.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ WARNINGS = frozenset(
 )
 #: Clue times are often rounded up to whole seconds.
 _ROUNDING_SECONDS = 1.0
-#: Well-formed calls of an empty window: a trajectory may demonstrate the mistake and its correction in the next turn.
+#: Well-formed calls of an empty window: a trajectory may show the mistake, and the correction in the next turn.
 _MENDED_FAULTS = frozenset(("negative_segment", "reversed_segment"))
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The protocol of a run, which its trajectories must keep: the grammar, and the limits of episodes and crops."""
+    """The protocol of a run for trajectories: the grammar, and the limits of episodes and crops."""
 
     fmt: CallFormat
     max_turns: int
@@ -39,13 +38,13 @@ class Rules:
 
 
 def is_error(code: str) -> bool:
-    """Returns whether a sample with this problem must not be trained on."""
+    """Returns whether the problem forbids training on the sample."""
     return code not in WARNINGS
 
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A sample that cannot be trained on: its index, its id and its first error."""
+    """The index, the id and the first error of a sample unfit for training."""
 
     index: int
     id: str
@@ -67,10 +66,10 @@ def find_bad(
     first_only: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[BadSample]:
-    """Returns the samples among `indices` that cannot be trained on. Opens videos, and decodes no frame.
+    """Returns the samples among `indices` that are unfit for training. Opens videos, and decodes no frame.
 
-    Opening a video takes as long as reading its file, so each video is opened once for all samples about it. With
-    `rules`, the turns of the samples must keep that protocol too, if `need_turns`. `on_progress` gets (done, total).
+    Opening a video takes as long as reading the file, so all samples about a video share one opening. With `rules` and
+    `need_turns`, the turns of the samples must keep the protocol too. `on_progress` gets (done, total).
     """
     opened: dict[str, VideoInfo | VideoError] = {}
     bad_samples = []
@@ -89,7 +88,7 @@ def find_bad(
 def _gate_errors(
     sample: Sample, opened: dict[str, VideoInfo | VideoError], *, need_turns: bool, rules: Rules | None
 ) -> Iterator[Problem]:
-    """Yields the errors of one sample; `opened` keeps what each video turned out to be."""
+    """Yields the errors of one sample; `opened` keeps the facts or the error of each video."""
     yield from filter(_is_error, question_problems(sample))
     if need_turns:
         yield from missing_turns(sample)
@@ -143,13 +142,13 @@ def _option_problems(sample: Sample) -> Iterator[Problem]:
 
 
 def missing_turns(sample: Sample) -> Iterator[Problem]:
-    """Yields a problem for a sample without turns, which SFT cannot learn from."""
+    """Yields a problem for a sample without turns, because SFT learns from turns."""
     if not sample.turns:
         yield Problem("no_turns", "the record has no turns; SFT needs the assistant's texts")
 
 
 def turn_problems(sample: Sample, rules: Rules) -> Iterator[Problem]:
-    """Yields what the texts of a trajectory alone show to break the grammar or the rules of an episode."""
+    """Yields the violations of the grammar and of an episode's rules that the texts of a trajectory alone show."""
     if not sample.turns:
         return
     max_turns = 1 if sample.kind == "perception" else rules.max_turns
@@ -172,7 +171,7 @@ def turn_problems(sample: Sample, rules: Rules) -> Iterator[Problem]:
 
 
 def _fault_problems(number: int, turn: ParsedTurn) -> Iterator[Problem]:
-    """Yields the first fault of each code: it tells where to look."""
+    """Yields the first fault of each code."""
     codes: set[str] = set()
     for item in turn.faults:
         code = "bad_turn"
@@ -184,7 +183,7 @@ def _fault_problems(number: int, turn: ParsedTurn) -> Iterator[Problem]:
 
 
 def time_problems(sample: Sample, info: VideoInfo) -> Iterator[Problem]:
-    """Yields clues and a shown window that lie outside the video."""
+    """Yields clues, and a shown window, outside the video."""
     for clue in sample.clues:
         if _lies_beyond(clue, info):
             yield Problem("clue_outside", f"clue {_text(clue)} lies beyond the end of {_length(info)}")
@@ -193,7 +192,7 @@ def time_problems(sample: Sample, info: VideoInfo) -> Iterator[Problem]:
 
 
 def call_problems(sample: Sample, info: VideoInfo, rules: Rules) -> Iterator[Problem]:
-    """Yields calls of the trajectory whose windows the tool would refuse or cut short."""
+    """Yields calls of the trajectory with windows that the tool would refuse or cut short."""
     for number, text in enumerate(sample.turns, 1):
         for call in rules.fmt.parse(text).calls:
             window = call.start_seconds, call.end_seconds

@@ -12,17 +12,17 @@ from videoseek.files import whole_file
 from videoseek.types import KINDS, Interval, Sample
 
 SCHEMA_VERSION = 1
-#: A longer text is refused: to split one of fifty million characters into tokens took more than 7 GB.
+#: The limit of a text: the tokens of a text of fifty million characters took more than 7 GB of memory.
 MAX_TEXT_CHARACTERS = 1_000_000
 _FIELDS = {"version", "id", "video", "question", "options", "answer", "kind", "clues", "turns", "window"}
 
 
 class DataError(Exception):
-    """A run cannot train on the data; the message names the file, the line and the value."""
+    """The data forbid training; the message names the file, the line and the value."""
 
 
 class RecordError(ValueError):
-    """One record is wrong: a stable code for counting, and one sentence."""
+    """A fault of one record: a stable code for counting, and a sentence."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class RecordError(ValueError):
 
 
 def sample_to_record(sample: Sample) -> dict[str, Any]:
-    """Returns the sample as one JSON object without its empty fields."""
+    """Returns the filled fields of the sample as a JSON object."""
     record: dict[str, Any] = {"version": SCHEMA_VERSION, "id": sample.id, "video": sample.video}
     record |= {"kind": sample.kind, "question": sample.question, "answer": sample.answer}
     optional = {
@@ -43,7 +43,7 @@ def sample_to_record(sample: Sample) -> dict[str, Any]:
 
 
 def sample_from_record(record: Any, locate: Callable[[str], str]) -> Sample:
-    """Returns the sample of one JSON object; `locate` turns the video's name into its path. Raises RecordError."""
+    """Returns the sample of a JSON object; `locate` turns the video's name into a path. Raises RecordError."""
     if not isinstance(record, dict):
         raise RecordError("not_object", f"a record must be a JSON object, got {type(record).__name__}")
     unknown = sorted(set(record) - _FIELDS)
@@ -104,23 +104,23 @@ def confined(video: str, video_root: Path) -> Path:
 
 
 def parse_json(text: bytes | str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Parses one JSON value; `object_pairs_hook` is that of `json.loads`. Raises RecordError."""
+    """Parses a JSON value; `json.loads` receives `object_pairs_hook`. Raises RecordError."""
     try:
-        # Given bytes with many zeros, as in a video named instead of a data file, `json` would assume UTF-32.
+        # `json` takes bytes with many zeros for UTF-32, for example a video named instead of a data file.
         decoded = text if isinstance(text, str) else text.decode("utf-8-sig")
         return json.loads(decoded, object_pairs_hook=object_pairs_hook)
     except UnicodeDecodeError as error:
         raise RecordError(
             "bad_json", f"no text in UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}"
         ) from error
-    except json.JSONDecodeError as error:  # its own line and column would count within the record
+    except json.JSONDecodeError as error:  # the error's own line and column count within the record
         raise RecordError("bad_json", f"no valid JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:
         raise RecordError("bad_json", f"no valid JSON: {error}") from error
 
 
 def repeated_key(text: bytes) -> str | None:
-    """Returns a key that an object in a JSON value holds twice, or None. JSON readers keep the last of its values."""
+    """Returns a key that an object in a JSON value holds twice, or None. JSON readers keep the key's last value."""
     repeated: list[str] = []
 
     def find_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _located(video: str, video_root: Path) -> str:
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Writes a JSONL file whole or not at all.
 
-    Videos become relative to its folder where they lie inside it, and absolute elsewhere.
+    Paths of videos inside the file's folder become relative to the folder; all other paths become absolute.
     """
     folder = path.parent.resolve()
     with whole_file(path) as partial_file, partial_file.open("w", encoding="utf-8") as out:
@@ -194,7 +194,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def relative_video(video: str, folder: Path) -> str:
-    """Returns a video's path relative to a resolved `folder` if it lies inside, else its absolute path."""
+    """Returns a video's path relative to a resolved `folder` for a video inside, else the absolute path."""
     path = Path(video).resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 

@@ -1,8 +1,8 @@
-"""Turns the sources of a recipe into samples: data files of any format that is read, or the generated clue world.
+"""Turns the sources of a recipe into samples: data files of any known format, or the generated clue world.
 
 A source is `[FORMAT:]PATH[*WEIGHT]` or `clueworld[:NUMBER][*WEIGHT]`. Weights are relative: a sample of a source with
-weight 2 is drawn twice as often as one of a source with weight 1. An epoch is the shortest stretch in which every
-sample is drawn: a sample of the lowest weight once, any other as many times more as its weight is higher.
+weight 2 is drawn twice as often as one of a source with weight 1. An epoch is the shortest stretch with a draw of every
+sample: a sample of the lowest weight comes once, a sample of double weight twice.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from videoseek.samples.readers.rows import Problem, VideoPaths
 from videoseek.samples.schema import DataError
 from videoseek.types import Sample
 
-#: Generated sources -> the splits that training and held-out data come from.
+#: Generated sources -> the split of training data and the split of held-out data.
 GENERATED = {"clueworld": ("train", "heldout"), "clueworld_base": ("base", "base_heldout")}
-#: Number of samples of a generated source that does not name it: for training, and held out.
+#: Default number of samples of a generated source: for training, and held out.
 DEFAULT_NUM_SAMPLES = (4096, 512)
-#: The environment variable that names the folder of generated videos, and the folder if it is not set.
+#: The environment variable for the folder of generated videos, and the default folder.
 CACHE_VARIABLE, DEFAULT_CACHE = "VIDEOSEEK_CACHE", "~/.cache/videoseek"
 #: With a larger ratio, the order of an epoch would take more memory than the data.
 _MAX_WEIGHT_RATIO = 100.0
@@ -57,8 +57,8 @@ class Source:
 class Loading:
     """How sources become samples.
 
-    `seed` is that of generated sources and of weighted draws. Calls of recorded turns are rewritten in the form
-    `call_format` (None: kept). `skip_bad` passes over bad records instead of raising.
+    `seed` serves generated sources and weighted draws. Calls of recorded turns are rewritten in the form `call_format`
+    (None: kept). `skip_bad` passes over bad records instead of raising.
     """
 
     seed: int
@@ -69,7 +69,7 @@ class Loading:
 
 
 def parse_source(text: str) -> Source:
-    """Parses a source. Raises UsageError if its weight or its number of samples is not a number above 0."""
+    """Parses a source. Raises UsageError unless the weight and the number of samples are numbers above 0."""
     match = _SOURCE.fullmatch(text)
     if match is None:
         raise UsageError(f"a data source is [FORMAT:]PATH[*WEIGHT], got {text!r}")
@@ -91,14 +91,14 @@ def parse_source(text: str) -> Source:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of generated videos, which `CACHE_VARIABLE` names in the environment."""
+    """Returns the folder of generated videos from the environment variable `CACHE_VARIABLE`."""
     return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
 
 
 class SampleFile(Sequence[Sample]):
-    """The good samples of a data file. `scan` keeps their offsets; each sample is parsed when it is asked for.
+    """The good samples of a data file. `scan` keeps the offsets of the samples; each access parses a sample.
 
-    16 bytes per sample stay in memory. `bad` are the records that were passed over: where, and why.
+    16 bytes per sample stay in memory. `bad` holds the place and the problem of each skipped record.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -107,9 +107,9 @@ class SampleFile(Sequence[Sample]):
         self.bad: list[tuple[str, Problem]] = []
 
     def scan(self, ids: set[str], *, skip_bad: bool, on_progress: Callable[[int, int], None] | None) -> None:
-        """Reads the whole file. `ids` are those of earlier files, and grow by those of this file.
+        """Reads the whole file. `ids` holds the ids of earlier files; the method adds the ids of the own file.
 
-        Raises DataError for the first bad record unless `skip_bad`, and if no record is good.
+        Raises DataError for the first bad record unless `skip_bad`, and if all records are bad.
         """
         size = self._reader.records.size
         for row in self._reader.rows(ids):
@@ -127,7 +127,7 @@ class SampleFile(Sequence[Sample]):
         self._require_samples()
 
     def drop(self, problem_of: Callable[[Sample], Problem | None]) -> None:
-        """Moves the samples that have a problem to `bad`. Raises DataError when no sample is left."""
+        """Moves the samples with a problem to `bad`. Raises DataError when no sample is left."""
         offsets, numbers = array("q"), array("q")
         for index, (offset, number) in enumerate(zip(self._offsets, self._numbers, strict=True)):
             problem = problem_of(self[index])
@@ -160,9 +160,10 @@ class SampleFile(Sequence[Sample]):
 
 
 class Mixture(Sequence[Sample]):
-    """Several files as one sequence of draws: each file's samples in order, repeated in proportion to its weight.
+    """Draws from several files: each file's samples in order, repeated in proportion to the file's weight.
 
-    If a weight is not a multiple of the lowest, the seed decides which samples are repeated once more.
+    For a weight between two multiples of the lowest weight, the seed chooses the samples of the last, partial
+    repetition.
     """
 
     def __init__(self, files: Sequence[SampleFile], weights: Sequence[float], seed: int) -> None:
@@ -188,17 +189,17 @@ class Mixture(Sequence[Sample]):
         self._starts = list(accumulate(lengths, initial=0))
 
     def drop(self, problem_of: Callable[[Sample], Problem | None]) -> None:
-        """Moves samples with a problem to their file's `bad`. Raises DataError when a file has no sample left."""
+        """Moves samples with a problem to `bad` of the file. Raises DataError when a file has no sample left."""
         for file in self.files:
             file.drop(problem_of)
         self._arrange()
 
     def distinct(self) -> Mixture:
-        """Returns the mixture in which every sample comes up once."""
+        """Returns the mixture with every sample once."""
         return Mixture(self.files, [1.0] * len(self.files), self._seed)
 
     def bad(self) -> Iterator[tuple[str, Problem]]:
-        """Yields the records of all files that were passed over: where, and why."""
+        """Yields the place and the problem of each skipped record of all files."""
         return (bad for file in self.files for bad in file.bad)
 
     def __len__(self) -> int:
@@ -223,10 +224,10 @@ class Mixture(Sequence[Sample]):
 def load_samples(
     sources: Sequence[str], loading: Loading, on_progress: Callable[[int, int], None] | None = None
 ) -> Mixture:
-    """Returns the samples of all sources. Generates those of generated sources first, in `cache_folder`.
+    """Returns the samples of all sources. Generates the samples of generated sources first, in `cache_folder`.
 
-    Raises DataError if a file is missing, a record is malformed or two records share an id (the last two unless
-    `skip_bad`), and UsageError for a malformed source.
+    Raises DataError for a missing file and, unless `skip_bad`, for a malformed record or a repeated id. Raises
+    UsageError for a malformed source.
     """
     parsed = [parse_source(text) for text in sources]
     if loading.held_out and len({source.weight for source in parsed}) > 1:

@@ -1,7 +1,7 @@
 """Synthesises tool trajectories from raw videos with a vision language model behind an OpenAI-compatible endpoint.
 
-An item passes through the stages (`stages`). Each stage sends one or more requests (`client`), checks the replies
-(`rules`) and returns the item with new fields, or rejects it with a code. `client` caches each reply under the digest
-of its request, so a run that was killed continues where it stopped. All output files are functions of the items, sorted
-by id (`outputs`).
+An item passes through the stages (`stages`). Each stage sends requests (`client`), checks the replies (`rules`) and
+returns the item with new fields, or rejects the item with a code. `client` caches each reply under the digest of the
+request, so a killed run continues at the same place. All output files are functions of the items, sorted by id
+(`outputs`).
 """

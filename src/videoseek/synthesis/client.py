@@ -1,6 +1,7 @@
 """Sends requests to the endpoint: reply cache, retries with backoff, reply checks, and one repair per request.
 
-`Client` serves all items of a run. `StageClient` serves one item in one stage: it checks replies and adds up usage.
+`Client` serves all items of a run. `StageClient` serves an item in a stage: the client checks replies and adds up
+usage.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from videoseek.types import Clip
 #: Checks a reply that satisfies its schema: returns one sentence on the first fault, or None.
 Rule = Callable[[dict[str, Any]], str | None]
 
-#: Besides 5xx, the statuses after which another try may succeed.
+#: Statuses besides 5xx that allow another try.
 _TRANSIENT_STATUSES = frozenset((408, 409, 425, 429))
-#: Statuses that refuse one request, because it is too long or has an unsupported part. Other requests may succeed.
+#: Statuses that refuse a request for its length or for an unsupported part. Other requests may succeed.
 _REFUSED_STATUSES = frozenset((400, 413, 422))
-#: The run ends after this many calls in a row without an answer, or after this many refusals before the first answer.
+#: Number of calls in a row without an answer, or number of refusals before the first answer, that ends the run.
 MAX_FAILURES_IN_A_ROW = 8
 FIRST_WAIT_SECONDS = 1.0
 _MAX_QUOTE_CHARACTERS = 300
@@ -42,19 +43,19 @@ _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 
 class EndpointError(Exception):
-    """The endpoint cannot be used at all. The run ends with exit code 1 and this sentence."""
+    """The endpoint is unusable. The run ends with exit code 1 and the error's sentence."""
 
 
 class CallFailed(Exception):
-    """One request got no answer after all tries. A later run may try it again."""
+    """A request got no answer after all tries. A later run may try the request again."""
 
 
 class CallRefused(Exception):
-    """The endpoint refused one request and would refuse it again."""
+    """The endpoint refused a request and would refuse the request again."""
 
 
 class ItemRejected(Exception):
-    """An item does not pass its stage: a stable code and one sentence."""
+    """An item fails a stage: a stable code and a sentence."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(code, reason)
@@ -63,7 +64,7 @@ class ItemRejected(Exception):
 
 
 class _TransientError(Exception):
-    """One try failed, and another try may succeed."""
+    """A try failed, and another try may succeed."""
 
     def __init__(self, problem: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(problem)
@@ -73,7 +74,7 @@ class _TransientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A finished answer of the endpoint. `id` is the endpoint's own id, which its bill may list."""
+    """A finished answer of the endpoint. `id` is the endpoint's own id, perhaps listed on the bill."""
 
     id: str
     text: str
@@ -84,17 +85,16 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`parts` are texts and clips in order. `schema` names the schema of the reply. `repair` holds an earlier reply to
-    the same request and its fault."""
+    """The texts and clips of a request in order, the schema's name, and for a repair an earlier reply and the fault."""
 
     schema: str
     parts: tuple[str | Clip, ...]
     repair: tuple[str, str] | None = None
 
     def digest(self, settings: SynthesisSettings) -> str:
-        """Returns the SHA-256 of everything that the reply depends on.
+        """Returns the SHA-256 of everything that determines the reply.
 
-        Clips are identified by the content of their files, so that a cached reply is found without decoding.
+        The content of the files identifies the clips, so the cache finds a reply without decoding.
         """
         parts = [clip_identity(part) if isinstance(part, Clip) else part for part in self.parts]
         content = self._options(settings) | {"parts": parts, "media": settings.media, "repair": self.repair}
@@ -117,7 +117,7 @@ class Request:
         return options | {"messages": messages}
 
     def _options(self, settings: SynthesisSettings) -> dict[str, Any]:
-        """Returns what a body holds besides the user's messages."""
+        """Returns the fields of a body besides the user's messages."""
         options: dict[str, Any] = {
             "model": settings.model,
             "max_completion_tokens": settings.max_completion_tokens,
@@ -134,17 +134,17 @@ class Request:
 
 
 class ReplyCache:
-    """A folder of replies, one file each, named by the digest of the request.
+    """A folder of replies. Each reply has a file, named by the digest of the request.
 
-    Several processes and machines may share the folder: each file is written atomically. A file holds the reply only:
-    no picture, no question and no key is stored.
+    Several processes and machines may share the folder: each write is atomic. A file holds the reply only, without
+    pictures, question or key.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def get(self, digest: str) -> Reply | None:
-        """Raises DataError for a file that holds no reply, which only another program can have written."""
+        """Returns a cached reply, or None. Raises DataError for a file of another program."""
         path = self._path(digest)
         try:
             return Reply(**json.loads(path.read_text(encoding="utf-8")))
@@ -163,11 +163,11 @@ class ReplyCache:
 
 
 class Client:
-    """Returns replies from the cache or from the endpoint. Use it as an async context.
+    """Returns replies from the cache or from the endpoint. Use the client as an async context.
 
-    At most `settings.concurrency` requests are decoded and in flight at once. `num_requests` counts the replies that
-    this run received, `num_cached` the replies that came from the cache. The API key is read from the environment,
-    passed to the `openai` client and removed from every text that comes back.
+    At most `settings.concurrency` requests are decoded and in flight at once. `num_requests` counts the replies from
+    the endpoint, `num_cached` the replies from the cache. The client reads the API key from the environment, passes the
+    key to the `openai` client and removes the key from every returned text.
     """
 
     def __init__(self, settings: SynthesisSettings) -> None:
@@ -178,11 +178,11 @@ class Client:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._failures_in_a_row = self._num_refused = 0
-        #: Whether the endpoint has ever answered, in this run or, as the cache shows, in an earlier one.
+        #: Whether the endpoint has ever answered, in this run or, by evidence of the cache, in an earlier run.
         self._has_answered = False
 
     async def __aenter__(self) -> Client:
-        import openai  # belongs to the extra `data`; the rest of the module works without it
+        import openai  # belongs to the extra `data`; the rest of the module imports without openai
 
         self._errors = openai
         self._api = openai.AsyncOpenAI(
@@ -200,9 +200,9 @@ class Client:
         await self._api.close()
 
     async def reply(self, request: Request) -> Reply:
-        """Raises CallRefused, CallFailed, EndpointError, VideoError or DataError."""
+        """Returns the reply to a request. Raises CallRefused, CallFailed, EndpointError, VideoError or DataError."""
         digest = await asyncio.to_thread(request.digest, self.settings)
-        # Two items may send equal requests at once. Under the lock, the second one finds the first reply in the cache.
+        # Two items may send equal requests at once. Under the lock, the second item finds the first reply in the cache.
         lock = self._locks.setdefault(digest, asyncio.Lock())
         async with lock:
             reply = self._cache.get(digest)
@@ -239,7 +239,7 @@ class Client:
         raise CallFailed(f"no answer after {attempt + 1} tries: {problem}")
 
     async def _try(self, body: dict[str, Any]) -> Reply:
-        """Raises _TransientError, CallRefused or EndpointError."""
+        """Sends a body once. Raises _TransientError, CallRefused or EndpointError."""
         try:
             async with asyncio.timeout(self.settings.deadline_seconds):
                 response = await self._api.chat.completions.with_raw_response.create(**body)
@@ -251,7 +251,7 @@ class Client:
         except self._errors.APIConnectionError as error:
             raise _TransientError(f"the connection failed ({self._quote(str(error.__cause__ or error))})") from None
         except Exception as error:
-            # openai passes on the exception of its transport, httpx, if the body of an error response is cut off.
+            # openai passes on the exception of the transport, httpx, for a truncated body of an error response.
             if not type(error).__module__.startswith("httpx"):
                 raise
             raise _TransientError(f"the connection failed ({type(error).__name__})") from None
@@ -264,7 +264,7 @@ class Client:
         return replace(reply, id=id_, text=text, finish_reason=reason)
 
     def _status_error(self, error: Any) -> Exception:
-        """Translates an HTTP status of 400 or above into the exception that says what it means for the run."""
+        """Translates an HTTP status of 400 or above into the exception for the run."""
         status = error.status_code
         problem = f"the endpoint says {status}: {self._quote(error.response.text)}"
         if status in _TRANSIENT_STATUSES or status >= 500:
@@ -277,7 +277,7 @@ class Client:
         return EndpointError(f"{problem} (endpoint {self.settings.endpoint}, model {self.settings.model})")
 
     def _redact(self, text: str) -> str:
-        """Removes the key, also in the spelling in which JSON may escape a slash."""
+        """Removes the key, also with slashes escaped for JSON."""
         if self._key:
             for spelling in (self._key, self._key.replace("/", "\\/")):
                 text = text.replace(spelling, "[key]")
@@ -290,7 +290,7 @@ class Client:
 
 
 class StageClient:
-    """Sends the requests of one stage about one item. `usage` adds up their cost, cached or not."""
+    """Sends the requests of a stage about an item. `usage` adds up the cost of all requests, cached ones included."""
 
     def __init__(self, client: Client) -> None:
         self.settings = client.settings
@@ -300,7 +300,8 @@ class StageClient:
     async def ask(self, schema: str, parts: list[str | Clip], rule: Rule) -> dict[str, Any]:
         """Returns a reply that satisfies the schema and the rule.
 
-        A faulty reply is sent back once together with its fault. Raises ItemRejected if the second reply is faulty.
+        The client sends a faulty reply back once together with the fault. Raises ItemRejected for a faulty second
+        reply.
         """
         request = Request(schema, tuple(parts))
         reply = await self._reply(request)
@@ -328,14 +329,14 @@ class StageClient:
 def wait_seconds(attempt: int, retry_after: float | None, max_wait_seconds: float, rng: random.Random) -> float:
     """Returns the wait before the next try: doubled each time, jittered by half, and at least `retry_after` seconds.
 
-    The jitter keeps calls that failed together from coming back together.
+    The jitter spreads the next tries of calls that failed together.
     """
     backoff_seconds = FIRST_WAIT_SECONDS * 2**attempt * rng.uniform(0.5, 1.5)
     return max(min(backoff_seconds, max_wait_seconds), retry_after or 0.0)
 
 
 def retry_after_seconds(headers: Any, now: datetime) -> float | None:
-    """Reads Retry-After, a number of seconds or a date. Returns None if the header is missing or unreadable."""
+    """Reads Retry-After, a number of seconds or a date. Returns None for a missing or unreadable header."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -351,7 +352,7 @@ def retry_after_seconds(headers: Any, now: datetime) -> float | None:
 
 
 def read_completion(text: str) -> Reply:
-    """Parses the JSON of a chat completion. Raises ValueError with one sentence for anything else."""
+    """Parses the JSON of a chat completion. Raises ValueError with a sentence for anything else."""
     try:
         record = json.loads(text)
         choice = record["choices"][0]
@@ -373,10 +374,10 @@ def read_completion(text: str) -> Reply:
 
 
 def parse_reply(reply: Reply, schema: str, rule: Rule) -> tuple[dict[str, Any] | None, str]:
-    """Returns the reply's JSON object, or None and its fault in one sentence that the model can be shown."""
+    """Returns the reply's JSON object, or None and a sentence for the model about the fault."""
     if reply.finish_reason == "length":
         return None, "it was cut off because it is too long; be shorter."
-    # Models without structured output wrap their JSON in Markdown fences, whatever the prompt says.
+    # Models without structured output wrap JSON in Markdown fences, even against the prompt.
     fenced = _FENCE.fullmatch(reply.text)
     try:
         value = json.loads(fenced.group(1) if fenced else reply.text, parse_constant=_reject_constant)
@@ -387,5 +388,5 @@ def parse_reply(reply: Reply, schema: str, rule: Rule) -> tuple[dict[str, Any] |
 
 
 def _reject_constant(name: str) -> None:
-    """Refuses NaN and Infinity, which Python reads although JSON has neither."""
+    """Refuses NaN and Infinity, numbers of Python outside JSON."""
     raise ValueError(f"{name} is no number in JSON")

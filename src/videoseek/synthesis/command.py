@@ -24,7 +24,7 @@ USAGE = "python -m videoseek.data synthesize VIDEO_FOLDER|LINES.jsonl model=NAME
 def main(arguments: list[str]) -> None:
     paths, settings = parse_files(arguments, SynthesisSettings(), USAGE)
     check_settings(settings)
-    # torch and PyAV take seconds to import; --help and the errors above must not wait for them.
+    # torch and PyAV take seconds to import; --help and the errors above come before the imports.
     from videoseek.synthesis.estimate import estimate, estimate_text
     from videoseek.synthesis.executor import execute
     from videoseek.synthesis.review import write_review
@@ -83,7 +83,7 @@ def _check_result(summary: dict[str, Any], items: Sequence[Item], settings: Synt
 
 
 def _video_root(items: Sequence[Item], samples: Path) -> str:
-    """Returns the key that training needs to find videos outside the folder of the samples, or an empty string."""
+    """Returns training's key for videos outside the folder of the samples, or an empty string."""
     videos = [Path(item.video).resolve() for item in items]
     if all(video.is_relative_to(samples.parent.resolve()) for video in videos):
         return ""

@@ -1,4 +1,4 @@
-"""Estimates the requests and the cost of a run without sending any, as if every item passed every stage."""
+"""Estimates the requests and the cost of a run before the first request, as if every item passed every stage."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ _REPLY_TOKENS = {
 
 @dataclass(slots=True)
 class Estimate:
-    """`num_questions` counts the questions of the input and those to be generated. `unreadable` holds one sentence per
-    bad video."""
+    """`num_questions` counts given and generated questions. `unreadable` holds a sentence per bad video."""
 
     num_sources: int = 0
     num_questions: int = 0
@@ -40,15 +39,15 @@ class Estimate:
     stages: dict[str, Usage] = field(default_factory=lambda: dict.fromkeys(STAGES, Usage()))
 
     def add(self, stage: str, calls: int, media_tokens: int) -> None:
-        """`media_tokens` is the total of all these calls, in merged tokens of 28 x 28 px."""
+        """Adds `calls` requests with `media_tokens` in all, in merged tokens of 28 x 28 px."""
         prompt_tokens = media_tokens + calls * (_PROMPT_TOKENS + len(prompt("system")) // _CHARACTERS_PER_TOKEN)
         self.stages[stage] += Usage(calls, 0, prompt_tokens, calls * _REPLY_TOKENS[stage])
 
 
 def estimate(items: Sequence[Item], settings: SynthesisSettings, on_item: Callable[[int, int], None]) -> Estimate:
-    """Opens every video for its length and size, and decodes none.
+    """Opens every video for length and size, without decoding.
 
-    After each item, calls `on_item` with the number of finished items and of all items.
+    After each item, calls `on_item` with the number of finished items and the number of all items.
     """
     result = Estimate(num_sources=len(items))
     for number, item in enumerate(items, 1):
@@ -61,7 +60,7 @@ def estimate(items: Sequence[Item], settings: SynthesisSettings, on_item: Callab
 
 
 def _add_item(result: Estimate, item: Item, settings: SynthesisSettings) -> None:
-    """Assumes one clue per question, whose crop has the medium quota and the length of a caption window."""
+    """Assumes a clue per question, with a crop of the medium quota and the length of a caption window."""
     info = probe(item.video)
     limits = settings.video
     overview_tokens = overview_clip(info, limits).num_tokens

@@ -1,4 +1,4 @@
-"""Runs all items through all stages, in this process or on a Ray cluster. Both return equal items in equal order."""
+"""Runs all items through all stages, in the own process or on a Ray cluster. Both return equal items in equal order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CPUS_PER_TASK = 0.5
 
 
 def execute(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
-    """Returns the items with their trajectories or rejections, sorted by id. Raises EndpointError or UsageError."""
+    """Returns the items with trajectories or rejections, sorted by id. Raises EndpointError or UsageError."""
     results = _EXECUTORS[settings.driver](items, settings)
     return sorted(results, key=lambda item: item.id)
 
@@ -34,7 +34,7 @@ def _execute_locally(items: Sequence[Item], settings: SynthesisSettings) -> list
 
 
 async def _run_stages(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
-    """Finishes one stage before the next one starts, so that progress shows the yield and the time left of each."""
+    """Finishes a stage before the next stage starts, so progress shows the yield and the time left of each stage."""
     active, rejected = list(items), []
     async with Client(settings) as client:
         for stage in STAGES:
@@ -70,7 +70,7 @@ async def _run_stage(
 
 
 async def _run_item(stage: str, item: Item, client: Client) -> list[Item]:
-    """Runs one item through one stage. The first result carries the usage. An error becomes the item's rejection."""
+    """Runs an item through a stage. The first result carries the usage. An error becomes the item's rejection."""
     stage_client = StageClient(client)
     try:
         first, *others = await STAGE_FUNCTIONS[stage](item, stage_client)
@@ -90,16 +90,16 @@ def _rejected(item: Item, stage: str, code: str, reason: str) -> Item:
 
 
 def _execute_on_ray(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
-    """Runs batches of `concurrency` items as Ray Data tasks, as many at once as the cluster has room for.
+    """Runs batches of `concurrency` items as Ray Data tasks, as many at once as the cluster can hold.
 
-    All machines must share the disks of the cache folder and of the videos, and each must have the key's variable set.
+    All machines must share the disks of the cache folder and of the videos, and must have the key's variable set.
     """
     try:
         ray: Any = importlib.import_module("ray")
         importlib.import_module("ray.data")
     except ImportError as error:
         raise UsageError("driver=ray needs Ray Data: pip install 'videoseek[data,ray]'") from error
-    read_key(settings.api_key_env)  # reports a missing key once, before every task would report it
+    read_key(settings.api_key_env)  # reports a missing key once, before every task reports the same error
     num_batches = max(ceil(len(items) / settings.concurrency), 1)
     rows = [{"item": item.to_json(), "failure": ""} for item in items]
     dataset = ray.data.from_items(rows, override_num_blocks=num_batches)
@@ -119,7 +119,7 @@ def _execute_on_ray(items: Sequence[Item], settings: SynthesisSettings) -> list[
 
 
 def _run_batch(batch: dict[str, Any], stage: str, settings: SynthesisSettings) -> dict[str, list[str]]:
-    """Runs one stage over a batch of items in JSON. Returns an EndpointError as text, because Ray would wrap it."""
+    """Runs a stage over a batch of items in JSON. Returns an EndpointError as text, because Ray wraps errors."""
     texts = list(batch["item"])
     if any(batch["failure"]):
         return {"item": texts, "failure": list(batch["failure"])}
@@ -133,7 +133,7 @@ def _run_batch(batch: dict[str, Any], stage: str, settings: SynthesisSettings) -
 
 @cache
 def _set_decode_deadline(seconds: float | None) -> None:
-    """Starts the decode worker once per process that runs tasks."""
+    """Starts the decode worker once per process with tasks."""
     use_worker(seconds)
 
 

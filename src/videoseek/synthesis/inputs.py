@@ -1,4 +1,4 @@
-"""Reads the items of a run: a folder of videos, or JSONL lines that may bring captions or a question."""
+"""Reads the items of a run: a folder of videos, or JSONL lines with optional captions or a question."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _LETTER = re.compile(r"[A-Z]")
 def read_items(path: Path, video_root: Path | None) -> list[Item]:
     """Returns one item per video of a folder, in the order of their paths, or one item per line of a JSONL file.
 
-    Videos must lie in `video_root`, by default the folder itself or the folder of the file. Raises UsageError for a
-    path that is neither, and DataError naming the line of a bad record.
+    Videos must lie in `video_root`, by default the folder itself or the folder of the file. Raises UsageError for any
+    other path, and DataError naming the line of a bad record.
     """
     if path.is_dir():
         items = _folder_items(path, video_root or path)
@@ -37,7 +37,7 @@ def read_items(path: Path, video_root: Path | None) -> list[Item]:
 
 
 def _folder_items(folder: Path, video_root: Path) -> list[Item]:
-    """Follows links as long as they stay in `video_root`. Raises DataError."""
+    """Follows links inside `video_root`. Raises DataError."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     if not paths:
         raise DataError(f"folder {str(folder)!r} holds no video ({' '.join(VIDEO_SUFFIXES)})")
@@ -64,7 +64,7 @@ def _file_items(path: Path, video_root: Path) -> list[Item]:
 
 
 def _item(record: Any, video_root: Path) -> Item:
-    """Raises ValueError with one sentence."""
+    """Returns the item of a record. Raises ValueError with a sentence."""
     if not isinstance(record, dict):
         raise ValueError(f"a line must be a JSON object, got {type(record).__name__}")
     unknown = sorted(set(record) - _FIELDS)
@@ -113,7 +113,7 @@ def _list(record: dict[str, Any], name: str) -> list[Any]:
 
 
 def _check_ids(path: Path, items: Sequence[Item]) -> None:
-    """Ids must be unique, and must not look like the id of a generated question of another item."""
+    """Checks that ids are unique and differ from the ids of generated questions of other items."""
     ids: set[str] = set()
     for item in items:
         if item.id in ids:
@@ -126,5 +126,5 @@ def _check_ids(path: Path, items: Sequence[Item]) -> None:
 
 
 def generated_id(source: str, number: int) -> str:
-    """Returns the id of the `number`-th question (counted from 1) that is generated for a source."""
+    """Returns the id of the `number`-th generated question (counted from 1) of a source."""
     return f"{source}-q{number:02d}"

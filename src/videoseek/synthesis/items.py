@@ -1,4 +1,4 @@
-"""The item that travels through the stages: first a bare video, last a question with a trajectory or a rejection."""
+"""Items travel through the stages: first a bare video, last a question with a trajectory or a rejection."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from videoseek.types import Interval, Sample
 
-#: Names of the stages, in order. They are stable: `summary.json` and `rejected.jsonl` hold them.
+#: Names of the stages, in order. The names are stable, because `summary.json` and `rejected.jsonl` hold the names.
 STAGES = ("caption", "question", "localise", "verify", "overview", "trajectory", "judge")
-#: How fine the evidence of a clue is, from coarse to fine.
+#: The fineness of a clue's evidence, from coarse to fine.
 DETAILS = ("large", "medium", "small")
-#: Code of an item whose request got no answer. The item failed no check, and the next run tries it again.
+#: Code of an item after a request without an answer. The item passed every check so far; the next run tries again.
 UNFINISHED = "unfinished"
-#: Fields of `Item` that `items.jsonl` stores under another name. The names on disk stay, so that shards which were
-#: written by an earlier version can still be merged.
+#: Fields of `Item` with another name in `items.jsonl`. The names on disk stay, so shards of an earlier version can
+#: still be merged.
 _JSON_NAMES = {"rationale": "seen", "rejection": "ending"}
 
 
@@ -30,8 +30,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`answer` is the letter of an option, or free text if there are no options. `evidence` holds the windows that the
-    question was generated from."""
+    """`answer` is a letter, or free text without options. `evidence` holds the windows behind a generated question."""
 
     text: str
     options: tuple[str, ...]
@@ -43,8 +42,8 @@ class Question:
 class Clue:
     """A window with evidence.
 
-    `cue` is visible in the overview and motivates a closer look. `finding` is what the close look shows. `detail` (one
-    of `DETAILS`) is how fine the evidence is, and `strategy` is the quota of the crop.
+    `cue` is visible in the overview and motivates a closer look. The close look shows `finding`. `detail` (from
+    `DETAILS`) is the fineness of the evidence, and `strategy` is the quota of the crop.
     """
 
     start_seconds: float
@@ -61,7 +60,7 @@ class Clue:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Number of answered requests, how many of them were repairs, and their tokens."""
+    """Number of answered requests, number of repairs among the requests, and number of tokens."""
 
     calls: int = 0
     repairs: int = 0
@@ -79,7 +78,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """The stage at which an item stopped, a stable code, and the reason in one sentence."""
+    """The last stage of a rejected item, a stable code, and the reason in a sentence."""
 
     stage: str
     code: str
@@ -88,10 +87,10 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """`source` is the id of the video or of the input line. Each stage fills in further fields.
+    """An item of a run. `source` is the id of the video or of the input line. Each stage fills in further fields.
 
-    `rationale` is the reasoning with which the model answered from the clips, `analysis` is the judge's reasoning. The
-    first item of a source carries the usage of the stages that generate questions.
+    `rationale` is the model's reasoning from the clips to the answer, `analysis` is the judge's reasoning. The first
+    item of a source carries the usage of the stages before the questions.
     """
 
     id: str
@@ -116,7 +115,7 @@ class Item:
         return self.rejection is not None and self.rejection.code == UNFINISHED
 
     def require_question(self) -> Question:
-        """Returns the question of an item that has passed the stage `question`. Raises ValueError for earlier ones."""
+        """Returns the question of an item after the stage `question`. Raises ValueError for an earlier item."""
         if self.question is None:
             raise ValueError(f"item {self.id!r} has no question yet")
         return self.question
@@ -141,7 +140,7 @@ class Item:
 
     @classmethod
     def from_json(cls, text: str) -> Item:
-        """Reads what `to_json` writes. Raises ValueError, KeyError or TypeError for anything else."""
+        """Reads the text of `to_json`. Raises ValueError, KeyError or TypeError for anything else."""
         record: dict[str, Any] = json.loads(text)
         for name, json_name in _JSON_NAMES.items():
             record[name] = record.pop(json_name)
@@ -158,11 +157,11 @@ class Item:
 
 
 def hash_number(*words: object) -> int:
-    """Returns a number below 2**64 that depends on the words alone, so it is the same on every machine."""
+    """Returns a number below 2**64 from the words alone, so all machines get the same number."""
     text = "/".join(map(str, words))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def in_shard(items: Iterable[Item], index: int, count: int) -> list[Item]:
-    """Returns the items of shard `index` (counted from 1) of `count` shards, selected by the hash of their ids."""
+    """Returns the items of shard `index` (counted from 1) of `count` shards, selected by the hash of the ids."""
     return [item for item in items if hash_number("shard", item.id) % count == index - 1]

@@ -1,4 +1,4 @@
-"""Encodes clips for an endpoint as `data:` URLs, JPEG pictures with their times or an MP4, and identifies them."""
+"""Encodes clips for an endpoint as `data:` URLs, JPEG pictures with times or an MP4, and identifies clips."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MP4_OPTIONS = {"crf": "18", "preset": "veryfast", "threads": "1"}
 
 
 def clip_parts(clip: Clip, media: str) -> list[dict[str, Any]]:
-    """Returns the content parts of a chat message: a sentence on the clip's times, then its frames.
+    """Returns the content parts of a chat message: a sentence on the clip's times, then the frames.
 
     `media` is "frames" or "video". Raises VideoError.
     """
@@ -47,7 +47,7 @@ def clip_parts(clip: Clip, media: str) -> list[dict[str, Any]]:
 
 
 def clip_identity(clip: Clip) -> dict[str, Any]:
-    """Returns what determines a clip's pixels, without decoding: the file's content, the frames and their size."""
+    """Returns the facts behind a clip's pixels without decoding: the file's content, the frames and the size."""
     return asdict(clip) | {"video": video_digest(clip.video), "encoding": ENCODING_VERSION}
 
 
@@ -68,7 +68,7 @@ def video_digest(video: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _digest(path: Path, rate: str, num_bytes: int, modified_ns: int) -> str:
-    """`num_bytes` and `modified_ns` are only part of the cache key."""
+    """Returns the SHA-256 of a file or folder. `num_bytes` and `modified_ns` serve the cache key only."""
     if not rate:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -87,15 +87,15 @@ def _data_url(media_type: str, data: bytes) -> str:
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
-    """Encodes one frame, uint8 [H, W, 3]."""
+    """Encodes a frame, uint8 [H, W, 3], as JPEG."""
     file = io.BytesIO()
-    # 4:4:4: halved colour resolution would blur text whose colour differs from its ground but not its brightness.
+    # 4:4:4: halved colour resolution would blur text of the same brightness as the background.
     Image.fromarray(pixels).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return file.getvalue()
 
 
 def _mp4(pixels: np.ndarray, fps: float) -> bytes:
-    """Encodes frames, uint8 [F, H, W, 3], as H.264 that plays at the rate at which the frames were sampled."""
+    """Encodes frames, uint8 [F, H, W, 3], as H.264 at the sampling rate of the frames."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1000)

@@ -1,6 +1,6 @@
 """Writes the output files: samples, rejections with reasons, yield and cost of each stage.
 
-All files are functions of the items, so merged shards give the same bytes as one run.
+All files are functions of the items, so merged shards give the same bytes as a single run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ITEMS, SAMPLES, SURPLUS, REJECTED, SUMMARY = (
     "summary.json",
 )
 _STAGE_INDEX = {name: index for index, name in enumerate(STAGES)}
-#: Added before rounding down, so that a share of 0.3 of 10 items is 3 items.
+#: Added before rounding down, so a share of 0.3 of 10 items is 3 items.
 _ROUNDING = 1e-9
 
 
@@ -47,10 +47,10 @@ def write_outputs(items: Sequence[Item], settings: SynthesisSettings) -> dict[st
 
 
 def balanced_ids(kind_of: Mapping[str, str], shares: Sequence[float], seed: int) -> set[str]:
-    """Returns the ids of `kind_of` (id -> quadrant) to keep: as many as `shares` allow, or all if it is empty.
+    """Returns the ids of `kind_of` (id -> quadrant) to keep: as many as `shares` allow, or all for empty `shares`.
 
     Targets of quadrants without any item are ignored. The scarcest remaining quadrant limits the total. The selection
-    within a quadrant depends on the seed and on each id alone, not on the order of the items.
+    within a quadrant depends on the seed and on each id alone, regardless of the order of the items.
     """
     if not shares:
         return set(kind_of)
@@ -66,7 +66,7 @@ def balanced_ids(kind_of: Mapping[str, str], shares: Sequence[float], seed: int)
 
 
 def _rejection_line(item: Item) -> str:
-    """Unfinished items are in the file, too, with the code `unfinished`."""
+    """Returns the line of an item in the file of rejections. Unfinished items have the code `unfinished`."""
     question = item.question.text if item.question is not None else None
     record = {"id": item.id, "source": item.source, "video": item.video, "question": question}
     return json.dumps(record | (asdict(item.rejection) if item.rejection else {}), ensure_ascii=False)
@@ -100,9 +100,9 @@ def _summary(
 
 
 def _stage_summary(name: str, items: Sequence[Item], settings: SynthesisSettings) -> dict[str, Any]:
-    """Counts the items that reached a stage and those that passed it, and adds up their usage.
+    """Counts the items that reached a stage and the items that passed the stage, and adds up the usage.
 
-    The captions of a video serve all its questions, so the stage `caption` counts sources instead of items.
+    The captions of a video serve all questions about the video, so the stage `caption` counts sources instead of items.
     """
     reached = [item for item in items if _last_stage_index(item) >= _STAGE_INDEX[name]]
     units = {item.source if name == "caption" else item.id: item for item in reached}.values()
@@ -128,7 +128,7 @@ def _last_stage_index(item: Item) -> int:
 def read_shards(settings: SynthesisSettings) -> tuple[list[Item], SynthesisSettings]:
     """Returns the items of all shards in OUT, sorted by id, and `settings` with the shards' content settings.
 
-    Raises UsageError if there is no shard, if one is missing or unfinished, or if their settings or prompts differ.
+    Raises UsageError if a shard is missing or unfinished, or if the settings or the prompts of two shards differ.
     """
     folder = Path(settings.out)
     names = sorted(path.name for path in folder.glob("shard-*-of-*"))

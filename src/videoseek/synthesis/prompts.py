@@ -1,4 +1,4 @@
-"""Prompt templates, which are files in `prompts/`, and the JSON Schema of each reply."""
+"""Prompt templates from the files in `prompts/`, and the JSON Schema of each reply."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _list(of: dict[str, Any]) -> dict[str, Any]:
 
 
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:
-    """Requires every property and allows no other, as strict structured output demands."""
+    """Requires every property and allows no other property, as strict structured output demands."""
     return {
         "type": "object",
         "properties": properties,
@@ -36,8 +36,8 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-#: Schema of a reply by its name. The schemas use only what every engine of structured output supports: no lengths, no
-#: patterns, no references. `rules` checks the rest.
+#: Schema of a reply by name. The schemas use only features of every engine of structured output, without lengths,
+#: patterns and references. `rules` checks the rest.
 SCHEMAS: dict[str, dict[str, Any]] = {
     "caption": _object(captions=_list(_object(start=_NUMBER, end=_NUMBER, text=_TEXT))),
     "question": _object(
@@ -75,7 +75,7 @@ def _environment() -> jinja2.Environment:
 
 
 def prompt(name: str, task_input: dict[str, Any] | None = None, **values: Any) -> str:
-    """Renders `prompts/NAME.jinja` with `values`. `task_input` is appended to the task as JSON."""
+    """Renders `prompts/NAME.jinja` with `values`, and appends `task_input` to the task as JSON."""
     input_text = json.dumps(task_input, ensure_ascii=False, indent=1)
     return _environment().get_template(name).render(**values, input=input_text)
 
@@ -88,8 +88,8 @@ def prompt_version() -> str:
 
 
 def schema_fault(value: Any, schema: str) -> str | None:
-    """Returns one sentence on where and how a JSON value violates the schema, or None if it is valid."""
-    import jsonschema  # belongs to the extra `data`; the other functions work without it
+    """Returns a sentence on the place and the kind of a JSON value's fault, or None for a valid value."""
+    import jsonschema  # belongs to the extra `data`; only this function needs the library
 
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMAS[schema]).iter_errors(value))
     if error is None:

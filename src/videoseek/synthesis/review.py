@@ -46,7 +46,7 @@ def write_review(items: Sequence[Item], settings: SynthesisSettings) -> Path:
 
 
 def page(items: Sequence[Item], settings: SynthesisSettings) -> str:
-    """Returns the page as HTML without outside references. Decodes the clips that it shows."""
+    """Returns the page as HTML without outside references. Decodes the clips on the page."""
     accepted = [item for item in items if item.rejection is None]
     shown = _draw(accepted, settings.review, settings.seed)
     rejected = _draw([item for item in items if item.rejection is not None], _MAX_REJECTED, settings.seed)

@@ -1,7 +1,7 @@
-"""Rules that a reply must satisfy beyond its schema, and the windows and quotas of its clues: pure functions.
+"""Rules of a reply beyond the schema, and the windows and quotas of the reply's clues: pure functions.
 
-Each `*_fault` function returns one sentence on the first fault, or None. Repair requests show these sentences to the
-model, so a change of a sentence changes the digests of cached repairs.
+Each `*_fault` function returns a sentence on the first fault, or None. Repair requests show the sentences to the model,
+so a change of a sentence changes the digests of cached repairs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from videoseek.types import STRATEGIES, Interval, letter_options
 from videoseek.video.patches import FRAMES_PER_GRID
 from videoseek.video.quotas import crop_tokens
 
-#: A window may exceed its limits by this much, since models round times.
+#: The most seconds of a window beyond the limits, since models round times.
 ROUNDING_SECONDS = 1.0
-#: Detail of the evidence -> merged tokens (28 x 28 px) that a frame pair needs to show it.
+#: Detail of the evidence -> merged tokens (28 x 28 px) of a frame pair that shows the detail.
 #: large: a scene or an action that fills the picture, at 224 x 224 px. medium: an object or a gesture, at about
 #: 300 x 300 px. small: writing, counts and distant things, from about 450 x 450 px. With Video-o3's quotas at 2 fps,
 #: medium evidence gives 2 s coarse, 28 s medium and 35 s fine, as in the worked example of that paper.
@@ -35,7 +35,7 @@ _META = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W_]{4,}")
-#: A think leaks a finding if it contains this share of the finding's own words, and at least this many of them.
+#: Least share, and least number, of the finding's own words in a think that leaks the finding.
 _LEAK_SHARE, _MIN_LEAKED_WORDS = 0.5, 2
 
 
@@ -73,7 +73,7 @@ def clues_fault(reply: dict[str, Any], duration_seconds: float) -> str | None:
 
 
 def question_fault(question: dict[str, Any], num_wrong: int, last_seconds: float) -> tuple[str, str] | None:
-    """Returns the code and the sentence of the fault that disqualifies one generated question."""
+    """Returns the code and the sentence of a fault that disqualifies a generated question, or None."""
     options = [question["correct"], *question["wrong"]]
     if len(question["wrong"]) != num_wrong:
         return "wrong_options", f"it has {len(question['wrong'])} wrong options instead of {num_wrong}."
@@ -94,7 +94,7 @@ def question_fault(question: dict[str, Any], num_wrong: int, last_seconds: float
 
 
 def verdict_fault(reply: dict[str, Any], question: Question) -> str | None:
-    """Checks that an answer from clips has the form that the question asks for."""
+    """Checks the form of an answer from clips."""
     letters = [letter for letter, _ in letter_options(question.options)]
     if letters and not any(tolerant_match(reply["answer"], letter) for letter in letters):
         return f"the answer must be one of the letters {', '.join(letters)}, got {reply['answer']!r}."
@@ -102,9 +102,9 @@ def verdict_fault(reply: dict[str, Any], question: Question) -> str | None:
 
 
 def trajectory_fault(reply: dict[str, Any], question: Question, clues: Sequence[Clue]) -> str | None:
-    """Checks that windows are copied exactly, that the answer is kept, and that no think leaks a later finding.
+    """Checks that steps copy the windows and the answer exactly, and that thinks leak no later finding.
 
-    `clues` are the windows to look at; it is empty if the overview suffices.
+    `clues` are the windows to look at; the sequence is empty if the overview suffices.
     """
     steps, final = reply["steps"], reply["final"]
     if len(steps) != len(clues):
@@ -126,7 +126,7 @@ def trajectory_fault(reply: dict[str, Any], question: Question, clues: Sequence[
 
 
 def _leak_fault(thinks: Sequence[str], question: Question, clues: Sequence[Clue]) -> str | None:
-    """Checks that the think before each look contains no finding of that look or of a later one."""
+    """Checks that the think before each look leaks no finding of the same look or of a later look."""
     context_words = _words(" ".join([question.text, *question.options, *(clue.cue for clue in clues)]))
     for number, think in enumerate(thinks):
         for later, clue in enumerate(clues[number:], number + 1):
@@ -141,10 +141,10 @@ def _leak_fault(thinks: Sequence[str], question: Question, clues: Sequence[Clue]
 
 
 def leaked_words(think: str, finding: str, context_words: set[str]) -> set[str]:
-    """Returns the words of the finding that the think leaks, or the empty set if they are too few to count as a leak.
+    """Returns the words of the finding that the think leaks, or the empty set for fewer words than a leak has.
 
-    Only words of four letters or more count, and only those that are not in `context_words`. A leak has at least two
-    of these words, and at least half of them.
+    Only words of four letters or more outside `context_words` count. A leak has at least two of the finding's words,
+    and at least half of the finding's words.
     """
     own_words = _words(finding) - context_words
     leaked = own_words & _words(think)
@@ -162,9 +162,9 @@ def _words(text: str) -> set[str]:
 
 
 def sampling_strategy(length_seconds: float, detail: str, limits: VideoConfig) -> str:
-    """Returns the cheapest quota that shows a window of this length finely enough, or the largest if none does.
+    """Returns the cheapest quota that shows a window of the length finely enough, else the largest quota.
 
-    All frame pairs of a crop share its quota, so a longer window needs a larger quota for the same detail. A quota
+    All frame pairs of a crop share the quota, so a longer window needs a larger quota for the same detail. A quota
     above the need would teach a policy to waste context.
     """
     frames = min(max(length_seconds * limits.crop_fps, limits.min_frames), limits.max_frames)
@@ -177,8 +177,8 @@ def sampling_strategy(length_seconds: float, detail: str, limits: VideoConfig) -
 def whole_seconds(start_seconds: float, end_seconds: float, duration_seconds: float, min_seconds: float) -> Interval:
     """Rounds the window outwards to whole seconds, at least `min_seconds` long and inside the video.
 
-    The times of a model are no finer than the frames that it saw, and a policy can learn to write whole seconds. The
-    end of the video is kept to a tenth of a second, the precision of a written call.
+    A model's times are as coarse as the frames in the request, and a policy can learn to write whole seconds. The end
+    of the video keeps a tenth of a second, the precision of a written call.
     """
     last = math.floor(duration_seconds * 10) / 10
     start, end = max(math.floor(start_seconds), 0), min(math.ceil(end_seconds), last)
@@ -191,7 +191,7 @@ def whole_seconds(start_seconds: float, end_seconds: float, duration_seconds: fl
 def merge_clues(
     clues: Sequence[Clue], duration_seconds: float, merge_gap_seconds: float, limits: VideoConfig
 ) -> tuple[Clue, ...]:
-    """Sorts the clues by time, rounds them to whole seconds, merges near ones and sets the quota of each crop."""
+    """Sorts the clues by time, rounds to whole seconds, merges near clues and sets the quota of each crop."""
     windows = [whole_seconds(*clue.window, duration_seconds, max(limits.min_window_seconds, 1.0)) for clue in clues]
     rounded = [
         replace(clue, start_seconds=start, end_seconds=end) for clue, (start, end) in zip(clues, windows, strict=True)
@@ -219,5 +219,5 @@ def _merge(first: Clue, second: Clue) -> Clue:
 
 
 def covered_share(clues: Sequence[Clue], duration_seconds: float) -> float:
-    """Returns the share of the video that the clues cover, which must not overlap."""
+    """Returns the share of the video under the clues. The clues must be disjoint."""
     return sum(clue.end_seconds - clue.start_seconds for clue in clues) / duration_seconds

@@ -1,4 +1,4 @@
-"""The keys of `python -m videoseek.data synthesize`, and which of them determine the content of the output."""
+"""The keys of `python -m videoseek.data synthesize`, and the subset that determines the content of the output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from videoseek.trajectory.grammar import FORMATS
 #: The kinds of samples, in the order of the target shares in `shares`.
 QUADRANTS = ("clue_single_w_tool", "clue_multi_w_tool", "clue_single_wo_tool", "clue_multi_wo_tool")
 
-#: Keys that say how the work is done. They do not change the content of the output.
+#: Keys of the work's execution. The content of the output is the same for all values.
 _EXECUTION_KEYS = frozenset(
     ("out", "endpoint", "api_key_env", "concurrency", "attempts", "deadline_seconds", "max_wait_seconds", "cache_dir")
     + ("shard", "merge", "dry_run", "driver", "review", "video_root")
@@ -77,7 +77,7 @@ class SynthesisSettings:
 
     @property
     def folder(self) -> Path:
-        """The folder that this run writes to: OUT, or the folder of its shard in OUT."""
+        """Returns the output folder of the run: OUT, or the folder of the run's shard in OUT."""
         if self.shard is None:
             return Path(self.out)
         index, count = self.part
@@ -89,7 +89,7 @@ class SynthesisSettings:
 
     @property
     def part(self) -> tuple[int, int]:
-        """Index (counted from 1) and number of shards. Raises UsageError."""
+        """Returns the index (counted from 1) and the number of shards. Raises UsageError."""
         if self.shard is None:
             return 1, 1
         match = _SHARD.fullmatch(self.shard)
@@ -98,7 +98,7 @@ class SynthesisSettings:
         return int(match[1]), int(match[2])
 
     def content(self) -> dict[str, Any]:
-        """Returns the keys that determine the content of the output. Shards can be merged only if these are equal."""
+        """Returns the keys that determine the content of the output. A merge of shards needs equal keys."""
         content = {name: value for name, value in asdict(self).items() if name not in _EXECUTION_KEYS}
         return content | {"video": self.video.shown_by()}
 
@@ -113,7 +113,7 @@ def shard_name(index: int, count: int) -> str:
 
 
 def check_settings(settings: SynthesisSettings) -> None:
-    """Checks what the limits of single keys cannot express. Raises UsageError."""
+    """Checks rules beyond the limits of single keys. Raises UsageError."""
     url = urlsplit(settings.endpoint)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UsageError(f"endpoint must be a URL such as http://127.0.0.1:8000/v1, got {settings.endpoint!r}")
@@ -135,7 +135,7 @@ def check_settings(settings: SynthesisSettings) -> None:
 
 
 def read_key(variable: str | None) -> str | None:
-    """Returns the API key, or None if `variable` is None. Raises UsageError that names the variable, not its value."""
+    """Returns the key, or None if `variable` is None. Raises UsageError that names the variable and hides the value."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()

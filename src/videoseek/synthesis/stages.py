@@ -1,8 +1,8 @@
-"""The stages of Video-o3's data pipeline (arXiv 2601.23224): functions from an item to the items that continue.
+"""The stages of Video-o3's data pipeline (arXiv 2601.23224): functions from an item to the continuing items.
 
 `caption` and `question` are the paper's stage 0, `localise` is 1, `verify` and `overview` are 2, `trajectory` is 3 and
-`judge` is 4. A stage sends requests, checks the replies and returns items. It raises ItemRejected if the item does not
-pass. It returns the item unchanged if the input brought what the stage generates.
+`judge` is 4. A stage sends requests, checks the replies and returns items. A stage raises ItemRejected for a failed
+item, and returns the item unchanged if the input already has the stage's result.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def _caption_window(item: Item, window: Interval, client: StageClient) -> 
 
 
 async def generate_questions(item: Item, client: StageClient) -> list[Item]:
-    """Generates questions from the captions alone. Each question becomes an item; a faulty one is rejected."""
+    """Generates questions from the captions alone. Each question becomes an item; a faulty question is rejected."""
     if item.question is not None:
         return [item]
     duration_seconds = (await asyncio.to_thread(probe, item.video)).duration_seconds
@@ -113,7 +113,7 @@ def _question_item(
     item: Item, id_: str, record: dict[str, Any], duration_seconds: float, settings: SynthesisSettings
 ) -> Item:
     fault = question_fault(record, NUM_WRONG, duration_seconds)
-    # Models tend to put the right option first. The shuffle makes its letter carry no information.
+    # Models tend to put the right option first. The shuffle makes the letter carry no information.
     options = [option.strip() for option in (record["correct"], *record["wrong"])]
     shuffled = sorted(options, key=lambda option: hash_number(settings.seed, id_, option))
     answer = next(letter for letter, option in letter_options(shuffled) if option == options[0])
@@ -123,7 +123,7 @@ def _question_item(
 
 
 async def localise_clues(item: Item, client: StageClient) -> list[Item]:
-    """Finds the windows that prove the answer in the overview, rounds and merges them and sets their quotas."""
+    """Finds the windows that prove the answer in the overview, rounds and merges windows and sets quotas."""
     settings = client.settings
     question = item.require_question()
     info = await asyncio.to_thread(probe, item.video)
@@ -163,7 +163,7 @@ async def verify_clues(item: Item, client: StageClient) -> list[Item]:
 
 
 async def check_overview(item: Item, client: StageClient) -> list[Item]:
-    """Checks whether the overview alone leads to the answer, so that no tool call is needed.
+    """Checks whether the overview alone leads to the answer and makes a tool call needless.
 
     An uncertain answer counts as wrong, because a guess among four options is right in one of four cases.
     """
@@ -178,7 +178,7 @@ async def check_overview(item: Item, client: StageClient) -> list[Item]:
         raise ItemRejected(
             "clues_too_wide", f"the clues cover {share:.0%} of the video, so there is nothing to be found"
         )
-    # A trajectory without a call must be explained by what the overview shows, not by what the clips showed.
+    # The overview instead of the clips must explain a trajectory without a call.
     return [replace(item, needs_tool=needs_tool, rationale=item.rationale if needs_tool else reply["think"].strip())]
 
 
@@ -192,8 +192,7 @@ async def _answer_from(clips: list[Clip], item: Item, client: StageClient, *, ov
 
 
 async def write_trajectory(item: Item, client: StageClient) -> list[Item]:
-    """Writes the thinks around the calls, in the project's grammar. The request holds text only: `verify` has already
-    described the pictures."""
+    """Writes the thinks around the calls, in the project's grammar, from text: `verify` has described the pictures."""
     question = item.require_question()
     clues = item.clues if item.needs_tool else ()
     windows = [{"window": window_numbers(c.window), "cue": c.cue, "finding": c.finding} for c in clues]
@@ -213,7 +212,7 @@ async def write_trajectory(item: Item, client: StageClient) -> list[Item]:
 
 
 async def judge_trajectory(item: Item, client: StageClient) -> list[Item]:
-    """Checks the thinks against the pictures that they describe."""
+    """Checks the thinks against the described pictures."""
     info = await asyncio.to_thread(probe, item.video)
     limits = client.settings.video
     clips = [overview_clip(info, limits)]

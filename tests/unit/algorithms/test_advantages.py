@@ -14,7 +14,7 @@ ALL = torch.ones(5, dtype=torch.bool)
     ("kind", "expected"),
     [("grpo", [-1.0, 1.0, 0.0, 0, 0]), ("dr_grpo", [-1.0, 1.0, 0.0, 0, 0]), ("rloo", [-1.5, 1.5, 0.0, 0, 0])],
 )
-def test_by_hand(kind: str, expected: list[float]) -> None:
+def test_advantages_equal_hand_computed_values(kind: str, expected: list[float]) -> None:
     # Mean 2, squared deviations 1 + 1 + 0 over n - 1 = 2: the deviation is 1.
     found = group_advantages(REWARDS, GROUPS, ALL, kind=kind)
     torch.testing.assert_close(found, torch.tensor(expected), atol=2e-6, rtol=0)
@@ -57,13 +57,13 @@ def test_equal_rewards_teach_nothing(kind: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_group_with_nobody_or_one_left_is_zero(kind: str) -> None:
+def test_a_group_of_at_most_one_episode_has_zero_advantage(kind: str) -> None:
     included = torch.tensor([True, False, False, False, False])
     assert group_advantages(REWARDS, GROUPS, included, kind=kind).tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_episodes(kind: str) -> None:
+def test_an_empty_batch_has_no_advantages(kind: str) -> None:
     empty = torch.zeros(0)
     assert group_advantages(empty, empty.long(), empty.bool(), kind=kind).shape == (0,)
 

@@ -42,7 +42,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_and_gradient_by_hand(name: str) -> None:
+def test_loss_and_gradient_equal_hand_computed_values(name: str) -> None:
     loss, gradient = run(name)
     expected_loss, expected_gradient = BY_HAND[name]
     assert loss.item() == pytest.approx(expected_loss, abs=1e-12)
@@ -50,7 +50,7 @@ def test_loss_and_gradient_by_hand(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_at_ratio_one_the_gradient_is_reinforce(name: str) -> None:
+def test_the_gradient_at_ratio_one_is_reinforce(name: str) -> None:
     logprobs = OLD.clone().requires_grad_()
     loss, metrics = LOSSES[name](LossInputs(logprobs, logprobs.detach(), ADVANTAGES, DOCUMENTS), SETTINGS)
     (gradient,) = torch.autograd.grad(loss, logprobs)
@@ -179,7 +179,7 @@ def test_the_rollout_gap_is_reported() -> None:
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("k1", math.log(2)), ("k2", math.log(2) ** 2 / 2), ("k3", 0.193147)])
-def test_kl_estimates_by_hand(kind: str, expected: float) -> None:
+def test_kl_estimates_equal_hand_computed_values(kind: str, expected: float) -> None:
     # k3 = 1/2 - 1 - log(1/2)
     estimate = kl_estimate(torch.log(torch.tensor([0.5])), torch.log(torch.tensor([0.25])), kind)
     assert estimate.item() == pytest.approx(expected, abs=1e-6)
@@ -247,7 +247,7 @@ def test_bad_settings_are_named(changes: dict, complaint: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["old_logprobs", "advantages", "documents", "rollout_logprobs", "reference_logprobs"])
-def test_inputs_of_another_length_are_named(name: str) -> None:
+def test_inputs_of_unequal_length_are_named(name: str) -> None:
     inputs = LossInputs(OLD, OLD, ADVANTAGES, DOCUMENTS, rollout_logprobs=OLD, reference_logprobs=OLD)
     with pytest.raises(ValueError, match=rf"{name} has shape \(2,\), must be \(3,\) as logprobs"):
         replace(inputs, **{name: OLD[:2]})

@@ -44,7 +44,7 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     ],
     ids=str,
 )
-def test_rows_by_hand(lengths: list[int], max_tokens: int, rows: list[list[int]]) -> None:
+def test_rows_equal_a_hand_computed_plan(lengths: list[int], max_tokens: int, rows: list[list[int]]) -> None:
     assert cut_rows(lengths, max_tokens) == rows
 
 

@@ -87,7 +87,7 @@ def test_rule_max_all_equals_the_older_rule(layout: tuple[int | Clip, ...], toke
     assert following == max(number for triple in wanted for number in triple) + 1
 
 
-def test_two_clips_by_hand() -> None:
+def test_two_clips_equal_hand_computed_positions() -> None:
     """Two text tokens; 3 grids of 1 x 2 tokens, 4 s apart (8 positions); one token; 1 grid of 3 x 1; one token."""
     ids, clips = sequence(2, clip(6, 28, 56, 0.5), 1, clip(2, 84, 28), 1)
     ours, following = mrope_positions(ids, clips, PAD, 2.0)
@@ -129,7 +129,7 @@ def test_pieces_continue_into_the_whole(parts: list[int | Clip], cut: int, rule:
     assert last == end
 
 
-def test_no_tokens_have_no_positions() -> None:
+def test_an_empty_sequence_has_no_positions() -> None:
     positions, following = mrope_positions([], [], PAD, 2.0, start=5)
     assert positions.shape == (3, 0) and following == 5
 

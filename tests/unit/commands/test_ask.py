@@ -45,6 +45,6 @@ def test_an_answer_in_words_stays_as_it_is(world: TinyWorld) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["video.mp4"]])
-def test_a_video_and_a_question_are_wanted(arguments: list[str]) -> None:
+def test_ask_needs_a_video_and_a_question(arguments: list[str]) -> None:
     with pytest.raises(UsageError, match="a video and a question are wanted"):
         main(arguments)

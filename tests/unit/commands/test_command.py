@@ -53,7 +53,7 @@ def test_print_config_is_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert (config.seed, config.sft.steps) == (5, 11)
 
 
-def test_flags_and_keys_in_any_order() -> None:
+def test_flags_and_keys_may_come_in_any_order() -> None:
     options, config = parse(["seed=4", "--dry-run", "--recipe", "sft"])
     assert options == Options(dry_run=True)
     assert (config.seed, config.stages) == (4, ["sft"])
@@ -132,14 +132,14 @@ def run_program(argument: str, stdout: int = subprocess.PIPE) -> subprocess.Comp
         ("seed=x", 2, "", "videoseek: seed must be a whole number, got 'x' on the command line"),
     ],
 )
-def test_a_real_process(argument: str, code: int, out: str, err: str) -> None:
+def test_a_real_process_ends_with_the_expected_code(argument: str, code: int, out: str, err: str) -> None:
     done = run_program(argument)
     assert (done.returncode, done.stdout) == (code, out), done.stderr
     assert done.stderr.startswith(err)
     assert done.stderr.count("\n") == (1 if err else 0)
 
 
-def test_a_reader_that_has_gone_is_no_error() -> None:
+def test_broken_pipe_is_not_an_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = run_program("--help", stdout=writer)

@@ -61,7 +61,7 @@ def test_defaults_are_within_their_own_limits(tmp_path: Path) -> None:
     assert config == dataclasses.replace(TrainConfig(), recipe=str(empty), output_dir="runs/empty")
 
 
-def test_order_of_precedence(recipe: Path) -> None:
+def test_command_line_wins_over_recipe_and_defaults(recipe: Path) -> None:
     assert TrainConfig().sft.steps not in (7, 9)
     assert load(recipe).sft.steps == 7
     assert load(recipe, "sft.steps=9").sft.steps == 9
@@ -79,11 +79,11 @@ def test_base_chain_relative_and_packaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("argument", ["sft.steps=9", "--sft.steps=9"])
-def test_key_and_value_in_one_argument(recipe: Path, argument: str) -> None:
+def test_key_and_value_may_share_an_argument(recipe: Path, argument: str) -> None:
     assert load(recipe, argument).sft.steps == 9
 
 
-def test_key_and_value_in_two_arguments(recipe: Path) -> None:
+def test_key_and_value_may_take_two_arguments(recipe: Path) -> None:
     config = load_config(["--sft.steps", "9", "--recipe", str(recipe), "--tdam.rule", "off"])
     assert (config.sft.steps, config.tdam.rule) == (9, "off")
 
@@ -216,7 +216,7 @@ def test_unknown_recipe_lists_the_known_ones() -> None:
         ("sft:\n  steps: many\n", "sft.steps must be a whole number, got 'many' in"),
     ],
 )
-def test_faulty_recipes(recipe: Path, text: str, words: str) -> None:
+def test_faulty_recipes_are_refused(recipe: Path, text: str, words: str) -> None:
     (recipe.parent / "other.yaml").write_text("base: mine.yaml\n")
     recipe.write_text(text)
     with pytest.raises(UsageError) as caught:
@@ -225,7 +225,7 @@ def test_faulty_recipes(recipe: Path, text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_recipe_that_is_not_text(recipe: Path) -> None:
+def test_recipe_that_is_not_text_is_refused(recipe: Path) -> None:
     recipe.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot be read"):
         load(recipe)

@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return code, captured.out, captured.err
 
 
-def test_one_line_out_for_each_trajectory(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_prints_one_line_for_each_trajectory(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, file, "variant=public_code")
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (0, "")
@@ -41,7 +41,7 @@ def test_one_line_out_for_each_trajectory(file: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(("extra", "reward"), [([], 2.75), (["variant=paper"], 2.8125), (["decay=0"], 2.75)])
-def test_settings(file: Path, capsys: pytest.CaptureFixture[str], extra: list[str], reward: float) -> None:
+def test_settings_are_applied(file: Path, capsys: pytest.CaptureFixture[str], extra: list[str], reward: float) -> None:
     _, out, _ = run(capsys, *extra, file)
     assert json.loads(out.splitlines()[0])["reward"] == pytest.approx(reward)
 
@@ -112,7 +112,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], c
     assert (code, out) == (2, "") and complaint in err
 
 
-def test_a_file_that_is_not_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
     assert "cannot be read: not UTF-8" in run(capsys, path)[2]

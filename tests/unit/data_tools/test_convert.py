@@ -36,7 +36,7 @@ def test_files_of_several_formats_become_one(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(("to", "name"), [("sharegpt", "out.json"), ("verl", "out.parquet")])
-def test_samples_survive_another_trainers_format(to: str, name: str, tmp_path: Path) -> None:
+def test_other_formats_restore_the_samples(to: str, name: str, tmp_path: Path) -> None:
     ours, theirs, again = tmp_path / "a.jsonl", tmp_path / name, tmp_path / "b.jsonl"
     assert convert(*SOURCES, f"out={ours}") == 0
     assert convert(ours, f"out={theirs}", f"to={to}", "video_root=/") == 0

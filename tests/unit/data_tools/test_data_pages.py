@@ -158,7 +158,7 @@ def test_hostile_texts_stay_texts(world: Path, tmp_path: Path, turns: Sequence[s
         (["stats", "{world}", "model={tmp}"], 1, "no config.json"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(
+def test_impossible_requests_give_one_sentence(
     world: Path, tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
     broken = tmp_path / "broken.jsonl"

@@ -77,7 +77,7 @@ def read(path: Path, fmt: str | None, paths: VideoPaths) -> list[Sample]:
 @pytest.mark.parametrize("name", WRITERS)
 @settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(written=samples())
-def test_any_samples_come_back_as_they_were(name: str, written: list[Sample], tmp_path: Path) -> None:
+def test_writing_and_reading_restores_any_samples(name: str, written: list[Sample], tmp_path: Path) -> None:
     path = tmp_path / NAMES[name]
     WRITERS[name].write(path, written)
     assert read(path, name, ANYWHERE) == written
@@ -86,7 +86,7 @@ def test_any_samples_come_back_as_they_were(name: str, written: list[Sample], tm
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("source", SAMPLE_FILES, ids=lambda path: path.name)
-def test_what_was_read_comes_back_from_every_format(source: Path, name: str, tmp_path: Path) -> None:
+def test_every_format_restores_the_read_samples(source: Path, name: str, tmp_path: Path) -> None:
     """Reader, canonical, writer, reader: the format of what was written is told from the file alone."""
     canonical = tmp_path / "canonical.jsonl"
     WRITERS["videoseek"].write(canonical, read(source, None, PATHS))
@@ -140,7 +140,7 @@ def test_the_entry_in_dataset_info_is_added_and_replaced(tmp_path: Path) -> None
     assert [json.loads(line)["id"] for line in (tmp_path / "lines.jsonl").read_text().splitlines()] == ["a", "b"]
 
 
-def test_verl_columns(tmp_path: Path) -> None:
+def test_verl_records_have_verls_columns(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     many = [sample(id=f"s{index}", clues=((1.0, 2.0),)) for index in range(1500)]
     WRITERS["verl"].write(path, many)
@@ -166,7 +166,7 @@ def test_texts_that_cannot_stand_in_a_conversation_are_refused(name: str, tmp_pa
     assert path.read_bytes() == before and not list(tmp_path.glob("*partial*"))
 
 
-def test_endings_by_which_a_file_is_read_again() -> None:
+def test_writers_demand_the_endings_of_the_readers() -> None:
     for name, file in NAMES.items():
         WRITERS[name].check_name(Path(file))
         with pytest.raises(UsageError, match="a file of this format ends in"):

@@ -46,7 +46,7 @@ def groups() -> list[list[Episode]]:
     ]
 
 
-def test_scores_by_hand(groups: list[list[Episode]]) -> None:
+def test_scores_equal_hand_computed_values(groups: list[list[Episode]]) -> None:
     greedy = [[played(group[0].sample, answer("A"))] for group in groups]
     values = scores(groups, greedy, "strict", 0.05, "grounding")
     expected = {
@@ -88,7 +88,7 @@ def test_perception_is_right_when_it_names_the_same_things() -> None:
     assert values["accuracy"] == values["accuracy_perception"] == pytest.approx(1 / 3)
 
 
-def test_without_episodes_everything_is_zero() -> None:
+def test_scores_without_episodes_are_zero() -> None:
     assert set(summarize([]).values()) == {0.0}
 
 

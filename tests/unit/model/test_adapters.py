@@ -86,7 +86,7 @@ def test_adapters_of_another_shape_are_refused(world: TinyWorld, tmp_path: Path)
         load_adapters(other.model, tmp_path)
 
 
-def test_peft_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_peft_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match="lora.rank=3 needs the package peft"):
         check_peft(SETTINGS)

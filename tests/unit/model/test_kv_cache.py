@@ -111,7 +111,7 @@ def test_a_cache_fed_in_parts_is_the_same() -> None:
     whole.feed(cache, [2, 1, 2], seed=2)
 
 
-def test_calls_of_few_sequences_give_what_one_call_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_small_calls_equal_one_large_call(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     sdpa = kv_cache.masked_sdpa
     monkeypatch.setattr(kv_cache, "masked_sdpa", lambda *args: sizes.append(len(args[0])) or sdpa(*args))
@@ -121,7 +121,7 @@ def test_calls_of_few_sequences_give_what_one_call_gives(monkeypatch: pytest.Mon
     assert sizes == [2, 2, 1] * 2
 
 
-def test_a_single_token_repeats_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_of_one_token_copies_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
     history = History(3)
     history.feed(cache, [3, 5, 1], seed=1)

@@ -70,7 +70,7 @@ def test_tokenizer_comes_back(world: TinyWorld, folder: Path) -> None:
     assert len(tokenizer) == len(world.vocabulary.tokenizer)
 
 
-def test_dtype_and_time_scale(folder: Path) -> None:
+def test_loading_sets_dtype_and_reads_time_scale(folder: Path) -> None:
     model = load_model(folder, torch.bfloat16, CPU)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert tokens_per_second(model.config) == 2.0
@@ -115,7 +115,7 @@ def test_folder_that_is_no_model_is_named(folder: Path, damage: object, said: st
     assert str(folder) in str(error.value)
 
 
-def test_name_that_is_no_folder_is_named() -> None:
+def test_unknown_model_name_is_refused() -> None:
     with pytest.raises(ModelError, match="'qwen-7b': no config.json .* give 'tiny' or a folder"):
         model_folder("qwen-7b")
 

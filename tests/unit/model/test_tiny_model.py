@@ -12,7 +12,7 @@ from videoseek.model.tiny import SPECIAL_TOKENS, build_model, build_tokenizer, t
 from videoseek.samples import clueworld
 
 
-def test_it_is_the_released_class_with_its_configuration_keys() -> None:
+def test_tiny_model_is_the_released_class_with_its_configuration_keys() -> None:
     config = tiny_world().config
     model = build_model(config, 0)
     assert type(model) is Qwen2_5_VLForConditionalGeneration
@@ -52,7 +52,7 @@ def test_a_configuration_outlives_the_models_built_from_it() -> None:
 
 @settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-def test_any_text_survives_the_tokenizer(text: str) -> None:
+def test_tokenizer_restores_any_text(text: str) -> None:
     tokenizer = tiny_world().vocabulary.tokenizer
     ids = tokenizer(text, split_special_tokens=True).input_ids
     assert tokenizer.decode(ids) == text

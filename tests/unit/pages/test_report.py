@@ -103,7 +103,7 @@ def edit(path: Path, change: dict[str, object]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def test_finished_run(run_folder: Path) -> None:
+def test_report_shows_a_finished_run(run_folder: Path) -> None:
     path = write_report(run_folder)
     assert path == run_folder / "report.html"
     assert path.stat().st_size < 3 * 2**20
@@ -142,11 +142,11 @@ def test_nothing_is_fetched(run_folder: Path) -> None:
     assert not re.search(r"url\(|@import|https?://", page.source)
 
 
-def test_same_files_same_page(run_folder: Path) -> None:
+def test_equal_files_give_equal_pages(run_folder: Path) -> None:
     assert write_report(run_folder).read_bytes() == write_report(run_folder).read_bytes()
 
 
-def test_hostile_text_stays_text(copy: Path) -> None:
+def test_hostile_text_is_escaped(copy: Path) -> None:
     before = Page(write_report(copy)).names
     turns = [{"role": HOSTILE, "text": HOSTILE + "\ud800", "num_tokens": 3}] * 2
     change = {"question": HOSTILE, "options": [HOSTILE, "B"], "prediction": HOSTILE, "turns": turns, "id": HOSTILE}
@@ -174,7 +174,7 @@ PARTS = ("config.yaml", "env.json", "summary.json", "metrics.jsonl", "trajectori
 
 
 @pytest.mark.parametrize("kept", ["config.yaml", "summary.json", "metrics.jsonl", "trajectories"])
-def test_each_part_stands_alone(copy: Path, kept: str) -> None:
+def test_each_part_is_shown_without_the_others(copy: Path, kept: str) -> None:
     for name in set(PARTS) - {kept}:
         path = copy / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -190,7 +190,7 @@ def test_each_part_stands_alone(copy: Path, kept: str) -> None:
     }
 
 
-def test_one_model_only(copy: Path) -> None:
+def test_report_shows_a_run_with_one_model(copy: Path) -> None:
     for name in ("eval_direct", "eval_sft_rl", "grpo_step_000012"):
         (copy / "trajectories" / f"{name}.jsonl").unlink()
     (copy / "summary.json").write_text('{"accuracy/sft": 0.5}')
@@ -218,14 +218,14 @@ def test_foreign_files_are_named(copy: Path, name: str, content: str, words: str
     assert not (copy / "report.html").exists()
 
 
-def test_fewer_clips_than_executed_calls(copy: Path) -> None:
+def test_fewer_clips_than_executed_calls_are_refused(copy: Path) -> None:
     path = copy / "trajectories/eval_sft_rl.jsonl"
     edit(path, {"clips": []})
     with pytest.raises(RunError, match=r"line \d+ is not a recorded episode"):
         write_report(copy)
 
 
-def test_folder_without_a_run(tmp_path: Path) -> None:
+def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run"):
         write_report(tmp_path)
 

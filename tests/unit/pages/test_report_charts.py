@@ -38,7 +38,7 @@ def test_axis_has_round_ticks() -> None:
     ("value", "text"),
     [(0, "0"), (1e-15, "0"), (2e-6, "2e-6"), (0.30000000000000004, "0.3"), (3e10, "3e10"), (6400, "6400")],
 )
-def test_tick_labels(value: float, text: str) -> None:
+def test_tick_labels_are_short(value: float, text: str) -> None:
     assert number_text(value) == text
 
 
@@ -55,11 +55,11 @@ def test_curve_goes_through_its_points_and_breaks_at_gaps() -> None:
     assert heights[0] > heights[2] == heights[3] > heights[1], "SVG counts downwards"
 
 
-def test_no_value_no_chart() -> None:
+def test_missing_values_give_no_chart() -> None:
     assert curve([]) == curve([None, None]) == curve([float("nan")]) == ""
 
 
-def test_lonely_value_is_a_dot() -> None:
+def test_single_value_is_a_dot() -> None:
     assert "<circle" in curve([1.0]) and "<circle" not in curve([1.0, 2.0])
 
 

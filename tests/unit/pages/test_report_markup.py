@@ -51,7 +51,7 @@ def test_markup_passes_and_text_does_not() -> None:
     assert escape(escape("<")) == "&lt;", "not twice"
 
 
-def test_attributes() -> None:
+def test_attributes_are_written_in_html_form() -> None:
     shown = tag("rect", class_="a", aria_label="b", x=1.0, width=2.3456, hidden=None)
     assert shown == '<rect class="a" aria-label="b" x="1" width="2.35"></rect>'
     assert tag("img", src="data:,") == '<img src="data:,">'

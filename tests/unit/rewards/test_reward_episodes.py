@@ -144,7 +144,7 @@ TABLE: list[tuple[str, str, str, str, Parts, Parts]] = [
 
 
 @pytest.mark.parametrize(("kind", "clues", "windows", "answer", "strict", "public"), TABLE)
-def test_hand_computed_episodes(kind: str, clues: str, windows: str, answer: str, strict: Parts, public: Parts) -> None:
+def test_rewards_match_a_table(kind: str, clues: str, windows: str, answer: str, strict: Parts, public: Parts) -> None:
     run, right = trajectory(kind, clues, windows, answer), float(answer == "A")
     for variant, parts in (("strict", strict), ("paper", public), ("public_code", public)):
         found = score(run, variant)
@@ -183,7 +183,7 @@ def test_the_page_prints_what_the_code_computes(heading: str) -> None:
 
 
 @pytest.mark.parametrize("heading", HEADINGS[1:])
-def test_the_pages_monotone_tables_rise(heading: str) -> None:
+def test_monotone_tables_of_the_page_rise(heading: str) -> None:
     rewards = [score(run).reward for run, _ in page_rows(heading)]
     assert rewards == sorted(rewards) and rewards[0] == 2 and rewards[-1] == 3
 
@@ -219,7 +219,7 @@ def test_more_precision_at_equal_overlap_never_lowers_the_fit(
 
 
 @given(start=st.floats(0, 1e4), clue_seconds=st.floats(0.01, 1e4))
-def test_an_exact_window_has_fit_one(start: float, clue_seconds: float) -> None:
+def test_exact_window_has_a_fit_of_one(start: float, clue_seconds: float) -> None:
     window = start, start + max(clue_seconds, MIN_WINDOW_SECONDS)
     assert clue_fit(window, (start, start + clue_seconds)) == pytest.approx(1)
 

@@ -176,7 +176,7 @@ def test_the_reward_is_importable_without_torch() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_cannot_be_scored_is_refused(variant: str) -> None:
+def test_unscorable_episodes_are_refused(variant: str) -> None:
     with pytest.raises(ValueError, match="'perception' is training text"):
         score("perception", "A", [], [say("A")], variant=variant)
     with pytest.raises(ValueError, match="'other' is not one of clue_single_w_tool"):
@@ -227,7 +227,7 @@ def test_any_text_has_a_finite_reward(turns: list[str], kind: str, variant: str)
         ([(1, 2), (1, 2)], [(1, 2)]),
     ],
 )
-def test_merging(intervals: list[Interval], merged: list[Interval]) -> None:
+def test_merge_joins_overlapping_windows(intervals: list[Interval], merged: list[Interval]) -> None:
     assert merge(intervals) == merged
 
 
@@ -265,13 +265,13 @@ def test_public_windows_are_read_from_any_block() -> None:
 
 
 @pytest.mark.parametrize("text", ["A", " A ", "(A) x", "A. x", "(A)", "A."])
-def test_what_the_public_code_accepts(text: str) -> None:
+def test_both_matchings_accept_answers_of_the_public_code(text: str) -> None:
     assert public_match(text, "A")
     assert tolerant_match(text, "A")
 
 
 @pytest.mark.parametrize("text", ["A) x", "A: x", "Option A", "a", "**A**", "\nA. x"])
-def test_what_only_the_tolerant_reading_accepts(text: str) -> None:
+def test_tolerant_matching_accepts_more_than_public_matching(text: str) -> None:
     assert not public_match(text, "A")
     assert tolerant_match(text, "A")
 
@@ -296,7 +296,7 @@ def test_what_only_the_tolerant_reading_accepts(text: str) -> None:
         ("3 cards", None),
     ],
 )
-def test_option_letters(text: str, letter: str | None) -> None:
+def test_option_letter_is_read_from_the_answer(text: str, letter: str | None) -> None:
     assert option_letter(text) == letter
 
 
@@ -310,7 +310,7 @@ def test_option_letters(text: str, letter: str | None) -> None:
         ("a dog", "A", False),
     ],
 )
-def test_keys_in_words(answer: str, key: str, right: bool) -> None:
+def test_keys_in_words_match_equal_words_or_the_letter(answer: str, key: str, right: bool) -> None:
     assert tolerant_match(answer, key) is right
 
 
@@ -426,7 +426,7 @@ def test_bad_returns_of_user_functions_are_named(file: Path, name: str, complain
         (".txt:length", "must read FILE.py:FUNCTION"),
     ],
 )
-def test_functions_that_cannot_be_loaded(file: Path, suffix: str, complaint: str) -> None:
+def test_unloadable_reward_functions_are_named(file: Path, suffix: str, complaint: str) -> None:
     with pytest.raises(RewardFunctionError, match=complaint):
         load_reward_function(f"{file}{suffix}")
 
@@ -442,7 +442,7 @@ def test_names_of_functions_differ_from_each_other_and_from_the_rules_parts(tmp_
             load_reward_functions(specs)
 
 
-def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
+def test_unloadable_files_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("def f(:")
     with pytest.raises(RewardFunctionError, match="failed to load: SyntaxError"):
@@ -451,7 +451,7 @@ def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
         load_reward_function(f"{tmp_path / 'none.py'}:f")
 
 
-def test_public_code_survives_what_crashed_the_original() -> None:
+def test_public_reward_handles_inputs_that_crashed_the_original() -> None:
     turns = [look(10, 20).replace("[10, 20]", "[" * 50_000), say("A")]
     assert score(SINGLE, "A", CLUES, turns, variant="public_code").reward == pytest.approx(1.5)
     assert math.isfinite(score(SINGLE, "A", CLUES, turns).reward)

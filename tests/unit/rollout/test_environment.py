@@ -50,7 +50,9 @@ BOTH = "<think>x</think>\n<answer>A</answer>" + look(4, 8).split("\n")[1]
     ids=["answer", "answer beside a call", "no reasoning", "call", "failed call", "malformed", "empty"]
     + ["call in the last turn", "answer in the last turn", "malformed in the last turn", "prose in the last turn"],
 )
-def test_response(world: TinyWorld, text: str, max_turns: int, reason: StopReason | None, observed: bool) -> None:
+def test_environment_responds_to_each_kind_of_turn(
+    world: TinyWorld, text: str, max_turns: int, reason: StopReason | None, observed: bool
+) -> None:
     environment = replace(world.environment, max_turns=max_turns)
     builder = environment.open(world.samples[0])
     parsed = builder.assistant_text(text)
@@ -60,7 +62,7 @@ def test_response(world: TinyWorld, text: str, max_turns: int, reason: StopReaso
     assert (len(builder.token_ids) > len(before)) == observed == (len(builder.calls) == 1)
 
 
-def test_an_observation_that_does_not_fit_ends_the_episode(world: TinyWorld) -> None:
+def test_an_oversized_observation_ends_the_episode(world: TinyWorld) -> None:
     def respond(limit: int) -> StopReason | None:
         environment = replace(world.environment, max_context_tokens=limit)
         builder = environment.open(world.samples[0])
@@ -128,7 +130,7 @@ def test_unreadable_video_is_named(world: TinyWorld, tmp_path: Path) -> None:
         world.environment.open(replace(world.samples[0], video=str(tmp_path / "gone.mp4")))
 
 
-def test_replay_of_a_crop_that_cannot_be_decoded_is_no_observation(world: TinyWorld, tmp_path: Path) -> None:
+def test_replay_gives_no_observation_for_an_undecodable_crop(world: TinyWorld, tmp_path: Path) -> None:
     """In a rollout the model is told; a recorded answer that was read from such a crop must not be trained on."""
     broken = replace(
         world.samples[0],

@@ -26,7 +26,7 @@ def groups() -> list[list[Episode]]:
     return [first, second]
 
 
-def test_metrics_by_hand(groups: list[list[Episode]]) -> None:
+def test_metrics_equal_hand_computed_values(groups: list[list[Episode]]) -> None:
     metrics = means(episode_sums(groups, PARTS))
     episodes = [episode for group in groups for episode in group]
     rewards = [episode.rewards["reward"] for episode in episodes]
@@ -65,7 +65,7 @@ def test_sums_add_up_over_ranks(groups: list[list[Episode]]) -> None:
     assert means(added(*parts)) == pytest.approx(means(episode_sums(groups, PARTS)))
 
 
-def test_no_calls_are_no_failures(groups: list[list[Episode]]) -> None:
+def test_episodes_without_calls_have_no_failed_calls(groups: list[list[Episode]]) -> None:
     quiet = [[replace(episode, calls=[]) for episode in group] for group in groups]
     metrics = means(episode_sums(quiet, PARTS))
     assert metrics["tools/failure_rate"] == 0.0 and metrics["tools/calls_per_episode"] == 0.0

@@ -269,13 +269,13 @@ def num_sampled(episode: Episode) -> int:
     return sum(episode.loss_mask)
 
 
-def test_answered(world: TinyWorld) -> None:
+def test_an_answer_ends_the_episode(world: TinyWorld) -> None:
     episode = roll_one(world, 3, SETTINGS)
     assert episode.stop_reason == StopReason.ANSWERED and episode.answer == "D"
     assert episode.token_ids[-1] == world.vocabulary.im_end
 
 
-def test_turn_limit(world: TinyWorld) -> None:
+def test_turn_limit_ends_the_episode(world: TinyWorld) -> None:
     episode = roll_one(world, 0, SETTINGS, max_turns=1)
     assert episode.stop_reason == StopReason.TURN_LIMIT and len(episode.clips) == 1 and not episode.calls
 
@@ -288,20 +288,20 @@ def test_token_limit_is_per_turn(world: TinyWorld) -> None:
     assert enough.stop_reason != StopReason.TOKEN_LIMIT and num_sampled(enough) > first_turn.end - first_turn.start
 
 
-def test_context_limit_inside_a_turn(world: TinyWorld) -> None:
+def test_context_limit_ends_an_episode_inside_a_turn(world: TinyWorld) -> None:
     prompt = roll_one(world, 0, SETTINGS).prompt_length
     episode = roll_one(world, 0, SETTINGS, max_context_tokens=prompt + 5)
     assert episode.stop_reason == StopReason.CONTEXT_FULL and len(episode.token_ids) == prompt + 5
 
 
-def test_context_limit_after_an_observation(world: TinyWorld) -> None:
+def test_context_limit_ends_an_episode_after_an_observation(world: TinyWorld) -> None:
     whole = roll_one(world, 0, SETTINGS)
     first = next(turn for turn in whole.turns if turn.role == "assistant")
     episode = roll_one(world, 0, SETTINGS, max_context_tokens=first.end + 2)
     assert episode.stop_reason == StopReason.CONTEXT_FULL and num_sampled(episode) == first.end - first.start
 
 
-def test_deadline_that_has_passed_leaves_one_token(world: TinyWorld) -> None:
+def test_a_past_deadline_leaves_one_token(world: TinyWorld) -> None:
     episode = roll_one(world, 0, replace(SETTINGS, deadline_seconds=0.0))
     assert episode.stop_reason == StopReason.DEADLINE and num_sampled(episode) == 1
 
@@ -330,7 +330,7 @@ def test_every_stop_leaves_an_episode_that_can_be_trained_on(world: TinyWorld) -
             assert (policy(batch)[0] - batch.rollout_logprobs).abs().max() < 1e-4
 
 
-def test_progress_mode_and_version(world: TinyWorld) -> None:
+def test_engine_reports_progress_mode_and_version(world: TinyWorld) -> None:
     policy, samples = memorised()
     policy.train()
     progress: list[tuple[int, int]] = []

@@ -35,13 +35,13 @@ def test_output_dir_is_made_and_left_empty(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_output_dir_that_is_a_file(tmp_path: Path) -> None:
+def test_output_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("x")
     with pytest.raises(UsageError, match=r"output_dir .*taken cannot be written to"):
         prepare_output_dir(tmp_path / "taken")
 
 
-def test_output_dir_that_takes_no_files() -> None:
+def test_unwritable_output_dir_is_refused() -> None:
     with pytest.raises(UsageError, match="output_dir /proc cannot be written to"):
         prepare_output_dir("/proc")
 
@@ -116,7 +116,7 @@ with whole_folder(Path(sys.argv[1])) as partial:
 """
 
 
-def test_what_the_killed_leave_is_removed_and_what_the_living_make_is_not(tmp_path: Path) -> None:
+def test_only_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
     makers = []
     for name in ("killed", "alive"):
         command = [sys.executable, "-c", MAKER, str(tmp_path / f"clueworld-{name}")]
@@ -206,7 +206,7 @@ def test_a_half_removed_folder_does_not_keep_its_name(tmp_path: Path, monkeypatc
     remove_folder(folder, "ranks")  # nothing is there any more
 
 
-def test_leftovers_of_one_maker_only(tmp_path: Path) -> None:
+def test_removal_takes_the_leftovers_of_one_maker_only(tmp_path: Path) -> None:
     make_folder(tmp_path / "direct.partial-ranks", "x")
     (tmp_path / "last.partial-ranks").symlink_to("nowhere")
     make_folder(tmp_path / "data.partial-0123456789ab", "x")

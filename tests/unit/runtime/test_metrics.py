@@ -87,7 +87,7 @@ def test_a_broken_line_inside_is_named(tmp_path: Path) -> None:
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_no_log_no_rows(tmp_path: Path) -> None:
+def test_missing_log_gives_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 

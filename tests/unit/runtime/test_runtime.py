@@ -37,13 +37,13 @@ def test_ranks_come_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "has_gpu", "device"),
     [("cpu", True, "cpu"), ("auto", False, "cpu"), ("auto", True, "cuda:3"), ("cuda", True, "cuda:3")],
 )
-def test_device_choice(monkeypatch: pytest.MonkeyPatch, name: str, has_gpu: bool, device: str) -> None:
+def test_device_matches_the_name(monkeypatch: pytest.MonkeyPatch, name: str, has_gpu: bool, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert distributed.choose_device(name) == torch.device(device)
 
 
-def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="device=cuda, but torch sees no GPU"):
         distributed.choose_device("cuda")

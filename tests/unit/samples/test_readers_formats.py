@@ -72,7 +72,7 @@ def test_every_format_has_a_sample() -> None:
     assert set(FORMAT_OF.values()) == set(FORMATS)
 
 
-def test_seeker_trajectories() -> None:
+def test_seeker_trajectories_become_samples() -> None:
     one, two = read("seeker_sft_single_w_tool.json")
     assert (one.id, one.question, one.options) == ("seeker_sft_single_w_tool/1", "What is on the red card?", OPTIONS)
     assert (one.answer, one.kind, calls(one)) == ("A", "clue_single_w_tool", [(RED,), ()])
@@ -82,7 +82,7 @@ def test_seeker_trajectories() -> None:
     assert len(episode.clips) == 2 and episode.answer == "A"
 
 
-def test_seeker_questions() -> None:
+def test_seeker_questions_become_samples() -> None:
     red, first, when = read("seeker_rl.json")
     assert (red.kind, red.clues, red.answer, red.options[0]) == ("clue_single_w_tool", ((4.0, 8.0),), "A", "A. rows")
     assert first.kind == "clue_multi_wo_tool" and first.video.endswith("videos/frames#fps=4")
@@ -102,7 +102,7 @@ def test_calls_of_other_tools_become_ours() -> None:
     assert calls(called) == [(RED,), ()] and (direct.kind, calls(direct)) == ("clue_single_wo_tool", [()])
 
 
-def test_problems_with_a_solution() -> None:
+def test_problems_with_a_solution_become_samples() -> None:
     asked, counted = read("video_r1.json")
     (reasoned,) = read("video_r1_sft.json")
     assert (asked.id, asked.question, asked.answer, asked.turns) == ("video_r1/1", "What is on the red card?", "A", ())
@@ -114,7 +114,7 @@ def test_problems_with_a_solution() -> None:
     assert (counted.answer, counted.options) == ("3", ())
 
 
-def test_ground_truths() -> None:
+def test_ground_truths_become_answers() -> None:
     red, last = read("verl.parquet")
     assert (red.id, red.answer, red.clues, red.kind) == ("verl/0", "rows", ((4.0, 8.0),), "clue_single_w_tool")
     assert (last.question, last.clues, last.kind) == ("Which colour is shown last?", (), "clue_multi_wo_tool")
@@ -223,7 +223,7 @@ def test_the_fault_of_a_record_is_named(
         (["<grounding>{}</grounding>", "<tool_call>{}</tool_call><answer>A</answer>"], "mix the call forms"),
     ],
 )
-def test_trajectories_that_cannot_be_replayed(turns: list[str], code: str, tmp_path: Path) -> None:
+def test_unreplayable_trajectories_are_refused(turns: list[str], code: str, tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "<video>Q"}]
     for turn in turns:
         talk += [{"role": "assistant", "content": turn}, {"role": "user", "content": "on"}]
@@ -246,7 +246,7 @@ def video_r1_record(problem: str, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("process", ["", " \n", None])
-def test_empty_reasoning_is_no_reasoning(process: str | None, tmp_path: Path) -> None:
+def test_empty_reasoning_counts_as_missing(process: str | None, tmp_path: Path) -> None:
     (row,) = read_rows(write(tmp_path, video_r1_record("What?", process=process)), "video_r1")
     assert row.sample is not None and row.sample.turns == () and row.sample.answer == "A"
 
@@ -265,7 +265,7 @@ def test_empty_reasoning_is_no_reasoning(process: str | None, tmp_path: Path) ->
         ("Which?\nOptions:\nA. cat B. x\nB. dog", "Which?", ("cat B. x", "dog")),
     ],
 )
-def test_options_on_lines_and_in_one_line(
+def test_options_are_read_from_several_lines_or_one(
     problem: str, question: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     (row,) = read_rows(write(tmp_path, video_r1_record(problem)), "video_r1")
@@ -328,7 +328,7 @@ def test_columns_and_tags_of_dataset_info_are_honoured(tmp_path: Path) -> None:
         detect_format(path)
 
 
-def test_unknown_and_unclear_formats(tmp_path: Path) -> None:
+def test_unknown_and_unclear_formats_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, {"a": 1})
     with pytest.raises(DataError, match="no format is known by the fields a; name one: videoseek"):
         detect_format(path)
@@ -357,11 +357,11 @@ def test_unknown_and_unclear_formats(tmp_path: Path) -> None:
         ("sft_longvt_longvideo_reflection_2000", 1, None),
     ],
 )
-def test_kinds_by_the_names_of_files_and_sources(name: str, num_clues: int, kind: str | None) -> None:
+def test_names_of_files_and_sources_tell_the_kind(name: str, num_clues: int, kind: str | None) -> None:
     assert kind_from_name(name, num_clues) == kind
 
 
-def test_kinds_by_evidence() -> None:
+def test_evidence_tells_the_kind() -> None:
     fmt = CALL_FORMATS["hermes"]()
     look, other = (fmt.parse(fmt.render_turn("", call, None)) for call in (RED, BLUE))
     end = fmt.parse(fmt.render_turn("", None, "A"))

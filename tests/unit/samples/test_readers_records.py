@@ -80,7 +80,7 @@ def test_broken_elements_of_a_list_are_one_record_each(text: bytes, expected: li
     assert [RecordError if isinstance(value, RecordError) else value for value in got] == expected
 
 
-def test_kind_of_file_by_its_beginning(tmp_path: Path) -> None:
+def test_beginning_of_a_file_tells_its_form(tmp_path: Path) -> None:
     for text, kind, found in ((b"\xef\xbb\xbf \n[1]", JsonList, [1]), (b'{"a": 1}\n\n{"b": 2}', JsonLines, 2)):
         path = tmp_path / "file.json"
         path.write_bytes(text)
@@ -95,7 +95,7 @@ def test_kind_of_file_by_its_beginning(tmp_path: Path) -> None:
         open_records(tmp_path / "none.parquet")
 
 
-def test_rows_of_many_row_groups(tmp_path: Path) -> None:
+def test_rows_of_many_row_groups_are_read(tmp_path: Path) -> None:
     rows = [{"number": number, "texts": ["x"] * (number % 3), "inner": {"a": number}} for number in range(2500)]
     path = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=700)
@@ -166,7 +166,7 @@ def damaged(draw: st.DrawFn) -> tuple[str, Any]:
 
 @FILES
 @given(case=damaged() | st.tuples(st.sampled_from(list(FORMATS)), JSON))
-def test_no_record_breaks_a_reader(case: tuple[str, Any], tmp_path: Path) -> None:
+def test_readers_handle_any_record(case: tuple[str, Any], tmp_path: Path) -> None:
     fmt, record = case
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(record) + "\n" + json.dumps({"id": "other"}) + "\n")

@@ -41,7 +41,7 @@ def lines(path: Path, *records: object) -> Path:
     ),
     window=st.none() | SPANS,
 )
-def test_samples_survive_a_file(tmp_path: Path, fields: list[tuple], window: tuple[float, float] | None) -> None:
+def test_reading_restores_samples(tmp_path: Path, fields: list[tuple], window: tuple[float, float] | None) -> None:
     samples = [
         Sample(
             id=f"s{index}",
@@ -138,7 +138,7 @@ def test_missing_field_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "line", [b"{", b"[1, 2]", b'"text"', b"\xff\xfe\x00{}", b"[" * 100_000, b'{"id": "a"} {}'], ids=lambda raw: raw[:9]
 )
-def test_line_that_is_no_record_is_named(tmp_path: Path, line: bytes) -> None:
+def test_line_without_a_record_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "s.jsonl"
     path.write_bytes(b"\n" + json.dumps(GOOD).encode() + b"\n\n" + line + b"\n")
     with pytest.raises(DataError, match=r"s\.jsonl, line 4: "):
@@ -155,7 +155,7 @@ def test_repeated_id_missing_file_and_empty_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="from 3.13 on such a link is a name like any other")
-def test_a_link_to_itself_is_no_path(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(RecordError, match="'loop' is no path"):
         confined("loop", tmp_path)

@@ -43,7 +43,7 @@ def recipe(**zero: object) -> TrainConfig:
         (3, 2 * ALL / 32 + 2e9, 12 * ALL / 32, 4 * ALL / 32 + 6 * 5e8),
     ],
 )
-def test_states_of_all_weights_in_bfloat16(
+def test_states_of_bfloat16_weights_equal_hand_computed_sizes(
     stage: int, weights: float, optimizer: float, gradients: float, sizes: ModelSizes
 ) -> None:
     parts = training_memory(sizes, recipe(stage=stage), "grpo", num_ranks=32)

@@ -43,12 +43,12 @@ def clue(start: float, end: float, detail: str = "medium", finding: str = "the s
 
 
 @pytest.mark.parametrize(("seconds", "strategy"), [(2, "coarse"), (28, "medium"), (35, "fine")])
-def test_quota_of_the_papers_worked_example(seconds: float, strategy: str) -> None:
+def test_quota_equals_the_papers_worked_example(seconds: float, strategy: str) -> None:
     assert sampling_strategy(seconds, "medium", LIMITS) == strategy
 
 
 @pytest.mark.parametrize(("detail", "coarse", "medium"), [("large", 32, 64), ("medium", 16, 32), ("small", 8, 16)])
-def test_quotas_of_the_documented_table(detail: str, coarse: int, medium: int) -> None:
+def test_quotas_equal_the_documented_table(detail: str, coarse: int, medium: int) -> None:
     strategies = [sampling_strategy(seconds, detail, LIMITS) for seconds in range(2, 100)]
     assert strategies == ["coarse"] * (coarse - 1) + ["medium"] * (medium - coarse) + ["fine"] * (99 - medium)
 
@@ -179,7 +179,7 @@ def test_the_fault_of_a_bad_trajectory_is_named(reply: dict[str, Any], words: st
     assert words in (trajectory_fault(reply, QUESTION, LOOKS) or "")
 
 
-def test_a_single_shared_word_is_no_leak() -> None:
+def test_a_single_shared_word_is_not_a_leak() -> None:
     assert leaked_words("I look at the letters.", "blue letters spell the name of a town", set()) == set()
 
 

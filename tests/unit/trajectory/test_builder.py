@@ -76,7 +76,7 @@ def hermes_turns() -> tuple[str, ...]:
     return (f"<think>Größe?</think>\n{calls}", "<think>hm</think>", "<think>so</think>\n<answer>A.</answer>")
 
 
-def test_several_calls_a_turn_in_qwens_vocabulary(world: TinyWorld, qwen: Environment) -> None:
+def test_a_turn_takes_several_calls_in_qwens_vocabulary(world: TinyWorld, qwen: Environment) -> None:
     episode = qwen.replay(replace(world.samples[0], turns=hermes_turns()))
     assert readable(qwen.vocabulary, episode) == written(episode, qwen.fmt)
     assert [record.clip is not None for record in episode.calls] == [True, False, True, False]
@@ -170,7 +170,7 @@ def test_sampled_tokens_are_kept_as_they_are(world: TinyWorld) -> None:
     assert episode.assistant_texts()[0].startswith("<think>")
 
 
-def test_recorded_and_sampled_turns_of_one_text_are_one(world: TinyWorld) -> None:
+def test_recorded_and_sampled_turns_of_one_text_are_equal(world: TinyWorld) -> None:
     text = look(4, 8)
     recorded, sampled = (world.environment.open(world.samples[0]) for _ in range(2))
     ids = [*world.vocabulary.encode(text), world.vocabulary.im_end]
@@ -195,7 +195,7 @@ def test_faults_are_kept_and_told(world: TinyWorld) -> None:
     assert told == [FORMAT.fault_text([fault]) for fault in episode.faults]
 
 
-def test_a_clip_stands_in_the_readable_text_where_it_stands_in_the_tokens(world: TinyWorld) -> None:
+def test_readable_text_and_tokens_have_clips_in_the_same_places(world: TinyWorld) -> None:
     episode = world.replay(0, look(4, 8), answer("A"))
     prompt, observation = (turn for turn in episode.turns if turn.role == "user")
     assert prompt.text.startswith("<video>") and observation.text.endswith("<video>")

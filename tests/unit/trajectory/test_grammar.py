@@ -62,7 +62,7 @@ def test_a_rendered_answer_is_read_back(name: str) -> None:
     strategy=st.sampled_from(["coarse", "medium", "fine"]),
     name=st.sampled_from(sorted(FORMATS)),
 )
-def test_calls_on_tenths_of_a_second_survive(start: int, tenths: int, strategy: str, name: str) -> None:
+def test_parsing_restores_calls_on_tenths_of_a_second(start: int, tenths: int, strategy: str, name: str) -> None:
     fmt = FORMATS[name]()
     written = Call(start / 10, (start + tenths) / 10, strategy)
     assert fmt.parse(fmt.render_turn("x", written, None)).calls == (written,)
@@ -166,7 +166,7 @@ def test_every_fault_can_happen() -> None:
         ("<think>x</think><answer>A", None),
     ],
 )
-def test_the_answer_that_counts(text: str, answer: str | None) -> None:
+def test_parsing_finds_the_answer_that_counts(text: str, answer: str | None) -> None:
     assert GROUNDING.parse(text).answer == answer
 
 
@@ -179,7 +179,7 @@ def test_the_answer_that_counts(text: str, answer: str | None) -> None:
         ('{"name": ["crop_video"], "arguments": {}}', "unknown_tool"),
     ],
 )
-def test_faults_of_hermes_calls(payload: str, expected: str) -> None:
+def test_faulty_hermes_calls_have_a_code(payload: str, expected: str) -> None:
     assert codes(HERMES.parse(f"<think>x</think>\n<tool_call>{payload}</tool_call>")) == [expected]
 
 

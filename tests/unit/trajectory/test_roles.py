@@ -82,11 +82,11 @@ def test_two_calls_in_a_turn_are_both_found() -> None:
         ("<think><grounding></think><answer>A</answer>", TurnKind.ANSWER),
     ],
 )
-def test_kinds_of_odd_turns(text: str, kind: TurnKind) -> None:
+def test_odd_turns_have_the_expected_roles(text: str, kind: TurnKind) -> None:
     assert tokens_by_role(text)[1] == kind
 
 
-def test_prose_is_all_tag() -> None:
+def test_plain_prose_has_the_role_tag() -> None:
     assert tokens_by_role("just prose")[0].keys() == {Role.TAG}
 
 

@@ -34,7 +34,7 @@ def test_special_tokens_in_text_are_characters(make: object) -> None:
 
 @pytest.mark.parametrize("make", [tiny_vocabulary, qwen_vocabulary], ids=["tiny", "qwen"])
 @pytest.mark.parametrize("text", ["", "a", "What is on the red card?", "größe 你好 🎬\n\n  \t", "<think>\x00</think>"])
-def test_text_survives(make: object, text: str) -> None:
+def test_decoding_restores_encoded_text(make: object, text: str) -> None:
     vocabulary = make()
     assert vocabulary.decode(vocabulary.encode(text)) == text
 

@@ -39,7 +39,7 @@ def write_tone(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["nothing.mp4", "no/such/folder.mp4", "nul\0byte.mp4", "x" * 300 + ".mp4"])
-def test_missing_file(tmp_path, name) -> None:
+def test_missing_file_is_named(tmp_path, name) -> None:
     with pytest.raises(VideoError) as caught:
         probe(str(tmp_path / name))
     assert caught.value.code == "missing_file"
@@ -57,7 +57,7 @@ def test_urls_are_not_opened(url) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video", bytes(4096), b"\x00\x00\x00\x18ftypmp42"])
-def test_other_content_is_no_video(tmp_path, content) -> None:
+def test_other_content_is_refused(tmp_path, content) -> None:
     path = tmp_path / "v.mp4"
     path.write_bytes(content)
     assert code_of(path) == "not_video"
@@ -80,17 +80,17 @@ def test_playlists_cannot_reach_other_files(tmp_path, text) -> None:
     assert code_of(path) == "not_video"
 
 
-def test_audio_only_is_no_video(tmp_path) -> None:
+def test_audio_without_video_is_refused(tmp_path) -> None:
     assert code_of(write_tone(tmp_path / "tone.m4a")) == "not_video"
 
 
-def test_unknown_codec_is_no_video(tmp_path) -> None:
+def test_unknown_codec_is_refused(tmp_path) -> None:
     path = sample(tmp_path / "v.mp4")
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
     assert code_of(path) == "not_video"
 
 
-def test_video_stream_without_frames(tmp_path) -> None:
+def test_video_stream_without_frames_is_refused(tmp_path) -> None:
     path = tmp_path / "v.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)

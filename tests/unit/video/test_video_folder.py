@@ -40,14 +40,14 @@ def test_number_minus_first_number_over_rate_is_the_time(tmp_path) -> None:
     assert numbers_at(path, 0.0, 0.99, 1.0, 5.9, 6.0, 45.9, 46.4) == [8, 9, 10, 11, 20, 20, 100]
 
 
-def test_rate_is_four_where_none_is_given(tmp_path) -> None:
+def test_default_rate_is_four(tmp_path) -> None:
     folder = write_folder(tmp_path / "f", range(9))
     assert probe(str(folder)).duration_seconds == 9 / 4
     assert numbers_at(str(folder), 1.0) == [4]
 
 
 @pytest.mark.parametrize(("rate", "seconds"), [("29.97", 10 / 29.97), ("0.5", 20.0), ("1", 10.0)])
-def test_rates(tmp_path, rate, seconds) -> None:
+def test_rate_in_the_name_decides_the_duration(tmp_path, rate, seconds) -> None:
     assert probe(f"{write_folder(tmp_path / 'f', range(10))}#fps={rate}").duration_seconds == pytest.approx(seconds)
 
 
@@ -175,7 +175,7 @@ def test_absurd_gap_is_refused(tmp_path, number) -> None:
     assert error_of(folder).code == "too_large"
 
 
-def test_overviews_and_crops_need_not_know(tmp_path) -> None:
+def test_overviews_and_crops_work_on_frame_folders(tmp_path) -> None:
     path = f"{write_folder(tmp_path / 'f', range(0, 160))}#fps=4"
     limits = VideoConfig(max_frames=16)
     clip = overview_clip(probe(path), limits)

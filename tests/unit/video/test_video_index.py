@@ -202,7 +202,7 @@ def test_folder_that_cannot_be_written_to_is_named_once(tmp_path, monkeypatch, c
     assert [str(tmp_path / "file") in record.getMessage() for record in caplog.records].count(True) == 1
 
 
-def test_nothing_is_kept_where_the_variable_is_empty(tmp_path, monkeypatch) -> None:
+def test_empty_variable_turns_the_stored_index_off(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("VIDEOSEEK_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     forget()

@@ -85,7 +85,7 @@ def test_frames_up_to_the_limit_are_opened(tmp_path, monkeypatch) -> None:
     assert error.code == "too_large" and "704 x 480" in error.message
 
 
-def test_stamp_of_years_is_refused(tmp_path) -> None:
+def test_time_stamp_of_years_is_refused(tmp_path) -> None:
     path = tmp_path / "v.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=1)
@@ -100,7 +100,7 @@ def test_stamp_of_years_is_refused(tmp_path) -> None:
     assert error.code == "too_large" and "at most 48" in error.message
 
 
-def test_scan_ends_at_the_most_frames(tmp_path, monkeypatch) -> None:
+def test_scan_ends_at_the_limit_of_frames(tmp_path, monkeypatch) -> None:
     path = write_video(tmp_path / "v.mp4", steady(40, 10), options=x264(10))
     monkeypatch.setattr(video_index, "MAX_FRAMES", 39)
     error = error_of(path)

@@ -29,7 +29,7 @@ def resident_mib(pid: int | str) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stall_seconds", [None, 60.0], ids=["here", "worker"])
-def test_memory_is_flat(tmp_path_factory, stall_seconds) -> None:
+def test_repeated_reads_keep_memory_constant(tmp_path_factory, stall_seconds) -> None:
     names = ("webm_vp9", "webm_av1", "hevc", "transport_stream", "avi_mpeg4", "frame_folder", "truncated_tail")
     paths = [KINDS[name].write(tmp_path_factory.mktemp(name)) for name in names]
     folder = tmp_path_factory.mktemp("large")

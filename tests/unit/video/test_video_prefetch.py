@@ -111,7 +111,7 @@ class Loader:
         return torch.zeros(len(wanted.frame_seconds), wanted.height, wanted.width, 3, dtype=torch.uint8)
 
 
-def test_no_further_ahead_than_the_cache_holds() -> None:
+def test_prefetch_stays_within_the_cache() -> None:
     cache, load = FrameCache(6 * FRAME_BYTES), Loader()
     load.gate.set()
     prefetcher = Prefetcher(cache, load)

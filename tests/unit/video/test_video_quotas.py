@@ -49,7 +49,7 @@ def test_tiny_overview_is_sixteen_frames_of_one_token_a_pair() -> None:
         ((8.0, 16.0), "fine", (8.0, 10.0, 12.0, 14.0), 56, 8),
     ],
 )
-def test_tiny_crops(window, strategy, times, side, tokens) -> None:
+def test_tiny_crops_have_the_expected_size_and_tokens(window, strategy, times, side, tokens) -> None:
     clip = crop_clip(TINY_VIDEO, *window, strategy, TINY)
     assert clip.frame_seconds == times
     assert (clip.height, clip.width, clip.num_tokens, clip.sample_fps) == (side, side, tokens, 0.5)
@@ -66,7 +66,7 @@ def test_tiny_crops(window, strategy, times, side, tokens) -> None:
     ],
     ids=["overview_1600s", "coarse_2s", "fine_35s", "medium_28s"],
 )
-def test_examples_of_the_papers_figure(source, seconds, tokens, frames, size) -> None:
+def test_quotas_equal_the_papers_figure(source, seconds, tokens, frames, size) -> None:
     """Figure 3 of Video-o3 prints these frames and sizes; the source sizes are our inference."""
     height, width = source
     info = VideoInfo("v.mp4", seconds, width, height, 30.0, round(30 * seconds))

@@ -189,7 +189,7 @@ def test_time_allowed_is_in_proportion_to_the_frames(alarms, monkeypatch) -> Non
     assert caught.value.code == "timeout"
 
 
-def test_no_limits_without_a_start(alarms) -> None:
+def test_unstarted_watchdog_sets_no_alarm(alarms) -> None:
     watchdog.allow_frames("v.mp4", 0, 0)
     watchdog.progress()
     assert alarms == []

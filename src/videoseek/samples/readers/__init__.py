@@ -1,4 +1,4 @@
-"""Readers: they turn records of public formats into samples, and invent no fact that a record leaves out."""
+"""Readers turn records of public formats into samples. A reader adds no fact to a record."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ FORMATS: dict[str, Format] = {
 
 
 class Reader:
-    """Reads one data file of one format: all rows in order, or one sample by its offset.
+    """Reads a data file of one format: all rows in order, or a sample by offset.
 
-    `fmt` None detects the format from the file. With a `call_format`, calls of recorded turns are rewritten in that
-    form. Raises DataError when the file does not exist or its format is unclear, and UsageError for an unknown format.
+    `fmt` None detects the format from the file. With a `call_format`, the reader rewrites the calls of recorded turns
+    in the form. Raises DataError for a missing file or an unclear format, and UsageError for an unknown format.
     """
 
     def __init__(self, path: Path, fmt: str | None, paths: VideoPaths, call_format: str | None = None) -> None:
@@ -46,9 +46,9 @@ class Reader:
         self._call_format = call_format
 
     def rows(self, ids: set[str]) -> Iterator[Row]:
-        """Yields a row for every record. `ids` are those of earlier records: an id among them is a problem.
+        """Yields a row for every record. `ids` holds the ids of earlier records: a repeated id is a problem.
 
-        The ids of this file are added to `ids`.
+        Adds the ids of the file to `ids`.
         """
         hint = self.records.hint
         for record in self.records:
@@ -69,7 +69,7 @@ class Reader:
         return f"{self.path}, {self.records.unit} {number}"
 
     def sample(self, offset: int, number: int) -> Sample:
-        """Returns the sample of the row with this offset and number."""
+        """Returns the sample of the row with the offset and number."""
         return self._sample(self.records.at(offset), number)
 
     def _sample(self, value: Any | RecordError, number: int) -> Sample:
@@ -83,9 +83,9 @@ class Reader:
 
 
 def open_records(path: Path) -> RecordFile:
-    """Opens a file by its ending (`.parquet`, `.jsonl`), else by its first character.
+    """Opens a file by the ending (`.parquet`, `.jsonl`), else by the first character.
 
-    Raises DataError when there is no such file.
+    Raises DataError for a missing file.
     """
     if not path.is_file():
         raise DataError(f"data file {str(path)!r} does not exist")
@@ -98,7 +98,7 @@ def open_records(path: Path) -> RecordFile:
 
 
 def detect_format(path: Path) -> str:
-    """Returns the format of a file, by its first record that is an object. Raises DataError when that is unclear."""
+    """Returns the format of a file from the first record of type object. Raises DataError for an unclear format."""
     records = open_records(path)
     first_fault: str | None = None
     for record in records:
@@ -112,7 +112,7 @@ def detect_format(path: Path) -> str:
 
 
 def _format_of(record: Mapping[str, Any], path: Path) -> str:
-    """Returns the format that a record's fields tell; the fields that tell most are tried first."""
+    """Returns the format from a record's fields, the most specific fields first."""
     file = SourceFile(path, VideoPaths())
     if isinstance(record.get("extra_info"), str) or isinstance(record.get("messages"), str):
         return "paravt"

@@ -1,6 +1,6 @@
-"""Rewrites the calls in recorded turns: other tools' arguments to the project's, and one call form to the other.
+"""Rewrites the calls in recorded turns: other tools' arguments to the project's, and a call form to the other form.
 
-The rest of a turn's text stays as it is. Both forms of `trajectory.grammar` are stored unchanged: the arguments alone
+The rest of a turn's text stays unchanged. Both forms of `trajectory.grammar` are stored unchanged: the arguments alone
 between `<grounding>` tags, or name and arguments between `<tool_call>` tags. Another tool's crop call (start and end as
 two numbers, no strategy) becomes the second form, at strategy medium.
 """
@@ -53,7 +53,7 @@ def _own_block(text: str, call: dict[str, Any] | None) -> str:
 
 
 def form_of(turns: Iterable[str]) -> str | None:
-    """Returns the call form of the turns, or None if they hold no call. Raises RecordError when both forms occur."""
+    """Returns the call form of the turns, or None for turns without calls. Raises RecordError when both forms occur."""
     forms = {name for name, cls in FORMATS.items() for turn in turns if f"<{cls.call_tag}>" in turn}
     if len(forms) > 1:
         raise RecordError("bad_turn", f"the turns mix the call forms {' and '.join(sorted(forms))}")
@@ -61,7 +61,7 @@ def form_of(turns: Iterable[str]) -> str | None:
 
 
 def parse_turns(turns: tuple[str, ...]) -> list[ParsedTurn]:
-    """Parses the turns with the grammar of their call form. Raises RecordError when both forms occur."""
+    """Parses the turns with the grammar of the call form. Raises RecordError when both forms occur."""
     fmt = FORMATS[form_of(turns) or "hermes"]()
     return [fmt.parse(turn) for turn in turns]
 
@@ -69,8 +69,7 @@ def parse_turns(turns: tuple[str, ...]) -> list[ParsedTurn]:
 def in_form(turns: tuple[str, ...], name: str) -> tuple[str, ...]:
     """Rewrites the calls of the turns in the form `name`: the same arguments between other tags.
 
-    Of a call that cannot be read, only the tags change. Raises RecordError if a turn holds more calls than the form
-    allows.
+    An unreadable call changes only the tags. Raises RecordError for a turn with more calls than the form allows.
     """
     form = form_of(turns)
     if form in (None, name):

@@ -1,4 +1,4 @@
-"""Reads the project's own records (`data/schema/sample.schema.json`), by themselves or inside another format's."""
+"""Reads the project's own records (`data/schema/sample.schema.json`), alone or inside records of another format."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def prepare(file: SourceFile) -> Convert:
 
 
 def sample_from_extra(extra: Any, messages: Sequence[Message], media: Sequence[Medium], file: SourceFile) -> Sample:
-    """Restores a sample that `data convert` wrote in another format, exactly as it was.
+    """Restores exactly a sample that `data convert` wrote in another format.
 
-    Video and turns come from the conversation, all else from `extra`: the project's record, or its JSON text. Raises
-    RecordError.
+    Video and turns come from the conversation, all else from `extra`: the project's record, as an object or as JSON
+    text. Raises RecordError.
     """
     if isinstance(extra, str):
         extra = parse_json(extra)

@@ -1,8 +1,8 @@
 """Turns a recorded conversation about one video into a sample.
 
-The sample keeps the question of the first user turn, every assistant turn, and the answer. It drops observations, time
-sentences, `<video>` marks and the system prompt, since the tool and the run's prompt produce them again. Before that,
-two checks hold: each medium has one mark, and each medium shows the window that its call asked for.
+The sample keeps the question of the first user turn, every assistant turn, and the answer. The sample drops
+observations, time sentences, `<video>` marks and the system prompt, since the tool and the run's prompt produce the
+same parts again. Two checks come first: each medium has one mark, and each medium shows the window of the call.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """A video as the record names it; `window` in seconds is the part shown (None: all of it, or unknown)."""
+    """A video under the record's name; `window` in seconds is the shown part (None: the whole video, or unknown)."""
 
     video: str
     window: Interval | None = None
@@ -47,7 +47,7 @@ class Medium:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The fields of a record beside its conversation."""
+    """The fields of a record beside the conversation."""
 
     id: str
     question: str | None = None
@@ -61,7 +61,7 @@ def sample_from_conversation(
 ) -> Sample:
     """Returns the sample of a conversation. Raises RecordError.
 
-    With `implicit_mark`, a single medium needs no mark.
+    With `implicit_mark`, the mark of a single medium is optional.
     """
     question, rounds = split_rounds(split_transcripts(messages))
     check_media(question, rounds, media, implicit_mark=implicit_mark)
@@ -78,7 +78,7 @@ def sample_from_conversation(
     _check_rounds(parsed)
     clues = facts.clues
     if not clues and (window := answer_window(answer)) is not None:
-        clues = (window,)  # the window that a grounding question asks for is its evidence
+        clues = (window,)  # the requested window of a grounding question is the evidence
     return checked_sample(
         id=facts.id,
         video=file.locate(media[0].video),
@@ -92,10 +92,10 @@ def sample_from_conversation(
 
 
 def split_transcripts(messages: Sequence[Message]) -> list[Message]:
-    """Splits assistant turns at the `<tool_response>` blocks in them, which become user turns.
+    """Splits assistant turns at `<tool_response>` blocks. The blocks become user turns.
 
     LongVT writes a whole trajectory into one assistant turn: call, response, thought, answer. Raises RecordError for a
-    turn that begins with a response.
+    response at the beginning of a turn.
     """
     split: list[Message] = []
     for message in messages:
@@ -114,9 +114,9 @@ def split_transcripts(messages: Sequence[Message]) -> list[Message]:
 
 
 def split_rounds(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]]]:
-    """Returns the question, and each assistant text with the user text that follows it (empty after the last).
+    """Returns the question, and each assistant text with the following user text (empty after the last).
 
-    Raises RecordError when the conversation does not begin with a user turn.
+    Raises RecordError unless the conversation begins with a user turn.
     """
     turns = [message for message in messages if message.role != "system"]
     if not turns or turns[0].role != "user":
@@ -126,7 +126,7 @@ def split_rounds(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]
 
 
 def check_media(question: str, rounds: Sequence[tuple[str, str]], media: Sequence[Medium], implicit_mark: bool) -> None:
-    """Checks that there is one mark for each medium, and that all media are of one video. Raises RecordError."""
+    """Raises RecordError unless each medium has a mark and all media belong to the same video."""
     if not media:
         raise RecordError("bad_media", "the record has no video")
     marks = question.count(VIDEO_MARK) + sum(turn.count(VIDEO_MARK) + shown.count(VIDEO_MARK) for turn, shown in rounds)
@@ -139,16 +139,16 @@ def check_media(question: str, rounds: Sequence[tuple[str, str]], media: Sequenc
 
 
 def check_windows(parsed: Sequence[ParsedTurn], observations: Sequence[str], media: Sequence[Medium]) -> None:
-    """Checks that each medium of an observation shows the window that a call of the turn before asked for.
+    """Raises RecordError unless each medium of an observation shows the window of a call in the turn before.
 
-    Media follow the order of calls; a call that failed has none. Raises RecordError.
+    Media follow the order of calls; a failed call has no medium.
     """
     remaining = iter(media[1:])
     for number, (turn, observation) in enumerate(zip(parsed, observations, strict=True), 1):
         calls = iter(turn.calls)
         for _ in range(observation.count(VIDEO_MARK)):
             medium = next(remaining)
-            if not any(_shows(medium, call) for call in calls):  # consumes the calls up to the one that fits
+            if not any(_shows(medium, call) for call in calls):  # consumes the calls up to the fitting call
                 windows = ", ".join(f"[{call.start_seconds:g}, {call.end_seconds:g}]" for call in turn.calls)
                 shown = "a clip" if medium.window is None else f"[{medium.window[0]:g}, {medium.window[1]:g}]"
                 message = f"turn {number} asks for {windows or 'nothing'} but is shown {shown}"
@@ -195,7 +195,7 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _options_in_line(line: str) -> tuple[str, ...]:
-    """Splits `A. cat B. dog` before each letter that is the next of the alphabet."""
+    """Splits `A. cat B. dog` before the letters B, C, .. in the order of the alphabet."""
     options: list[str] = []
     rest = line
     for letter in "BCDEFGHIJKLMNOPQRSTUVWXYZ":
@@ -212,8 +212,8 @@ def _options_in_line(line: str) -> tuple[str, ...]:
 def recorded_answer(turns: Sequence[str], parsed: Sequence[ParsedTurn], kind: str | None) -> tuple[str, str | None]:
     """Returns answer and kind of a trajectory.
 
-    The answer is what the last turn answers. A single turn without any tags is the answer itself, of kind perception.
-    Raises RecordError when there is no answer.
+    The last turn gives the answer. A single turn of plain text is the whole answer, of kind perception. Raises
+    RecordError for a trajectory without an answer.
     """
     if not turns:
         raise RecordError("no_answer", "the record has neither an answer nor a turn that gives one")
@@ -225,7 +225,7 @@ def recorded_answer(turns: Sequence[str], parsed: Sequence[ParsedTurn], kind: st
 
 
 def _check_rounds(parsed: Sequence[ParsedTurn]) -> None:
-    """Checks that every turn before the last calls the tool and gives no answer. Raises RecordError."""
+    """Raises RecordError unless every turn before the last calls the tool and gives no answer."""
     for number, turn in enumerate(parsed[:-1], 1):
         if turn.answer is not None:
             raise RecordError("bad_turn", f"turn {number} of {len(parsed)} answers already")

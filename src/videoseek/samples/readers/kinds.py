@@ -1,4 +1,4 @@
-"""The kind of a sample: named by its source, or else derived from the record by one rule."""
+"""Finds the kind of a sample: the source names the kind, or a rule derives the kind from the record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from videoseek.trajectory.grammar import read_object, read_segment
 from videoseek.types import KINDS, Interval, ParsedTurn
 
-#: Names of reward functions that Video-o3's records carry as their data source.
+#: Names of reward functions in the field `data_source` of Video-o3's records.
 _REWARD_NAMES = {
     "tool_reward_with_round_penalty": "clue_single_w_tool",
     "tool_reward_without_round_penalty": "clue_multi_w_tool",
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def kind_from_name(name: str, num_clues: int) -> str | None:
-    """Returns the kind that the name of a source or file tells, as in Seeker-173K, or None if it tells none."""
+    """Returns the kind from the name of a source or file, as in Seeker-173K, or None."""
     if name in KINDS:
         return name
     if name in _REWARD_NAMES:
@@ -37,11 +37,12 @@ def kind_from_name(name: str, num_clues: int) -> str | None:
 
 
 def kind_from_evidence(answer: str, clues: Sequence[Interval], turns: Sequence[ParsedTurn]) -> str:
-    """Returns the kind of a record whose source does not name one.
+    """Returns the kind of a record from the evidence, for a source that names no kind.
 
-    An answer that is a window means temporal_grounding. Otherwise the tool is needed if the recorded turns call it or,
-    without turns, if there are clues. Single or multi follows the number of clues or, without clues, of different
-    calls. A record with neither turns nor clues is clue_multi_wo_tool, the kind whose reward ignores calls.
+    A window as the answer means temporal_grounding. Otherwise recorded turns need the tool if a turn calls the tool,
+    and a record of clues alone needs the tool. Single or multi follows the number of clues or, without clues, the
+    number of different calls. A record of a question alone is clue_multi_wo_tool, because the reward of the kind
+    ignores calls.
     """
     if answer_window(answer) is not None:
         return "temporal_grounding"
@@ -65,6 +66,6 @@ def window_answer(start_seconds: float, end_seconds: float) -> str:
 
 
 def loose_window_answer(text: str) -> str | None:
-    """Rewrites a window such as `[3, 7.5]` or `3 to 7.5` in the project's form; None unless it is two numbers."""
+    """Rewrites a window like `[3, 7.5]` or `3 to 7.5` in the project's form; None unless the text has two numbers."""
     numbers = _NUMBER.findall(text)
     return window_answer(float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None

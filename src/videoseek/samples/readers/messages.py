@@ -1,4 +1,4 @@
-"""Reads formats that are lists of messages: Seeker-173K SFT, LLaMA-Factory sharegpt, ms-swift, TRL."""
+"""Reads formats of message lists: Seeker-173K SFT, LLaMA-Factory sharegpt, ms-swift, TRL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from videoseek.samples.readers.rows import Convert, SourceFile
 from videoseek.samples.schema import DataError, RecordError, interval, parse_json, strings
 from videoseek.types import Sample
 
-#: A role's name -> its role here. A call is part of the assistant's turn, a tool's result is a user turn.
+#: The name of a role -> the project's role. A call is part of the assistant's turn, a tool's result is a user turn.
 _ROLES = {
     "system": "system",
     "user": "user",
@@ -33,7 +33,7 @@ _ANSWERS = ("answer", "solution", "ground_truth")
 class Dialect:
     """The columns and roles of a format.
 
-    With `implicit_mark`, a single video needs no mark in the text. With `kind_in_name`, the file's name tells the kind.
+    With `implicit_mark`, the mark of a single video is optional. With `kind_in_name`, the file's name tells the kind.
     """
 
     messages: str = "messages"
@@ -47,7 +47,7 @@ class Dialect:
 
 
 def prepare_seeker_sft(file: SourceFile) -> Convert:
-    """Returns the reader of Seeker-173K SFT, whose file names tell the kind."""
+    """Returns the reader of Seeker-173K SFT. The file names tell the kind."""
     return _converter(Dialect(kind_in_name=True), file)
 
 
@@ -57,12 +57,12 @@ def prepare_messages(file: SourceFile) -> Convert:
 
 
 def prepare_sharegpt(file: SourceFile) -> Convert:
-    """Returns the reader of sharegpt, with the columns and tags of `dataset_info.json` if there is one."""
+    """Returns the reader of sharegpt, with the columns and tags of an existing `dataset_info.json`."""
     return _converter(sharegpt_dialect(dataset_entry(file)), file)
 
 
 def dataset_entry(file: SourceFile) -> Mapping[str, Any] | None:
-    """Returns the entry of a file in the `dataset_info.json` beside it, or None. Raises DataError."""
+    """Returns the entry of a file in the `dataset_info.json` of the same folder, or None. Raises DataError."""
     path = file.path.with_name(DATASET_INFO)
     if not path.is_file():
         return None
@@ -78,7 +78,7 @@ def dataset_entry(file: SourceFile) -> Mapping[str, Any] | None:
 def sharegpt_dialect(entry: Mapping[str, Any] | None) -> Dialect:
     """Returns the columns and tags of an entry of `dataset_info.json`, with LLaMA-Factory's defaults.
 
-    Raises DataError for an entry whose records are not conversations.
+    Raises DataError for an entry of records other than conversations.
     """
     entry = entry or {"formatting": "sharegpt", "columns": {"videos": "videos", "images": "images"}}
     if entry.get("formatting") != "sharegpt" or entry.get("ranking"):
@@ -149,7 +149,7 @@ def _half(value: Any, name: str, role: str) -> list[Any]:
 def read_messages(values: list[Any], dialect: Dialect, inline: list[Medium]) -> list[Message]:
     """Joins messages to the alternating turns of user and assistant. Raises RecordError.
 
-    Appends media that stand inside messages to `inline`.
+    Appends the media inside messages to `inline`.
     """
     messages: list[Message] = []
     for number, value in enumerate(values, 1):
@@ -162,7 +162,7 @@ def read_messages(values: list[Any], dialect: Dialect, inline: list[Medium]) -> 
                 continue
         if last is None or last.role != role:
             messages.append(Message(role, text))
-        elif role == "user":  # each result of a turn's calls may be a message of its own
+        elif role == "user":  # each result of a turn's calls may be a separate message
             messages[-1] = Message("user", f"{last.text}\n{text}")
         elif role == "assistant":
             raise RecordError("bad_turn", f"message {number} is the assistant's, like the one before it")
@@ -187,7 +187,7 @@ def _read_message(value: Any, number: int, dialect: Dialect, inline: list[Medium
 
 
 def _read_content(content: Any, number: int, inline: list[Medium]) -> str:
-    """Returns text as it is, and joins parts; a video part becomes a mark."""
+    """Returns plain text unchanged, and joins parts. A video part becomes a mark."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
@@ -207,7 +207,7 @@ def _read_content(content: Any, number: int, inline: list[Medium]) -> str:
 
 
 def _read_call(text: str, number: int) -> str:
-    """Returns the blocks of a message that consists of calls: one as an object, or several as a list."""
+    """Returns the blocks of a message of calls: an object for one call, or a list of several calls."""
     try:
         value = parse_json(text)
     except RecordError as error:
@@ -236,7 +236,7 @@ def _read_medium(entry: Any) -> Medium:
 
 
 def record_id(record: Mapping[str, Any], file: SourceFile, number: int) -> str:
-    """Returns an id that is unique over files: the file's name without ending, and the record's id or number."""
+    """Returns an id unique over all files: the stem of the file's name, and the record's id or number."""
     own = next((record[name] for name in ("id", "doc_id") if record.get(name) is not None), number)
     if not isinstance(own, (str, int)):
         raise RecordError("wrong_type", f"field 'id' must be text or a number, got {own!r}")

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, one row group at a time. No other module reads with pyarrow."""
+"""Reads rows of a Parquet file, a row group at a time. Only this module reads with pyarrow."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from videoseek.samples.readers.records import RawRecord, RecordFile
 from videoseek.samples.schema import DataError, RecordError, check_text_lengths
 
 _ROWS_PER_BATCH = 512
-#: Number of decoded row groups that are kept for access by offset.
+#: Number of decoded row groups in memory for access by offset.
 _KEPT_GROUPS = 8
 
 
 class ParquetRows(RecordFile):
     """The rows of a file; offsets are row numbers from 0.
 
-    Raises DataError if pyarrow is not installed, and for a file that is not Parquet.
+    Raises DataError without pyarrow, and for a file of another format.
     """
 
     unit = "row"

@@ -1,4 +1,4 @@
-"""Raw records of a text file, in order or by offset, without holding them: JSONL, or one JSON list."""
+"""Reads raw records of a text file, JSONL or a JSON list, in order or by offset. Memory holds one record at a time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from videoseek.samples.schema import (
     repeated_key,
 )
 
-#: The tokens that decide where an element of a list ends: strings (which may hold brackets), brackets and commas.
+#: The tokens that decide the end of a list's element: strings (perhaps with brackets), brackets and commas.
 _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """One record: its number from 1 in units of `RecordFile.unit`, its offset for `RecordFile.at`, and its value."""
+    """A record: the number from 1 in units of `RecordFile.unit`, the offset for `RecordFile.at`, and the value."""
 
     number: int
     offset: int
@@ -36,29 +36,29 @@ class RecordFile(ABC):
 
     unit: ClassVar[str]
     size: int
-    #: Appended to the message about the first record if that one is bad.
+    #: Appended to the message about a bad first record.
     hint: str = ""
 
     @abstractmethod
     def __iter__(self) -> Iterator[RawRecord]:
-        """Yields all records in order; the value of a record that cannot be decoded is a RecordError."""
+        """Yields all records in order; an undecodable record has a RecordError as the value."""
 
     @abstractmethod
     def at(self, offset: int) -> Any:
-        """Returns the value of the record at an offset that iteration gave.
+        """Returns the value of the record at an offset from iteration.
 
         Raises RecordError when the file has changed.
         """
 
     def repeated_key(self, offset: int) -> str | None:
-        """Returns a key that an object of the record holds twice, or None. Formats without keys hold none twice."""
+        """Returns a key that an object of the record holds twice, or None. Formats without keys return None."""
         return None
 
 
 class _TextFile(RecordFile):
     """A text file; offsets are in bytes.
 
-    The file is mapped into memory: forked processes share the map, and no process moves another's file position.
+    Memory maps the file: forked processes share the map, and each process has its own position.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +97,7 @@ class _TextFile(RecordFile):
 
 def _parse_record(text: bytes) -> Any:
     value = parse_json(text)
-    if len(text) > MAX_TEXT_CHARACTERS:  # a shorter record cannot hold a longer text
+    if len(text) > MAX_TEXT_CHARACTERS:  # a short record holds only short texts
         check_text_lengths(value)
     return value
 
@@ -125,7 +125,7 @@ class JsonLines(_TextFile):
 
 
 class JsonList(_TextFile):
-    """One JSON list. A list that is cut off ends in a broken element."""
+    """A JSON list. The last element of a truncated list is broken."""
 
     unit = "record"
 

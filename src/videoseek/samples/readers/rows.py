@@ -1,4 +1,4 @@
-"""The results of reading a file, one row for each record, and the folders in which videos may lie."""
+"""The results of reading a file, a row for each record, and the allowed folders of videos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from videoseek.types import Sample
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a record cannot be used: a stable code for counting, and one sentence."""
+    """The reason against a record: a stable code for counting, and a sentence."""
 
     code: str
     message: str
@@ -23,10 +23,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record of a file, with either a sample or a problem.
+    """A record of a file, with either a sample or a problem.
 
-    `offset` finds the record again (see `RecordFile.at`), `number` counts from 1 as users count, and `where` names the
-    record in messages (`FILE, line 3`).
+    `offset` finds the record again (see `RecordFile.at`), `number` counts from 1, and `where` names the record in
+    messages (`FILE, line 3`).
     """
 
     offset: int
@@ -40,8 +40,9 @@ class Row:
 class VideoPaths:
     """Maps the names of videos in records to local files below one root.
 
-    `prefixes` are (from, to) pairs: the first pair whose `from` begins a name is applied, once. Relative names start
-    from `video_root` (None: the folder of the data file), and every name must lead to a file inside it.
+    `prefixes` are (from, to) pairs: the first pair with a matching `from` replaces the beginning of a name once.
+    Relative names start from `video_root` (None: the folder of the data file), and every name must lead to a file
+    inside the root.
     """
 
     video_root: Path | None = None
@@ -59,7 +60,7 @@ class VideoPaths:
         return cls(Path(video_root) if video_root is not None else None, tuple(pairs))
 
     def locate(self, video: str, folder: Path) -> str:
-        """Returns the path of a video that a data file in `folder` names. Raises RecordError."""
+        """Returns the path of a video named by a data file in `folder`. Raises RecordError."""
         old, new = next((pair for pair in self.prefixes if video.startswith(pair[0])), ("", ""))
         name = (new + video.removeprefix(old)).removeprefix("file://")
         if "://" in name:
@@ -69,13 +70,13 @@ class VideoPaths:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A data file: its name gives ids a prefix and perhaps a kind, its folder is where video paths start from."""
+    """A data file. The name gives a prefix of ids and perhaps a kind; video paths start from the file's folder."""
 
     path: Path
     paths: VideoPaths
 
     def locate(self, video: str) -> str:
-        """Returns the path of a video that a record of this file names. Raises RecordError."""
+        """Returns the path of a video named by a record of the file. Raises RecordError."""
         return self.paths.locate(video, self.path.parent)
 
 
@@ -85,14 +86,14 @@ Convert = Callable[[Any, int], Sample]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format of data files. `prepare` is called once for each file and returns the function for its records."""
+    """A format of data files. `prepare` runs once for each file and returns the function for the file's records."""
 
     summary: str
     prepare: Callable[[SourceFile], Convert]
 
 
 def problem_lines(bad: Sequence[tuple[str, Problem]]) -> list[str]:
-    """Returns a line for each code of a problem, the commonest first: its count, and its first case."""
+    """Returns a line for each code of a problem, the commonest first: the count, and the first case."""
     firsts: dict[str, str] = {}
     for where, problem in bad:
         firsts.setdefault(problem.code, f"{where}: {problem.message}")

@@ -59,7 +59,7 @@ def _clues(value: Any) -> tuple[Interval, ...]:
 
 
 def _video(record: dict[str, Any], file: SourceFile) -> str:
-    """Returns the path of a file, or of a folder of frames with its rate `frame_fps`, in frames per second."""
+    """Returns the path of a file, or the path of a frame folder with the rate `frame_fps` in frames per second."""
     video = record.get("video")
     if not isinstance(video, str):
         raise RecordError("missing_field", f"field 'video' must be a string, got {video!r}")

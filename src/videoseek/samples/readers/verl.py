@@ -1,4 +1,4 @@
-"""Reads verl's columns as LongVT and ParaVT fill them: a prompt, videos, a ground truth and, for SFT, turns."""
+"""Reads verl's columns of LongVT and ParaVT: a prompt, videos, a ground truth and, for SFT, turns."""
 
 from __future__ import annotations
 

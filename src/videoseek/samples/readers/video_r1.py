@@ -1,4 +1,4 @@
-"""Reads Video-R1's records, which many later sets share: a problem, options, and a solution between answer tags."""
+"""Reads records of Video-R1 and of many later sets: a problem, options, and a solution between answer tags."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _text(record: dict[str, Any], name: str) -> str:
 
 
 def _video(record: dict[str, Any]) -> str:
-    """Returns the one video of a record, from the first of three fields that is filled."""
+    """Returns the single video of a record from the first filled field of three."""
     if record.get("data_type", "video") != "video":
         raise RecordError("bad_media", f"field 'data_type' is {record['data_type']!r}; only video is read")
     name = next((name for name in ("path", "video", "videos") if record.get(name)), None)
