@@ -1,4 +1,4 @@
-"""The operator: attention under a TokenMask, by the implementation that `dispatch` chooses."""
+"""The operator: attention under a TokenMask. `dispatch` chooses the implementation."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def tdam_attention(
     """Computes softmax attention of T packed tokens under a mask; differentiable in q, k and v.
 
     q [T, Hq, D]; k and v [T, Hkv, D], Hq a multiple of Hkv. Returns O [T, Hq, D]; with `return_lse` also the natural
-    log-sum-exp of each row's scores, [T, Hq], in float32 (float64 if the reference gets float64). A row that sees
-    nothing gives 0, log-sum-exp -inf, and zero gradients.
+    log-sum-exp of each row's scores, [T, Hq], in float32 (float64 if the reference gets float64). A blind row,
+    a row without visible keys, gives 0, log-sum-exp -inf, and zero gradients.
 
-    mask: a `BlockMask`, built once per batch, or a `TokenMask`, for which one is built here.
+    mask: a `BlockMask`, built once per batch, or a `TokenMask` (each call then builds a new `BlockMask`).
     scale: factor on the scores, D ** -0.5 if None.
-    impl: "auto" (the rule of `dispatch`), "triton", "hopper" (another forward, for Hopper alone), "dense" (calls of
-    torch's SDPA, without a log-sum-exp) or "reference". A forced choice that cannot run raises ValueError or
-    RuntimeError; nothing falls back. Shapes, types and devices that do not fit raise ValueError.
+    impl: "auto" (the rule of `dispatch`), "triton", "hopper" (another forward, only for Hopper), "dense" (calls of
+    torch's SDPA, without a log-sum-exp) or "reference". A forced choice never falls back, and raises ValueError or
+    RuntimeError if the choice cannot run. Wrong shapes, types and devices raise ValueError.
     """
     _check(q, k, v, mask, scale, impl)
     chosen = impl
@@ -80,11 +80,11 @@ def tdam_attention(
         return (out, lse) if return_lse else out
     block_mask = mask if isinstance(mask, BlockMask) else build_block_mask(mask)
     if chosen == "dense":
-        # On a GPU segments need no mask in memory and flash serves them; on a CPU fewer calls are faster.
+        # On a GPU, flash kernels serve segments without a mask in memory. On a CPU, fewer calls are faster.
         if q.device.type == "cuda":
             return segmented_attention(q, k, v, block_mask.segments, scale)
         return padded_attention(q, k, v, block_mask.documents, scale)
-    # Triton is an optional package, so the modules that need it are imported by the calls that choose them.
+    # Triton is an optional package, so only a call that chooses Triton imports the Triton modules.
     if chosen == "triton":
         check_triton_inputs(q)
     else:

@@ -1,8 +1,8 @@
-"""The block mask: which blocks of the T x T square hold a visible pair, and which need no mask. Built once per batch.
+"""The block mask lists the blocks of the T x T square with visible pairs. A batch builds the block mask once.
 
-T tokens; a block has block_m rows and block_n keys. It is EMPTY (not listed), FULL (every pair visible) or PARTIAL. The
-test uses minima, maxima, OR and AND per block, so that a PARTIAL block may in truth be empty or full; an EMPTY or FULL
-block is always what it says.
+T tokens; a block has block_m rows and block_n keys. A block is EMPTY (not listed), FULL (every pair visible, so the
+kernels skip the mask) or PARTIAL. The test uses minima, maxima, OR and AND per block. The labels EMPTY and FULL are
+always exact. A PARTIAL block may in truth be empty or full.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from videoseek_kernels.mask import TokenMask, send
 
 @dataclass(frozen=True, slots=True)
 class BlockLists:
-    """For each of n blocks along one axis, the blocks of the other axis that it meets, in compressed rows (CSR).
+    """A list for each of n blocks along an axis: the listed blocks of the other axis, in compressed rows (CSR).
 
-    indices int32 [capacity]: the lists one behind the other, each with its FULL blocks first, both parts ascending. The
-    capacity is what a causal mask could fill, so that it does not depend on the data; zeros follow the last list.
-    offsets int32 [n + 1]: where each list starts. num_full int32 [n]: how many FULL blocks each list has.
+    indices int32 [capacity]: the concatenated lists, each with FULL blocks first, both parts ascending. The capacity is
+    enough for any causal mask, and so independent of the data. Zeros follow the last list.
+    offsets int32 [n + 1]: the start of each list. num_full int32 [n]: the number of FULL blocks in each list.
     order int32 [n]: blocks by falling list length, ties by index.
     """
 
@@ -43,12 +43,12 @@ class BlockLists:
 
 @dataclass(frozen=True)
 class BlockMask:
-    """A mask prepared for a batch: every layer, head, pass and recomputation uses it again.
+    """A mask prepared for a batch. Every layer, head, pass and recomputation uses the same block mask.
 
     mask: the mask itself, on the device. block_m, block_n: rows and keys a block.
-    key_word: int32 [T filled up to whole key blocks], `end << 5 | class index`, or 0 for a key that nobody sees.
+    key_word: int32 [T filled up to whole key blocks], `end << 5 | class index`, or 0 for a key hidden from all rows.
     by_query lists key blocks per query block (forward, dq), by_key query blocks per key block (dk, dv).
-    host_mask: the mask on the CPU, if it was built there.
+    host_mask: the mask on the CPU, if the CPU built the block mask.
     """
 
     mask: TokenMask
@@ -68,19 +68,19 @@ class BlockMask:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the kernels read beside q, k and v."""
+        """Returns the bytes that the kernels read beside q, k and v."""
         tensors = (self.key_word, self.mask.visible, *self.by_query.tensors, *self.by_key.tensors)
         return sum(x.numel() * x.element_size() for x in tensors)
 
-    # Both cuts of the dense path need the mask on the host: a block mask built on the GPU waits for it once.
+    # Both cuts of the dense path need the mask on the host: a block mask built on the GPU waits once for a copy.
     @cached_property
     def documents(self) -> PaddedDocuments:
-        """The mask cut into padded documents, for the dense path on a CPU."""
+        """Returns the mask cut into padded documents, for the dense path on a CPU."""
         return PaddedDocuments.build(self.host_mask or self.mask.to("cpu")).to(self.device)
 
     @cached_property
     def segments(self) -> list[Segment]:
-        """The mask cut into causal and full calls, for the dense path on a GPU."""
+        """Returns the mask cut into causal and full calls, for the dense path on a GPU."""
         return [segment.to(self.device) for segment in find_segments(self.host_mask or self.mask.to("cpu"))]
 
     def to(self, device: torch.device | str) -> BlockMask:
@@ -96,10 +96,10 @@ class BlockMask:
 
 
 def build_block_mask(mask: TokenMask, block_m: int = 128, block_n: int = 128) -> BlockMask:
-    """Builds the block lists where the mask is: with numpy on the CPU, with torch on the GPU; the bytes are equal.
+    """Builds the block lists on the mask's device: with numpy on the CPU, with torch on the GPU. The bytes are equal.
 
-    On the GPU no shape depends on the data, so that the host does not wait. Raises ValueError for a block size that is
-    not a power of two of at least 16.
+    On the GPU all shapes are independent of the data, so the host never waits. Raises ValueError for a block size other
+    than a power of two of at least 16.
     """
     for name, block in (("block_m", block_m), ("block_n", block_n)):
         if block < 16 or block & (block - 1):
@@ -110,13 +110,13 @@ def build_block_mask(mask: TokenMask, block_m: int = 128, block_n: int = 128) ->
 
 
 def _capacity(num_tokens: int, block_m: int, block_n: int) -> int:
-    """Number of blocks that hold a pair with n <= m: the most that any mask can list."""
+    """Returns the number of blocks that hold a pair with n <= m: any mask lists at most this number of blocks."""
     last_row = np.minimum(np.arange(block_m, num_tokens + block_m, block_m), num_tokens)
     return int((-(-last_row // block_n)).sum())
 
 
 def build_with_numpy(mask: TokenMask, block_m: int, block_n: int) -> BlockMask:
-    """`build_block_mask` for a mask on the CPU."""
+    """Implements `build_block_mask` for a mask on the CPU."""
     num_tokens = len(mask)
     capacity = _capacity(num_tokens, block_m, block_n)
     key_class, visible = mask.key_class.numpy(), mask.visible.numpy()
@@ -150,7 +150,7 @@ def build_with_numpy(mask: TokenMask, block_m: int, block_n: int) -> BlockMask:
 
 
 def _lists_with_numpy(state: np.ndarray, capacity: int) -> BlockLists:
-    """`state` [n, n'] holds 0 for FULL, 1 for PARTIAL, 2 for EMPTY."""
+    """Builds lists from `state` [n, n']: 0 for FULL, 1 for PARTIAL, 2 for EMPTY."""
     count = (state < 2).sum(1)
     ranked = state.argsort(1, kind="stable")
     indices = np.zeros(capacity, np.int32)
@@ -162,7 +162,7 @@ def _lists_with_numpy(state: np.ndarray, capacity: int) -> BlockLists:
 
 
 def build_with_torch(mask: TokenMask, block_m: int, block_n: int) -> BlockMask:
-    """`build_block_mask` for a mask on any device, without a host sync."""
+    """Implements `build_block_mask` for a mask on any device, without a host sync."""
     num_tokens, device = len(mask), mask.device
     capacity = _capacity(num_tokens, block_m, block_n)
     end = torch.where(mask.key_class != 0, mask.end, 0)
@@ -194,7 +194,7 @@ def build_with_torch(mask: TokenMask, block_m: int, block_n: int) -> BlockMask:
 
 
 def _fold(blocks: torch.Tensor, combine: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """Reduces [n, 2**p] to [n] by halving: torch has no bitwise reduction."""
+    """Reduces [n, 2**p] to [n] by halving: torch lacks a bitwise reduction."""
     while blocks.shape[1] > 1:
         half = blocks.shape[1] // 2
         blocks = combine(blocks[:, :half], blocks[:, half:])
@@ -205,7 +205,7 @@ def _lists_with_torch(full: torch.Tensor, partial: torch.Tensor, capacity: int) 
     num_full, count = full.sum(1), (full | partial).sum(1)
     offsets = torch.nn.functional.pad(count.cumsum(0), (1, 0))
     rank = torch.where(full, full.cumsum(1) - 1, num_full[:, None] + partial.cumsum(1) - 1)
-    # EMPTY blocks all land in one spare slot behind the list, which keeps every shape independent of the data.
+    # All EMPTY blocks land in one spare slot behind the list, so every shape is independent of the data.
     slot = torch.where(full | partial, offsets[:-1, None] + rank, capacity)
     indices = torch.zeros(capacity + 1, dtype=torch.int32, device=full.device)
     column = torch.arange(full.shape[1], dtype=torch.int32, device=full.device).expand_as(slot)

@@ -1,4 +1,4 @@
-"""Attention of a few new rows per sequence over key/value caches, with a prefix that a group of sequences shares.
+"""Attention of a few new rows per sequence over key/value caches, with a prefix shared by a group of sequences.
 
 B sequences of R new rows each; C caches of S slots; Hq query heads on Hkv key/value heads of size D.
 """
@@ -23,13 +23,13 @@ def decode_attention(
     scale: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Attention of the last R tokens of each sequence, q [B, R, Hq, D], whose keys `cache` holds -> [B, R, Hq, D].
+    """Computes attention of the last R tokens of each sequence, q [B, R, Hq, D] -> [B, R, Hq, D]; without gradients.
 
-    Row r of a sequence sees its own slots up to lengths - R + r and all slots of its prefix. `prefix` holds C caches,
-    each before B / C neighbouring sequences: their keys and values are read once for all of these. `visible` int32
-    [B, R] is matched against key_class as in `TokenMask` (None sees every class); slots that no row sees are not read.
-    scale: D ** -0.5 if None. impl: "auto" takes Triton on CUDA and the reference elsewhere. No gradient is kept.
-    Raises ValueError for shapes and types that do not fit.
+    `cache` already holds the keys of the R tokens. Row r of a sequence sees the sequence's slots up to lengths - R + r
+    and all slots of the prefix. `prefix` holds C caches, each shared by B / C neighbouring sequences, and a shared
+    cache is read once. `visible` int32 [B, R] is matched against key_class as in `TokenMask` (None sees every class).
+    Slots hidden from all rows are not read. scale: D ** -0.5 if None. impl: "auto" takes Triton on CUDA and the
+    reference elsewhere. Raises ValueError for wrong shapes and types.
     """
     _check(q, cache, prefix, visible, impl)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -67,7 +67,7 @@ def _check(
 def _decode_reference(
     q: torch.Tensor, cache: KeyValues, prefix: KeyValues | None, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Computes sequence by sequence: the filled slots laid out, under a dense mask."""
+    """Computes sequence by sequence over the filled slots, under a dense mask."""
     num_sequences, num_rows = q.shape[:2]
     row = torch.arange(num_rows, device=q.device)[:, None]
     results = []

@@ -1,8 +1,8 @@
-"""Attention under a TokenMask by calls of torch's scaled_dot_product_attention (SDPA), on any device.
+"""Computes attention under a TokenMask by torch's scaled_dot_product_attention (SDPA), on any device.
 
-A mask is cut in one of two ways. `PaddedDocuments` pads documents of similar length to one batch with a bool mask: few
-calls, which suits a CPU and many short documents. `Segment`s are calls that are causal or full, so that flash kernels
-can serve them without a mask in memory, which suits a GPU.
+A mask is cut in one of two ways. `PaddedDocuments` pads documents of similar length to a batch with a bool mask: few
+calls, good for a CPU and many short documents. A `Segment` is a causal or a full call: flash kernels serve segments
+without a mask in memory, good for a GPU.
 
 T tokens, H query heads, G key heads, D head size, B documents of L padded tokens.
 """
@@ -21,11 +21,11 @@ from torch.nn.attention.bias import causal_lower_right
 
 from videoseek_kernels.mask import TokenMask, send
 
-#: Documents are padded to the longest of their bucket; a bucket closes below this share of its longest document.
+#: A bucket pads documents to the longest document, and closes before a document below this share of the longest.
 _BUCKET_FILL = 0.7
 
-#: Which of torch's kernels serve segments on CUDA, the first that can. cuDNN's kernel is faster on Hopper at a length
-#: that it has met, but it plans anew for each new length, which takes longer than many calls.
+#: The first capable kernel of torch serves a segment on CUDA. On Hopper, cuDNN's kernel is faster at a known length.
+#: cuDNN makes a plan for each new length, and a plan takes longer than many calls.
 FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, *FLASH_FIRST]
 
@@ -33,7 +33,7 @@ CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, *FLASH_FIRST]
 def masked_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float | None = None
 ) -> torch.Tensor:
-    """Query [B, H, L, D] against key and value [B, G, K, D] under a bool mask [B, 1, L, K] -> [B, H, L, D].
+    """Attends query [B, H, L, D] to key and value [B, G, K, D] under a bool mask [B, 1, L, K] -> [B, H, L, D].
 
     scale: D ** -0.5 if None.
     """
@@ -44,10 +44,10 @@ def masked_sdpa(
 
 @dataclass(frozen=True, slots=True)
 class PaddedDocuments:
-    """The documents of a packed row, padded in buckets of similar length; built once for all layers and passes.
+    """The documents of a packed row, padded in buckets of similar length, built once for all layers and passes.
 
-    buckets: rows int64 [B, L] (any row where padded) and mask bool [B, 1, L, L] of each bucket.
-    unpack: int64 [T], where each token stands in the concatenated and flattened buckets.
+    buckets: rows int64 [B, L] (any row as padding) and mask bool [B, 1, L, L] of each bucket.
+    unpack: int64 [T], the place of each token in the concatenated and flattened buckets.
     """
 
     buckets: list[tuple[torch.Tensor, torch.Tensor]]
@@ -55,7 +55,7 @@ class PaddedDocuments:
 
     @classmethod
     def build(cls, mask: TokenMask) -> PaddedDocuments:
-        """Cuts a mask on the CPU at the boundaries that its `end` implies."""
+        """Cuts a mask on the CPU at the `document_bounds` of `end`."""
         bounds = document_bounds(mask.end)
         documents = sorted(zip(bounds[:-1], bounds[1:], strict=True), key=lambda document: document[0] - document[1])
         buckets: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -81,18 +81,18 @@ class PaddedDocuments:
 
 
 def document_bounds(end: torch.Tensor) -> list[int]:
-    """Returns row indices `[0, .., T]` that no key is seen across: bounds of documents, or of tree-packed groups."""
+    """Returns row indices `[0, .., T]`, the bounds of documents or tree-packed groups: attention crosses no bound."""
     reach = end.cummax(0).values
     starts = torch.arange(1, len(end) + 1)
     return [0, *starts[reach <= starts].tolist()]
 
 
 def _bucket_mask(rows: torch.Tensor, mask: TokenMask) -> torch.Tensor:
-    """Rows int64 [B, L], -1 where padded -> bool [B, 1, L, L]."""
+    """Turns rows int64 [B, L], -1 for padding, into a mask bool [B, 1, L, L]."""
     query, key = rows[:, :, None], rows[:, None, :]
     seen = (key >= 0) & (key <= query) & (query < mask.end[rows][:, None, :])
     seen &= (mask.visible[rows][:, :, None] & mask.key_class[rows][:, None, :]) != 0
-    # A padded row sees itself: a softmax over nothing is NaN, and nobody reads its output.
+    # A padded row sees itself, because an empty softmax is NaN. The output of a padded row is dropped.
     seen |= torch.eye(rows.shape[1], dtype=torch.bool) & (rows < 0)[:, :, None]
     return seen[:, None]
 
@@ -100,10 +100,10 @@ def _bucket_mask(rows: torch.Tensor, mask: TokenMask) -> torch.Tensor:
 def padded_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: PaddedDocuments, scale: float | None = None
 ) -> torch.Tensor:
-    """q [T, H, D], k and v [T, G, D] -> [T, H, D]; differentiable. scale: D ** -0.5 if None."""
+    """Attends q [T, H, D] to k and v [T, G, D] -> [T, H, D]; differentiable. scale: D ** -0.5 if None."""
     outputs = []
     for rows, mask in documents.buckets:
-        # Heads stand first for the gather, so that a row of the model, [H, T, D] in memory, is not copied before it.
+        # The gather takes heads first: a row of the model, [H, T, D] in memory, then needs no copy before the gather.
         query, key, value = (x.transpose(0, 1)[:, rows].transpose(0, 1) for x in (q, k, v))  # [B, H or G, L, D]
         attended = masked_sdpa(query, key, value, mask, scale)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # [B * L, H, D]
@@ -112,10 +112,10 @@ def padded_attention(
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One call: rows [start, stop) against the keys `context` (int64 [n], all before start) and, if `tail`, their own.
+    """A call: rows [start, stop) against keys `context` (int64 [n], all before start) and, if `tail`, the rows' own.
 
-    The call is causal at its lower right corner if `tail`, otherwise full. With neither context nor tail, the rows see
-    nothing. `override` marks rows that replace what an earlier segment gave.
+    With `tail` the call is causal at the lower right corner, otherwise full. Rows with neither context nor tail are
+    blind. `override` marks rows that replace the result of an earlier segment.
     """
 
     start: int
@@ -134,11 +134,11 @@ class Segment:
 
 
 def find_segments(mask: TokenMask) -> list[Segment]:
-    """Cuts a mask on the CPU into segments in ascending order of rows; at most one segment overrides a row.
+    """Cuts a mask on the CPU into segments in ascending order of rows. At most one segment overrides a row.
 
-    Tokens are cut into runs with one `end` and no `end` inside: all rows of a run share the earlier keys that reach it
-    (its ancestors in a tree; none when packed). Rows that lose keys by class are computed again in spans, each over
-    the keys that it sees, and take the place of the first result.
+    Tokens of a run have the same `end`, and no `end` lies inside a run. All rows of a run share the earlier keys that
+    reach the run (the ancestors in a tree, no keys in a packed row). Rows that lose keys by class are computed again in
+    spans. A span sees only the visible keys, and replaces the first result.
     """
     end, key_class, visible = mask.end.numpy(), mask.key_class.numpy(), mask.visible.numpy()
     segments: list[Segment] = []
@@ -164,7 +164,7 @@ def _runs(end: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _special_rows(context: np.ndarray, start: int, stop: int, key_class: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Returns bool [stop - start]: whether a row loses some key that structure alone would show it."""
+    """Returns bool [stop - start], True for a row that loses structurally visible keys by class."""
     special = np.zeros(stop - start, bool)
     own = key_class[start:stop]
     inherited = set(np.unique(key_class[context]).tolist())
@@ -177,7 +177,7 @@ def _special_rows(context: np.ndarray, start: int, stop: int, key_class: np.ndar
 
 
 def _spans(special: np.ndarray, visible: np.ndarray, own_seen: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yields the longest stretches of special rows that agree on `visible` and on whether they see their own kind."""
+    """Yields the longest stretches of special rows with equal `visible` and equal `own_seen`."""
     changed = np.diff(special) | (np.diff(visible) != 0) | np.diff(own_seen)
     cuts = [0, *(np.flatnonzero(changed) + 1).tolist(), len(special)]
     yield from ((a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if special[a])
@@ -191,10 +191,10 @@ def segmented_attention(
     scale: float | None = None,
     backends: list[SDPBackend] = FLASH_FIRST,
 ) -> torch.Tensor:
-    """q [T, H, D], k and v [T, G, D], segments in the order of `find_segments` -> [T, H, D]; differentiable.
+    """Attends q [T, H, D] to k and v [T, G, D] by segments in `find_segments` order -> [T, H, D]; differentiable.
 
-    Exact under autograd: the overwrite cuts the first result's gradient off the rows that it replaces, so that they
-    add nothing to dq, dk or dv. scale: D ** -0.5 if None.
+    Gradients are exact: the overwrite cuts the first result's gradient off the replaced rows, so the first result of a
+    replaced row adds nothing to dq, dk or dv. scale: D ** -0.5 if None.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     first = [segment for segment in segments if not segment.override]

@@ -1,6 +1,6 @@
-"""The rule that chooses an implementation: `triton`, `hopper`, `dense` or `reference`.
+"""Chooses an implementation by a rule: `triton`, `hopper`, `dense` or `reference`.
 
-`impl` overrules the rule; nothing falls back. Triton is imported when it is chosen, never before.
+`impl` overrules the rule, and a forced choice never falls back. Only the choice of Triton imports Triton.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HOPPER_HEAD_DIMS = (64, 128)
 HOPPER_DTYPES = (torch.float16, torch.bfloat16)
 HOPPER_BLOCK = 128
-#: Gluon is experimental: the first and the last (major, minor) for which the compile gate and the tests were green.
+#: Gluon is experimental: the first and the last (major, minor) with a green compile gate and green tests.
 HOPPER_TRITON = ((3, 6), (3, 9))
 
 _log = logging.getLogger("videoseek_kernels")
 
 
 def choose(q: torch.Tensor) -> str:
-    """Returns what `impl="auto"` means for these inputs: "triton" or "dense". The same inputs give the same answer.
+    """Returns the choice of `impl="auto"` for these inputs: "triton" or "dense". The same inputs give the same answer.
 
     The README states the rule.
     """
@@ -36,14 +36,14 @@ def choose(q: torch.Tensor) -> str:
 
 
 def choose_on_gpu(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> str:
-    """Returns what `choose` does on CUDA with Triton; capability is (major, minor)."""
+    """Returns the result of `choose` on CUDA with Triton; capability is (major, minor)."""
     if capability < (8, 0) or dtype not in TRITON_DTYPES or head_dim not in TRITON_HEAD_DIMS:
         return "dense"
     return "triton"
 
 
 def check_triton_inputs(q: torch.Tensor) -> None:
-    """Raises ValueError or RuntimeError, with the reason, if the Triton kernels cannot take these inputs."""
+    """Raises ValueError or RuntimeError, with the reason, if the Triton kernels refuse these inputs."""
     if find_spec("triton") is None:
         raise RuntimeError('impl="triton" needs the triton package, which is not installed; use "dense"')
     if q.shape[-1] not in TRITON_HEAD_DIMS:
@@ -59,7 +59,7 @@ def check_triton_inputs(q: torch.Tensor) -> None:
 
 
 def check_hopper_inputs(q: torch.Tensor, blocks: tuple[int, int]) -> None:
-    """Raises ValueError or RuntimeError, with the reason, if the Hopper forward cannot take these inputs or run here.
+    """Raises ValueError or RuntimeError, with the reason, if the Hopper forward refuses these inputs or this GPU.
 
     blocks: (block_m, block_n) of the block mask.
     """
@@ -85,5 +85,5 @@ def _is_hopper(device: torch.device) -> bool:
 
 @cache
 def log_choice(operation: str, requested: str, chosen: str, device: str, dtype: torch.dtype) -> None:
-    """Logs one line per distinct choice and process."""
+    """Logs a line per distinct choice and process."""
     _log.info("%s: impl=%r runs %s on %s, %s", operation, requested, chosen, device, dtype)

@@ -1,4 +1,4 @@
-"""KeyValues: what decoding reads of a cache."""
+"""KeyValues, the keys and values that decoding reads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class KeyValues:
-    """Keys and values of C caches, for one layer.
+    """Keys and values of C caches, for a single layer.
 
-    k and v [C, S, Hkv, D]; lengths int32 [C] says how many slots of each cache are filled. key_class int32 [C, S] as in
+    k and v [C, S, Hkv, D]; lengths int32 [C] counts the filled slots of each cache. key_class int32 [C, S] as in
     `TokenMask`; None if every row sees every key.
     """
 

@@ -1,4 +1,4 @@
-"""The one mask form: causality, packing, trees, padding and TDAM in three integers a token.
+"""The only mask form: causality, packing, trees, padding and TDAM in three integers a token.
 
 Row m sees key n iff  n <= m  and  m < end[n]  and  (visible[m] & key_class[n]) != 0.
 """
@@ -10,24 +10,24 @@ from dataclasses import dataclass
 
 import torch
 
-#: Keys carry their class as a 5-bit index beside `end` in one int32 word, which bounds both.
+#: The int32 word of a key holds a 5-bit class index beside `end`, so the word bounds both.
 MAX_CLASSES = 31
 MAX_TOKENS = 2**26 - 1
 
 
 def send(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Copies to a device. A copy to the GPU does not wait; a copy to the host does, so that it is read complete."""
+    """Copies to a device. A copy to the GPU returns at once. A copy to the host waits, so the reader gets all bytes."""
     return x.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenMask:
-    """Which of T packed tokens sees which; three int32 tensors [T] on one device.
+    """The visible pairs of T packed tokens, as three int32 tensors [T] on a common device.
 
-    end: one past the last row that may see this key (end of its document, or of its subtree in a packed tree).
-    key_class: one bit among bits 0..30, or 0 for a key that nobody sees (padding).
+    end: the row after the last row that may see this key (end of the document, or of the subtree in a packed tree).
+    key_class: a single bit among bits 0..30, or 0 for a key hidden from all rows (padding).
     visible: the set of class bits that this row sees; -1 for all, 0 for a padding row.
-    Raises ValueError for wrong shapes and types, and for wrong values on the CPU: a check on the GPU would stall it.
+    Raises ValueError for wrong shapes and types, and on the CPU for wrong values: a check would stall a GPU.
     """
 
     end: torch.Tensor
@@ -62,7 +62,7 @@ class TokenMask:
 
     @classmethod
     def documents(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> TokenMask:
-        """Returns plain causal attention inside each of several packed documents."""
+        """Returns the mask of plain causal attention inside each of several packed documents."""
         sizes = torch.tensor(lengths, dtype=torch.int32)
         end = torch.repeat_interleave(sizes.cumsum(0).int(), sizes)
         return cls(end, torch.ones_like(end), torch.full_like(end, -1)).to(device)

@@ -1,7 +1,7 @@
-"""The slow truth: attention under a TokenMask, written as the papers write it.
+"""The slow reference: attention under a TokenMask, in the equations of the papers.
 
 S = scale * Q K^T,  P = softmax(S) over the visible keys,  O = P V,  L = log sum exp S.
-A row that sees nothing has O = 0, L = -inf and no gradient.
+A blind row, a row without visible keys, has O = 0, L = -inf and zero gradients.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 def masked_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [M, Hq, D], k and v [N, Hkv, D], seen bool [M, N] -> O [M, Hq, D] in q's type and L [M, Hq].
+    """Attends q [M, Hq, D] to k and v [N, Hkv, D] under seen bool [M, N] -> O [M, Hq, D] in q's type and L [M, Hq].
 
-    Computes in float64 if q is float64, otherwise in float32; L has that type. Memory grows with M * N * Hq.
+    The arithmetic and L are float64 if q is float64, otherwise float32. Memory grows with M * N * Hq.
     """
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     group = q.shape[1] // k.shape[1]
@@ -22,7 +22,7 @@ def masked_attention(
     K = k.to(work).transpose(0, 1).repeat_interleave(group, 0)  # [Hq, N, D]
     V = v.to(work).transpose(0, 1).repeat_interleave(group, 0)  # [Hq, N, D]
     S = scale * (Q @ K.transpose(1, 2))  # [Hq, M, N]
-    # A blind row keeps finite scores, so that its softmax has a gradient to multiply by the zeros of `seen`.
+    # A blind row keeps finite scores, so the softmax has a finite gradient to multiply by the zeros of `seen`.
     sighted = seen.any(1)
     S = S.masked_fill(~seen & sighted[:, None], float("-inf"))
     P = S.softmax(-1) * seen

@@ -1,7 +1,7 @@
-"""M-RoPE on packed rows: q and k of all heads rotated in one launch, by tables that every layer shares.
+"""M-RoPE on packed rows: a single launch rotates q and k of all heads, by tables common to all layers.
 
-T tokens, H heads, D head size; a pair is (i, i + D/2), as in Qwen2.5-VL. Of the D/2 frequencies the first sections[0]
-turn with the time axis of a token's position, the next with its height, the last with its width.
+T tokens, H heads, D head size; a pair is (i, i + D/2), as in Qwen2.5-VL. The first sections[0] of the D/2 frequencies
+turn with the time axis of a token's position, the next with the height, the last with the width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IMPLEMENTATIONS = ("auto", "triton", "reference")
 def mrope_tables(
     positions: torch.Tensor, sections: Sequence[int], theta: float, scaling: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, float32 [T, D/2], from integer positions [3, T]; sum(sections) is D/2. Build once per batch."""
+    """Returns cos and sin, float32 [T, D/2], of integer positions [3, T]; sum(sections) is D/2. Call once per batch."""
     if len(sections) != 3 or positions.dim() != 2 or positions.shape[0] != 3:
         raise ValueError(f"wanted positions [3, T] and three sections, got {list(positions.shape)}, {list(sections)}")
     half = sum(sections)
@@ -33,9 +33,9 @@ def mrope_tables(
 def apply_mrope(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, impl: str = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate q [T, Hq, D] and k [T, Hkv, D] by tables [T, D/2]; differentiable in q and k.
+    """Rotates q [T, Hq, D] and k [T, Hkv, D] by tables [T, D/2]; differentiable in q and k.
 
-    Computed in float32 and rounded once. impl: "auto" takes Triton on CUDA and torch elsewhere.
+    Computes in float32 and rounds once. impl: "auto" takes Triton on CUDA and torch elsewhere.
     """
     if q.shape[::2] != k.shape[::2] or cos.shape != sin.shape or cos.shape != (q.shape[0], q.shape[2] // 2):
         raise ValueError(
@@ -57,7 +57,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 class _Rotation(torch.autograd.Function):
-    """A rotation's gradient is the rotation back: the same kernel with the sine's sign turned."""
+    """Rotates q and k. The gradient is the rotation back: the same kernel with the sine's sign turned."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
-"""Trees of token nodes in one packed row: a shared prefix is held and computed once, its branches follow it.
+"""Trees of token nodes in a packed row: a shared prefix is held and computed once, and the branches follow.
 
-A forest is given depth first: `lengths[i]` tokens of node i, whose parent is `parents[i] < i`, or -1 for a root.
-Packing is a forest of roots; a GRPO group is one root with branches. The mask needs `end` alone.
+A forest is given depth first: node i has `lengths[i]` tokens and the parent `parents[i] < i`, or -1 for a root.
+Packing is a forest of roots; a GRPO group is a root with branches. Only `end` of the mask depends on the tree.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 
 
 def group(prefix_length: int, branch_lengths: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Returns (lengths, parents) of one prompt and the rollouts that continue it."""
+    """Returns (lengths, parents) of a prompt with rollouts as branches."""
     return [prefix_length, *branch_lengths], [-1] + [0] * len(branch_lengths)
 
 
 def tree_end(lengths: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
-    """Returns int32 [T]: for each token, the end of the subtree of its node.
+    """Returns int32 [T]: for each token, the end of the subtree of the token's node.
 
-    Raises ValueError for a forest that is empty or not given depth first.
+    Raises ValueError for an empty forest or another order than depth first.
     """
     _check(lengths, parents)
     stops = _stops(lengths)

@@ -1,1 +1,1 @@
-"""The implementations that need Triton; `dispatch` imports them when they are chosen, never before."""
+"""Implementations on Triton. A call imports only the chosen implementation."""

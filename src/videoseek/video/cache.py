@@ -12,9 +12,9 @@ from videoseek.types import Clip
 
 
 class FrameCache:
-    """Clip -> uint8 frames; holds at most `max_bytes` bytes of pixels. Safe to use from several threads.
+    """Maps clips to uint8 frames and holds at most `max_bytes` bytes of pixels. Several threads may use a cache.
 
-    Clips that were loaded ahead of their first use are kept before all others, until that use.
+    Clips loaded ahead of the first use outlast all other clips until the first use.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -32,9 +32,9 @@ class FrameCache:
         return clip in self._frames
 
     def get(self, clip: Clip, load: Callable[[Clip], torch.Tensor]) -> torch.Tensor:
-        """The stored frames, or those of `load(clip)`, which runs outside the lock so that threads decode in parallel.
+        """Returns the stored frames, or calls `load(clip)` outside the lock, so threads decode in parallel.
 
-        A clip larger than the whole store is returned but not kept.
+        A clip larger than the whole store is returned and left out of the store.
         """
         with self._lock:
             frames = self._frames.get(clip)
@@ -48,7 +48,7 @@ class FrameCache:
         return frames
 
     def load_ahead(self, clip: Clip, load: Callable[[Clip], torch.Tensor]) -> None:
-        """Stores `load(clip)` for a `get` to come, unless the clip is stored already."""
+        """Stores `load(clip)` for a later `get`, unless the store already holds the clip."""
         if clip in self._frames:
             return
         frames = load(clip)
@@ -58,24 +58,24 @@ class FrameCache:
                 self._ahead.add(clip)
 
     def num_bytes_ahead(self) -> int:
-        """Size of the clips that were loaded ahead and not used yet."""
+        """Returns the bytes of the clips loaded ahead and still unused."""
         with self._lock:
             return sum(self._frames[clip].nbytes for clip in self._ahead)
 
     def give_up_ahead(self) -> None:
-        """Clips that were loaded ahead and not used yet are kept no longer than others."""
+        """Ends the preference for clips loaded ahead and still unused."""
         with self._lock:
             self._ahead.clear()
 
     def resize(self, max_bytes: int) -> None:
-        """Set another bound; drops the least recently used clips that no longer fit."""
+        """Sets another bound and drops the least recently used clips beyond the bound."""
         _check_bound(max_bytes)
         with self._lock:
             self.max_bytes = max_bytes
             self._evict()
 
     def reset(self) -> None:
-        """An empty store with a new lock, for a forked process: another thread may have held the old one."""
+        """Empties the store and makes a new lock in a forked process: another thread may have held the old lock."""
         self._lock = Lock()
         self.clear()
 
@@ -93,7 +93,7 @@ class FrameCache:
         self._evict()
 
     def _evict(self) -> None:
-        """The newest clip stays: without it the store would be of no use while clips ahead fill it."""
+        """Drops old clips, clips ahead last. The newest clip stays, so a store full of clips ahead still works."""
         while self.num_bytes > self.max_bytes:
             older = list(self._frames)[:-1] or list(self._frames)
             clip = next((clip for clip in older if clip not in self._ahead), older[0])

@@ -1,6 +1,6 @@
-"""What the rest of the project asks of a video: its facts, its index, the pixels of a clip.
+"""Gives the rest of the project a video's facts, a video's index and a clip's pixels.
 
-All of it is answered in this process, or under limits in another one where `use_worker` says so.
+This process reads the files, or after a call of `use_worker` a worker process reads the files under limits.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from videoseek.video.errors import BAD_FILES, VideoError
 from videoseek.video.index import VideoIndex, VideoInfo
 from videoseek.video.prefetch import Prefetcher
 
-#: Decoded clips of this process. Tensors in it are shared: never write into them.
+#: Decoded clips of this process. Callers share the tensors and must never write into a tensor.
 FRAME_CACHE = FrameCache(max_bytes=512 * 2**20)
 
 
 def probe(path: str) -> VideoInfo:
-    """Duration, shown size, rate and frame count of a local video file or frame folder. Raises VideoError."""
+    """Returns duration, shown size, rate and frame count of a local video file or frame folder. Raises VideoError."""
     return load_index(path).info
 
 
 def load_index(path: str) -> VideoIndex:
-    """The index of a local video file or frame folder, cached until it changes. Raises VideoError."""
+    """Returns the index of a local video file or frame folder, cached until the source changes. Raises VideoError."""
     with _counted(path):
         return worker.decoder().index(path)
 
 
 def read_frames(clip: Clip) -> torch.Tensor:
-    """Pixels of a clip, uint8 [F, height, width, 3], shared through the process-wide cache. Raises VideoError.
+    """Returns the pixels of a clip, uint8 [F, height, width, 3], shared through the process-wide cache.
 
-    Waits for a clip that is being prefetched.
+    Waits while a background thread decodes the clip. Raises VideoError.
     """
     with CLOCK.phase("wait"):
         return _prefetcher.read(clip)
 
 
 def prefetch(clips: Iterable[Clip]) -> None:
-    """Decodes clips in the background, in this order, for `read_frames` later on; returns at once.
+    """Decodes clips in the background, in this order, for a later `read_frames`, and returns at once.
 
-    It goes no further ahead than `FRAME_CACHE` holds. The error of an unreadable clip is raised when the clip is read.
+    The prefetch goes only as far ahead as `FRAME_CACHE` has room. `read_frames` raises the error of an unreadable clip.
     """
     _prefetcher.prefetch(clips, worker.decoder().num_workers)
 
 
 def cancel_prefetch() -> None:
-    """Forgets the clips whose decode has not begun."""
+    """Forgets the clips still in the queue."""
     _prefetcher.cancel()
 
 
 def decode_clip(clip: Clip) -> torch.Tensor:
-    """Decode a clip from its file, uint8 [F, height, width, 3], uncached. Raises VideoError."""
+    """Decodes a clip from the file into uint8 [F, height, width, 3], past the cache. Raises VideoError."""
     started = time.perf_counter()
     with _counted(clip.video):
         pixels = worker.decoder().frames(clip.video, clip.frame_seconds, clip.height, clip.width)
@@ -79,7 +79,7 @@ _prefetcher = Prefetcher(FRAME_CACHE, decode_clip)
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork, and one of them may have held a lock."""
+    """Replaces threads and locks: a fork ends all other threads, and a lost thread may have held a lock."""
     global _prefetcher
     FRAME_CACHE.reset()
     _prefetcher = Prefetcher(FRAME_CACHE, decode_clip)

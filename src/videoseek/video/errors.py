@@ -1,4 +1,4 @@
-"""The one exception of the video floor, and the account of files that ended in it."""
+"""VideoError, the only exception of the video floor, and the record of bad files."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from functools import lru_cache
 logger = logging.getLogger(__name__)
 
 CODES = (
-    "missing_file",  # no such file, or not a regular one
-    "not_video",  # no container that we open, or no video stream in it
-    "no_frames",  # a video stream, or a folder of images, that yields no frame
+    "missing_file",  # the file is missing, or is not a regular file
+    "not_video",  # the container is of another kind than CONTAINERS, or has no video stream
+    "no_frames",  # a video stream or a folder of images yields no frame
     "decode_failed",  # a wanted frame cannot be decoded
-    "too_large",  # more pixels, frames or hours than are opened
-    "mixed_frames",  # images of a folder that differ in size or share a number
-    "outside_folder",  # an image of a folder that is a link to somewhere else
-    "size_unsupported",  # sides so unequal that no legal size exists
-    "window_outside",  # a window that does not lie inside the video
-    "window_too_short",  # a window below the minimum length
-    "timeout",  # a file that stalls, or takes too long for its frames
-    "crashed",  # a file that the decoder died over
+    "too_large",  # the video exceeds the limit of pixels, frames or hours
+    "mixed_frames",  # images of a folder differ in size or share a number
+    "outside_folder",  # an image of a folder links to a file elsewhere
+    "size_unsupported",  # the sides are too unequal for any legal size
+    "window_outside",  # the window reaches outside the video
+    "window_too_short",  # the window is below the minimum length
+    "timeout",  # the file stalls, or takes too long for its frames
+    "crashed",  # the decoder died over the file
 )
 
 
 class VideoError(Exception):
-    """A video that cannot be used as asked. `code` is one of CODES; `message` is one sentence that names the file."""
+    """Refuses a request for a video. `code` comes from CODES; `message` is a sentence with the file's name."""
 
     def __init__(self, code: str, message: str) -> None:
         if code not in CODES:
@@ -38,16 +38,16 @@ class VideoError(Exception):
         return self.message
 
 
-#: Files that could not be read in this process so far, with the code of the last error of each.
+#: Unreadable files of this process so far, each with the code of the last error.
 BAD_FILES: dict[str, str] = {}
 
 
 def error_metrics() -> dict[str, float]:
-    """Number of bad files so far by code, as `video/errors_CODE`; codes that did not occur are left out."""
+    """Counts the bad files so far by code, as `video/errors_CODE`, for the codes that occurred."""
     return {f"video/errors_{code}": float(count) for code, count in sorted(Counter(BAD_FILES.values()).items())}
 
 
 @lru_cache(maxsize=1024)
 def warn_once(sentence: str) -> None:
-    """Warns the user of a file that the run goes on without, the first time only: many samples may meet it."""
+    """Warns the user once per sentence: many samples may meet the same bad file."""
     logger.warning("%s", sentence)

@@ -1,7 +1,7 @@
-"""A folder of numbered images as a video, `DIR#fps=4`: the number of an image is its place in time.
+"""Reads a folder of numbered images as a video, `DIR#fps=4`: the number of an image gives the time of the image.
 
-Image n is shown from (n - first number) / fps seconds until the next one begins, so a missing number is a gap that the
-image before it fills. Images are .jpg, .jpeg, .png or .webp files whose name ends in a number; all else is passed over.
+Image n is shown from (n - first number) / fps seconds until the next image begins. The image before a missing number
+fills the gap. Images are .jpg, .jpeg, .png or .webp files with a number at the end of the name. All else is ignored.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from videoseek.video.index import VideoIndex, VideoInfo, check_extent, check_pix
 DEFAULT_FPS = Fraction(4)
 _NUMBERED_IMAGE = re.compile(r"(\d+)\.(?:jpe?g|png|webp)$", re.IGNORECASE)
 _RATE = re.compile(r"\d{1,4}(\.\d{1,6})?")
-#: Pillow opens dozens of formats, one of them by starting another program.
+#: Pillow opens dozens of formats, and starts another program for one format.
 _FORMATS = ("JPEG", "PNG", "WEBP")
-#: Whatever Pillow raises for an image that is cut short or damaged.
+#: Errors of Pillow for truncated or damaged images.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, slots=True)
 class FrameFolder:
-    """A folder of images and their constant rate."""
+    """A folder of images with a constant rate."""
 
     folder: str
     fps: Fraction
 
     @classmethod
     def parse(cls, path: str) -> FrameFolder | None:
-        """`DIR#fps=RATE`, or DIR alone at 4 fps; None for what is no folder. Raises VideoError for an odd rate."""
+        """Parses `DIR#fps=RATE`, or DIR at 4 fps. Returns None for other paths. Raises VideoError for an odd rate."""
         if os.path.isdir(path):
             return cls(path, DEFAULT_FPS)
         folder, mark, rate = path.rpartition("#fps=")
@@ -48,11 +48,11 @@ class FrameFolder:
         return cls(folder, Fraction(rate))
 
     def stamp(self) -> tuple[int, int]:
-        """Changes when an image comes or goes, not when one is written anew."""
+        """Returns a stamp. New and removed images change the stamp, rewritten images keep the stamp."""
         return os.stat(self.folder).st_mtime_ns, 0
 
     def numbered_images(self) -> dict[int, str]:
-        """Resolved path of every image by its number. Raises VideoError."""
+        """Returns the resolved path of every image by number. Raises VideoError."""
         files: dict[int, str] = {}
         root = os.path.realpath(self.folder)
         try:
@@ -78,12 +78,12 @@ class FrameFolder:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FolderIndex(VideoIndex):
-    """An index whose every frame is a keyframe and has a file of its own."""
+    """An index of image files. Every frame is a keyframe and has a file of its own."""
 
     files: tuple[str, ...]
 
     def images(self, frame_indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """RGB uint8 [height, width, 3] of the frames with these indices. Raises VideoError."""
+        """Yields RGB uint8 [height, width, 3] for the frames with these indices. Raises VideoError."""
         for frame_index in frame_indices:
             file = self.files[frame_index]
             try:
@@ -96,7 +96,7 @@ class FolderIndex(VideoIndex):
             yield pixels
 
     def check_size(self, file: str, size: tuple[int, int]) -> None:
-        """Raises VideoError for an image whose (width, height) is not that of the whole folder."""
+        """Raises VideoError for an image with another (width, height) than the folder."""
         info = self.info
         if size != (info.width, info.height):
             raise VideoError(
@@ -107,7 +107,7 @@ class FolderIndex(VideoIndex):
 
 
 def scan_folder(path: str, folder: FrameFolder) -> FolderIndex:
-    """The index of a frame folder, from its names and the headers of all its images. Raises VideoError."""
+    """Builds the index of a frame folder from the names and the headers of all images. Raises VideoError."""
     images = folder.numbered_images()
     if not images:
         raise VideoError("no_frames", f"{path} holds no .jpg, .png or .webp file whose name ends in a number.")

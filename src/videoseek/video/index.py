@@ -1,7 +1,7 @@
-"""What a video holds: true duration, presentation times, keyframes; for a file, read from its packets once.
+"""Indexes a video: true duration, presentation times, keyframes. The packets of a file are read once.
 
-Second 0 is where a player starts (the container's start time), so times agree with annotations made in a player.
-Headers are not trusted for times: durations and frame counts in them may be missing or wrong.
+Second 0 is the start of a player (the container's start time), so times agree with annotations made in a player.
+Headers are not trusted for times, because durations and frame counts in headers may be missing or wrong.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from videoseek.video.errors import VideoError
 from videoseek.video.mp4_table import PacketTable, read_table
 from videoseek.video.packets import DecodeCount, SparseDecoder, demux_packets
 
-#: Plain containers only: playlists and scripts (HLS, DASH, concat) could make the library open other files.
+#: Plain containers only: playlists and scripts (HLS, DASH, concat) could make FFmpeg open other files.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
-#: Containers whose demuxer takes a seek stamp as a presentation time; the others go by decoding times.
+#: Containers whose demuxer takes a seek stamp as a presentation time. All others take a decoding time.
 SEEKABLE_BY_PRESENTATION = ("matroska,webm", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "asf")
-#: Decoders whose frame threads gave the frames of one thread for thousands of damaged files. Those of HEVC can hang.
+#: For thousands of damaged files, many threads of these decoders gave the frames of one thread. HEVC threads can hang.
 PARALLEL_DECODERS = ("h264", "vp9", "libdav1d")
-#: Slack when a time is looked up, below any frame interval: 0.1 + 0.2 still finds the frame at 0.3.
+#: Slack of time look-ups, below any frame interval: 0.1 + 0.2 still finds the frame at 0.3.
 TIME_SLACK_SECONDS = 1e-6
 #: Twice the pixels of 8K video. A file of a few kilobytes can ask for a frame of gigabytes.
 MAX_PIXELS = 2**26
-#: More than a day at 60 fps. Bounds the memory of an index (8 bytes a frame) and of its scan.
+#: More than a day at 60 fps. The limit bounds the memory of an index (8 bytes a frame) and of a scan.
 MAX_FRAMES = 6_000_000
-#: Nobody asks about more; a time stamp that wrapped or was hit by damage claims years.
+#: Nobody asks about longer videos. A wrapped or damaged time stamp claims years.
 MAX_HOURS = 48.0
-#: Header rate and measured rate this close are one: millisecond time bases blur the measured one.
+#: The header's rate replaces a measured rate this close: millisecond time bases blur the measured rate.
 RATE_TOLERANCE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """The facts of a video that sizes and frame times follow from. Height and width are as shown, after rotation.
+    """The facts behind the sizes and frame times of a video. Height and width are as shown, after rotation.
 
-    `header_seconds` is the length that the file claims, None where it claims none: nothing is reckoned from it.
+    `header_seconds` is the length in the file's header, or None. Nothing is computed from `header_seconds`.
     """
 
     path: str
@@ -62,9 +62,9 @@ class VideoInfo:
 class VideoIndex:
     """Presentation stamps of all frames and of the keyframes (int64, ascending, in units of `time_base` seconds).
 
-    Seeking to seek_stamps[i] leads to keyframes[i]; the first lies at the first frame, or before it where an edit list
-    starts the film in mid-stream. Second 0 is at `start_stamp`. `decoder_lag` is for containers that store no
-    presentation times (None for all others): the decoder puts frame n out upon the file's packet n + decoder_lag.
+    A seek to seek_stamps[i] leads to keyframes[i]. keyframes[0] lies at the first frame, or earlier if an edit list
+    starts the film in mid-stream. Second 0 is at `start_stamp`. `decoder_lag` serves containers without presentation
+    times (None for all others): the decoder outputs frame n at the file's packet n + decoder_lag.
     """
 
     info: VideoInfo
@@ -76,16 +76,16 @@ class VideoIndex:
     decoder_lag: int | None
 
     def seconds(self, frames: np.ndarray | list[int] | slice) -> np.ndarray:
-        """Presentation seconds (float64) of the frames with these indices in presentation order."""
+        """Returns the presentation seconds (float64) of the frames with these indices in presentation order."""
         ticks = (self.stamps[frames] - self.start_stamp) * self.time_base.numerator
         return ticks / self.time_base.denominator
 
     def frame_at(self, seconds: float) -> int:
-        """Index of the frame shown at `seconds`: the last with presentation time <= seconds, else the first."""
+        """Returns the index of the last frame with presentation time <= seconds (the frame shown), else 0."""
         return max(int(np.searchsorted(self.stamps, self._stamp(seconds + TIME_SLACK_SECONDS), side="right")) - 1, 0)
 
     def frame_from(self, seconds: float) -> int:
-        """Index of the first frame with presentation time >= seconds; the number of frames when there is none."""
+        """Returns the index of the first frame with presentation time >= seconds, else the number of frames."""
         return int(np.searchsorted(self.stamps, self._stamp(seconds - TIME_SLACK_SECONDS), side="left"))
 
     def _stamp(self, seconds: float) -> float:
@@ -94,15 +94,15 @@ class VideoIndex:
 
 @contextmanager
 def open_video(path: str, decode_threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens a local regular file and its default video stream for reading, and closes it on leaving.
+    """Opens the default video stream of a local regular file, and closes the file at the end of the `with` block.
 
-    `decode_threads` threads decode consecutive frames in parallel, where the codec allows it. They report damage that
-    one thread would conceal, since the way in which it is concealed depends on their number. Raises VideoError, also in
-    place of whatever FFmpeg reports inside the `with` block.
+    `decode_threads` threads decode consecutive frames in parallel if the codec allows. A single thread conceals damage.
+    Several threads report damage, because concealed pixels depend on the number of threads. Raises VideoError, also in
+    place of FFmpeg's errors inside the `with` block.
     """
     file_stamp(path)
     try:
-        # "file:" keeps a name such as "a:b.mp4" from being read as a protocol.
+        # "file:" keeps FFmpeg from reading a name such as "a:b.mp4" as a protocol.
         container = av.open(
             f"file:{path}",
             metadata_errors="replace",
@@ -119,8 +119,8 @@ def open_video(path: str, decode_threads: int = 1) -> Iterator[tuple[InputContai
             raise VideoError("not_video", f"{path} has a video stream of an unknown codec.")
         for other in container.streams:
             if other.index != stream.index:
-                other.discard = Discard.all  # their bytes need not be read
-        # Headers can be wrong: the decoder itself must refuse what is too large.
+                other.discard = Discard.all  # FFmpeg then skips the bytes
+        # Headers can be wrong, so the decoder itself must refuse frames that are too large.
         in_parallel = decode_threads > 1 and stream.codec_context.name in PARALLEL_DECODERS
         strictness = {"err_detect": "explode"} if in_parallel else {}
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), **strictness}
@@ -133,14 +133,14 @@ def open_video(path: str, decode_threads: int = 1) -> Iterator[tuple[InputContai
 
 
 def _default_stream(container: InputContainer) -> VideoStream | None:
-    """The stream that a player shows; pictures attached to the file, such as covers, are none."""
+    """Returns the stream that a player shows. Attached pictures, such as covers, are ignored."""
     streams = [s for s in container.streams.video if Disposition.attached_pic not in s.disposition]
     best = container.streams.best("video")
     return next((s for s in streams if best is not None and s.index == best.index), streams[0] if streams else None)
 
 
 def file_stamp(path: str) -> tuple[int, int]:
-    """Modification time in nanoseconds and number of bytes of a regular file. Raises VideoError."""
+    """Returns the modification time in nanoseconds and the number of bytes of a regular file. Raises VideoError."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -151,14 +151,14 @@ def file_stamp(path: str) -> tuple[int, int]:
 
 
 def scan_file(path: str) -> VideoIndex:
-    """The index of a file, from all of its packets and its first frame. Raises VideoError."""
+    """Builds the index of a file from all packets and the first frame. Raises VideoError."""
     with open_video(path) as (container, stream):
         check_pixels(path, stream.width, stream.height)
         stamps, keyframes, seek_stamps, last_duration = _scan(path, container, stream)
         time_base = stream.time_base
         if not len(stamps) or time_base is None:
             raise VideoError("no_frames", f"{path} has a video stream without frames.")
-        stamps = stamps[stamps >= keyframes[0]]  # a recording cut in mid-stream starts with frames of no use
+        stamps = stamps[stamps >= keyframes[0]]  # a recording cut in mid-stream starts with useless frames
         first = _first_frame(container, stream, int(keyframes[0]), int(seek_stamps[0]))
         if first is None:
             raise VideoError("decode_failed", f"no frame of {path} can be decoded.")
@@ -198,7 +198,7 @@ def check_extent(path: str, num_frames: int, duration_seconds: float) -> None:
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:
-    """Counter-clockwise quarter turns (0-3) that bring a decoded frame upright."""
+    """Returns the counter-clockwise quarter turns (0-3) from a decoded frame to an upright frame."""
     return round(frame.rotation / 90) % 4
 
 
@@ -208,14 +208,14 @@ def decoded_frames(
     index: VideoIndex | None = None,
     count: DecodeCount | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Frames from the current position on, in presentation order; damaged packets and frames are passed over.
+    """Yields frames from the current position on, in presentation order, and skips damaged packets and frames.
 
-    `index` is for containers that store no presentation times: by it a frame's place follows from the packet upon which
-    it came. `count` takes in every packet that is sent to the decoder.
+    `index` serves containers without presentation times: `index` turns the packet at a frame's output into the place
+    of the frame. `count` counts every packet sent to the decoder.
     """
     place = -1
     for packet in demux_packets(container, stream):
-        if place < 0 and index is not None:  # before the first packet's, should all frames come at the end
+        if place < 0 and index is not None:  # one before the first packet, in case all frames come at the end
             place = int(np.searchsorted(index.stamps, packet.dts or 0)) - 1
         if count is not None and packet.size:
             count.num_packets += 1
@@ -225,8 +225,8 @@ def decoded_frames(
             continue
         for frame in frames:
             if index is not None and index.decoder_lag is not None:
-                # Frames in front of a keyframe whose references lie behind the seek are left out by the decoder, so
-                # counting from the keyframe would shift all that follow. The last frames come without a packet.
+                # The decoder drops a frame in front of a keyframe if a reference precedes the seek. A count from the
+                # keyframe would then shift all later frames. The last frames come without a packet.
                 upon = None if frame.dts is None else int(np.searchsorted(index.stamps, frame.dts))
                 place = place + 1 if upon is None else upon - index.decoder_lag
                 frame.pts = int(index.stamps[min(max(place, 0), len(index.stamps) - 1)])
@@ -235,12 +235,12 @@ def decoded_frames(
 
 
 def _scan(path: str, container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Stamps of all frames, of keyframes, where to seek for these, duration of the last frame."""
+    """Returns the stamps of all frames, the stamps and seek stamps of keyframes, the duration of the last frame."""
     by_presentation = container.format.name in SEEKABLE_BY_PRESENTATION
     table = read_table(path, container, stream, MAX_FRAMES)
     if table is None:
         table = _read_packets(container, stream)
-    # A film cut without encoding starts with pictures that are decoded and not shown, its keyframe among them.
+    # A film cut without encoding starts with pictures for the decoder only. The first keyframe is among them.
     stamps = np.unique(table.presentation[~table.is_discard])
     keys, key_rows = np.unique(table.presentation[table.is_keyframe], return_index=True)
     if not len(keys):
@@ -250,7 +250,7 @@ def _scan(path: str, container: InputContainer, stream: VideoStream) -> tuple[np
 
 
 def _read_packets(container: InputContainer, stream: VideoStream) -> PacketTable:
-    """The table from all packets. A broken tail ends it, and so does one frame more than MAX_FRAMES."""
+    """Builds the table from all packets, up to a broken tail or up to the first frame beyond MAX_FRAMES."""
     presentation, decoding = array("q"), array("q")
     is_keyframe, is_discard = bytearray(), bytearray()
     last_stamp, last_duration = -1, 0
@@ -274,7 +274,7 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> PacketTable
 def _first_frame(
     container: InputContainer, stream: VideoStream, key_stamp: int, seek_stamp: int
 ) -> av.VideoFrame | None:
-    """The first frame that can be decoded: from the first keyframe alone where that works, which holds one picture."""
+    """Decodes the first sound frame, from the first keyframe alone if possible: memory then holds a single picture."""
     if not _lacks_presentation_times(container):
         for frame in SparseDecoder(container, stream, DecodeCount()).frames(seek_stamp, key_stamp, [key_stamp]):
             return frame
@@ -283,12 +283,12 @@ def _first_frame(
 
 
 def _header_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """Of the video stream, or where the container says nothing of it, of the longest one."""
+    """Returns the header's seconds of the video stream, else of the longest stream, else None."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration is not None else None
 
 
 def _lacks_presentation_times(container: InputContainer) -> bool:
-    """AVI numbers its packets in decoding order; any presentation time seen there is a guess."""
+    """Returns True for AVI: AVI numbers packets in decoding order, so every presentation time is a guess."""
     return container.format.name == "avi"

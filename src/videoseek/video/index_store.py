@@ -1,8 +1,8 @@
-"""Indices of files, kept on disk between processes: an index is read in a millisecond, a film in minutes.
+"""Keeps indices of files on disk between processes: reading an index takes a millisecond, scanning a film minutes.
 
-The folder is `video_index/` below the one that the environment variable VIDEOSEEK_CACHE names (default
-~/.cache/videoseek; set to nothing, no index is kept). A film has one file there, named after its resolved path. The
-first line is the SHA-256 of the rest, which is JSON; its arrays are differences, packed by zlib, written in base64.
+The folder is `video_index/` in the folder of the environment variable VIDEOSEEK_CACHE (default ~/.cache/videoseek; an
+empty value switches the store off). The resolved path of a film gives the name of the film's file. The first line is
+the SHA-256 of the rest. The rest is JSON with arrays as differences, packed by zlib, written in base64.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from videoseek.video.index import MAX_FRAMES, VideoIndex, VideoInfo
 
 logger = logging.getLogger(__name__)
 
-#: Another number here makes every stored index be ignored and written anew.
+#: A new number makes every stored index invalid. The next read writes a new file.
 VERSION = 1
 ARRAYS = ("stamps", "keyframes", "seek_stamps")
 _NUMBER_BYTES = 8
@@ -35,7 +35,7 @@ _writing = Lock()
 
 
 def index_folder() -> Path | None:
-    """Where indices are kept; None where none are."""
+    """Returns the folder of stored indices, or None for an empty VIDEOSEEK_CACHE."""
     named = os.environ.get("VIDEOSEEK_CACHE")
     if named == "":
         return None
@@ -43,7 +43,7 @@ def index_folder() -> Path | None:
 
 
 def load_stored(path: str, stamp: tuple[int, int]) -> VideoIndex | None:
-    """The stored index of a file that has this `file_stamp` still, or None. A damaged one is ignored and logged."""
+    """Returns the stored index of a file with the same `file_stamp`, or None. A damaged file is ignored and logged."""
     stored = _stored_at(path)
     if stored is None:
         return None
@@ -63,7 +63,7 @@ def load_stored(path: str, stamp: tuple[int, int]) -> VideoIndex | None:
 
 
 def store(index: VideoIndex, stamp: tuple[int, int]) -> None:
-    """Keeps the index of a file with this `file_stamp`. A folder that cannot be written to is logged, once."""
+    """Stores the index of a file with this `file_stamp`. A failure to write is logged once."""
     stored = _stored_at(index.info.path)
     if stored is None:
         return
@@ -71,7 +71,7 @@ def store(index: VideoIndex, stamp: tuple[int, int]) -> None:
     fields |= {name: _packed(getattr(index, name)) for name in ARRAYS}
     text = json.dumps(fields).encode()
     try:
-        # `whole_file` tells processes apart, the lock threads.
+        # `whole_file` keeps processes apart, the lock keeps threads apart.
         with _writing, whole_file(stored) as partial:
             partial.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
     except OSError as error:
@@ -79,7 +79,7 @@ def store(index: VideoIndex, stamp: tuple[int, int]) -> None:
 
 
 def to_fields(index: VideoIndex) -> dict[str, Any]:
-    """All of an index but its arrays, as JSON has it."""
+    """Returns all of an index except the arrays, as JSON values."""
     return {
         "info": asdict(index.info),
         "start_stamp": index.start_stamp,
@@ -89,7 +89,7 @@ def to_fields(index: VideoIndex) -> dict[str, Any]:
 
 
 def from_fields(fields: dict[str, Any], arrays: list[np.ndarray]) -> VideoIndex:
-    """The index of `to_fields` and of its arrays in the order of ARRAYS."""
+    """Builds an index from the result of `to_fields` and the arrays in the order of ARRAYS."""
     stamps, keyframes, seek_stamps = arrays
     return VideoIndex(
         info=VideoInfo(**fields["info"]),
@@ -103,7 +103,7 @@ def from_fields(fields: dict[str, Any], arrays: list[np.ndarray]) -> VideoIndex:
 
 
 def replace_path(index: VideoIndex, path: str) -> VideoIndex:
-    """The same index under the name by which its file was asked for."""
+    """Returns the same index under the requested name of the file."""
     return replace(index, info=replace(index.info, path=path))
 
 
@@ -121,7 +121,7 @@ def _identity(path: str, stamp: tuple[int, int]) -> list[Any]:
 
 
 def _packed(numbers: np.ndarray) -> str:
-    """Frames mostly lie equally far apart, so the differences are nearly all one number."""
+    """Packs the differences: most frames lie equally far apart, so nearly all differences are equal."""
     return base64.b64encode(zlib.compress(np.diff(numbers, prepend=0).astype("<i8").tobytes(), 1)).decode()
 
 

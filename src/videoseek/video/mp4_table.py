@@ -1,9 +1,9 @@
-"""The times of all frames of an MP4 or MOV file from its sample tables, without reading the samples.
+"""Reads the times of all frames of an MP4 or MOV file from the sample tables, and skips the samples.
 
-FFmpeg's index of a track (`stream.index_entries`) holds decoding times, sizes and keyframes after edit lists. The
-presentation time is missing there: it is the decoding time plus the sample's composition offset (box `ctts`, ISO/IEC
-14496-12, 8.6.1.3) plus one shift for the whole track. The rule is checked on packets of the beginning, of several
-places in the middle and of the whole last group; where one packet differs, the table is not used.
+FFmpeg's index of a track (`stream.index_entries`) holds decoding times, sizes and keyframes after edit lists, but lacks
+presentation times. A presentation time is the decoding time plus the sample's composition offset (box `ctts`, ISO/IEC
+14496-12, 8.6.1.3) plus a shift common to the whole track. The rule is checked on packets of the beginning, of several
+places in the middle and of the whole last group. A single different packet rejects the table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_BOXES = 10_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PacketTable:
-    """One row a packet, in decoding order, in units of the stream's time base. `last_duration` is of the last shown."""
+    """A row per packet, in decoding order, in units of the time base. `last_duration` is of the last shown frame."""
 
     presentation: np.ndarray
     decoding: np.ndarray
@@ -40,9 +40,9 @@ class PacketTable:
 
 
 def read_table(path: str, container: InputContainer, stream: VideoStream, max_frames: int) -> PacketTable | None:
-    """The table of an open file's stream; None where it is incomplete, fragmented, or does not pass the check.
+    """Returns the table of an open file's stream, or None for an incomplete, fragmented or rejected table.
 
-    The container is at its start when the answer is None.
+    After None, the container is at the start.
     """
     if not container.format.name.startswith("mov,"):
         return None
@@ -67,7 +67,7 @@ def read_table(path: str, container: InputContainer, stream: VideoStream, max_fr
 
 
 class _TableCheck:
-    """Compares rows of the table with packets. `shift` is what the first packet's time has beyond its row."""
+    """Compares rows of the table with packets. `shift` is the first packet's time minus the first row's time."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class _TableCheck:
         self._decoding, self._flags, self._sizes = decoding, flags, sizes
 
     def run(self) -> int | None:
-        """The duration of the frame that is shown last, or None when a packet differs from its row."""
+        """Returns the duration of the last shown frame, or None when a packet differs from the row."""
         if self._is_right(0, _NUM_CHECKED_PACKETS) is None:
             return None
         keys = np.flatnonzero(self._flags & _KEYFRAME)
@@ -100,7 +100,7 @@ class _TableCheck:
         return self._is_right(row, num_packets)
 
     def _is_right(self, row: int, num_packets: int) -> int | None:
-        """Compares up to `num_packets` packets from this row on; returns the duration of the one shown last."""
+        """Compares up to `num_packets` packets from this row on. Returns the duration of the last shown packet."""
         rows = len(self._sizes) - row
         last_stamp, last_duration, num_seen = -1, 0, 0
         for packet in islice(self._from_row(row), min(num_packets, rows)):
@@ -123,14 +123,14 @@ class _TableCheck:
         return last_duration if num_seen == min(num_packets, rows) else None
 
     def _from_row(self, row: int) -> Iterator[av.Packet[VideoStream]]:
-        """Packets from this row's decoding time on: a seek may land on an earlier keyframe."""
+        """Yields packets from this row's decoding time on: a seek may land on an earlier keyframe."""
         for packet in demux_packets(self._container, self._stream):
             if packet.dts is None or packet.dts >= self._decoding[row]:
                 yield packet
 
 
 def _composition_offsets(path: str, track_id: int, num_samples: int) -> np.ndarray | None:
-    """Presentation time less decoding time of each sample, or None where the boxes are fragmented or do not fit."""
+    """Returns presentation time minus decoding time of each sample, or None for fragmented or inconsistent boxes."""
     with open(path, "rb") as file:
         for kind, start, end in _boxes(file, 0, os.fstat(file.fileno()).st_size):
             if kind != b"moov":
@@ -168,7 +168,7 @@ def _offsets_of_track(file: BinaryIO, start: int, end: int, num_samples: int) ->
 
 
 def _track_id(file: BinaryIO, start: int, end: int) -> int | None:
-    """The track's number, which FFmpeg shows as `stream.id`."""
+    """Returns the track's number. FFmpeg calls the number `stream.id`."""
     header = _find(file, start, end, b"tkhd")
     if header is None:
         return None
@@ -183,7 +183,7 @@ def _find(file: BinaryIO, start: int, end: int, name: bytes) -> tuple[int, int] 
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of the contents of each box between two positions (ISO/IEC 14496-12, 4.2)."""
+    """Yields name, start and end of the contents of each box between two positions (ISO/IEC 14496-12, 4.2)."""
     for _ in range(_MAX_BOXES):
         file.seek(start)
         head = file.read(16)
@@ -200,7 +200,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
 
 
 def _numbers(file: BinaryIO, box: tuple[int, int], at: int, count: int) -> list[int] | None:
-    """Unsigned 32-bit numbers at an offset of a box's contents."""
+    """Reads unsigned 32-bit numbers at an offset of a box's contents."""
     file.seek(box[0] + at)
     data = file.read(4 * count)
     if box[0] + at + 4 * count > box[1] or len(data) < 4 * count:

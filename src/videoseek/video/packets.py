@@ -1,6 +1,6 @@
-"""Decoding from a keyframe on with the fewest packets: the decoder is given what the wanted frames need, then drained.
+"""Decodes from a keyframe on: the decoder gets the fewest packets for the wanted frames, and is then drained.
 
-Every packet that is sent to a decoder is counted, so the cost of a read is known exactly.
+Every packet sent to a decoder is counted, so the cost of a read is known exactly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from videoseek.video import watchdog
 
 _H264_SLICES = range(1, 6)
-#: NAL units that no other picture depends on: enhancement information, delimiters, end marks, filler.
+#: NAL units without effect on other pictures: enhancement information, delimiters, end marks, filler.
 _H264_PASSING = frozenset((6, 9, 10, 11, 12))
 _HEVC_FIRST_NON_SLICE = 32
 _HEVC_FIRST_KEYFRAME_SLICE = 16
@@ -26,15 +26,15 @@ _START_CODE = b"\0\0\1"
 
 
 class DisposableTest:
-    """Tells from a packet's bytes whether no other picture refers to its picture (H.264 and HEVC only).
+    """Tells from a packet's bytes if the picture is disposable: other pictures do not refer to a disposable picture.
 
-    H.264 marks such pictures by `nal_ref_idc` 0 (ITU-T H.264, 7.4.1). HEVC marks them by an even NAL unit type below
-    16, which is exact only in a stream of one temporal layer (ITU-T H.265, 7.4.2.2). All other streams answer False.
+    H.264 marks disposable pictures by `nal_ref_idc` 0 (ITU-T H.264, 7.4.1). HEVC uses an even NAL unit type below 16,
+    exact only in a stream of a single temporal layer (ITU-T H.265, 7.4.2.2). All other streams give False.
     """
 
     def __init__(self, context: VideoCodecContext) -> None:
         header = bytes(context.extradata or b"")
-        # A header that begins with 1 is the configuration record of MP4 and Matroska: lengths stand before NAL units.
+        # A first byte of 1 marks the configuration record of MP4 and Matroska, with a length before each NAL unit.
         in_record = header[:1] == b"\1"
         self._codec = ""
         self._length_bytes = 0
@@ -61,7 +61,7 @@ class DisposableTest:
 
     @staticmethod
     def _h264(head: int) -> bool | None:
-        """True for a slice of a disposable picture, None for a unit of no consequence, False for all else."""
+        """Returns True for a slice of a disposable picture, None for a passing unit, False for any other unit."""
         kind = head & 31
         if kind in _H264_SLICES:
             return head & 0x60 == 0
@@ -75,7 +75,7 @@ class DisposableTest:
         return None if kind in _HEVC_PASSING else False
 
     def _nal_heads(self, data: bytes) -> Iterator[int]:
-        """The first byte of each NAL unit; an unreadable length ends with a unit that is never disposable."""
+        """Yields the first byte of each NAL unit. An unreadable length ends the list with 0."""
         if not self._length_bytes:
             at = data.find(_START_CODE)
             while 0 <= at < len(data) - len(_START_CODE):
@@ -91,36 +91,36 @@ class DisposableTest:
 
 
 def demux_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
-    """Packets up to the end of the file, or to its first unreadable byte; the last is the empty flush packet."""
+    """Yields packets up to the end or to the first unreadable byte. The last packet is the empty flush packet."""
     try:
         for packet in container.demux(stream):
             watchdog.progress()
             yield packet
     except (av.InvalidDataError, av.EOFError):
         return
-    except IndexError:  # PyAV at the end of a recording in which another stream began later; ours is flushed by then
+    except IndexError:  # PyAV at the end of a recording with a second, later stream; the video is flushed by then
         return
 
 
 @dataclass(slots=True)
 class DecodeCount:
-    """The number of packets that were sent to a decoder."""
+    """Counts the packets sent to a decoder."""
 
     num_packets: int = 0
 
 
 class SparseDecoder:
-    """Decodes chosen frames of an open stream; gives up where a frame does not come out exactly as asked for."""
+    """Decodes chosen frames of an open stream, and gives up at the first inexact frame."""
 
     def __init__(self, container: InputContainer, stream: VideoStream, count: DecodeCount) -> None:
         self._container, self._stream, self._count = container, stream, count
         self._is_disposable = DisposableTest(stream.codec_context)
 
     def frames(self, seek_stamp: int, key_stamp: int, stamps: list[int]) -> Iterator[av.VideoFrame]:
-        """The frames with these ascending presentation stamps, decoded from the keyframe at `key_stamp` on.
+        """Yields the frames with these ascending presentation stamps, decoded from the keyframe at `key_stamp` on.
 
-        Yields the leading part of `stamps` that decodes without any fault. It ends early where the seek lands behind
-        the keyframe, where a packet or a picture is damaged, and where two packets may share a picture (interlaced).
+        The iterator stops at the first fault: a seek lands behind the keyframe, a packet or a picture is damaged, or
+        two packets may share a picture (interlaced).
         """
         self._container.seek(seek_stamp, stream=self._stream)
         frames = self._decoded(key_stamp, set(stamps))
@@ -134,7 +134,7 @@ class SparseDecoder:
 
     @staticmethod
     def _next_sound(frames: Iterator[av.VideoFrame]) -> tuple[int, av.VideoFrame] | None:
-        """Stamp and frame, or None at the end and where a frame is damaged, interlaced or without a stamp."""
+        """Returns stamp and frame, or None at the end and for a damaged, interlaced or unstamped frame."""
         try:
             frame = next(frames, None)
         except av.InvalidDataError:
@@ -144,13 +144,13 @@ class SparseDecoder:
         return frame.pts, frame
 
     def _decoded(self, key_stamp: int, missing: set[int]) -> Iterator[av.VideoFrame]:
-        """What the decoder puts out for the packets from the keyframe to the last missing one, and then for the end."""
+        """Yields the frames of the packets from the keyframe to the last missing stamp, and then drains the decoder."""
         at_key = False
         for packet in demux_packets(self._container, self._stream):
             if not packet.size:  # the end of the file
                 break
             if not at_key:
-                # Packets in front of the keyframe are read and not decoded: a seek may land a group too early.
+                # Packets in front of the keyframe are skipped: a seek may land a group too early.
                 if not packet.is_keyframe or packet.pts is None or packet.pts < key_stamp:
                     continue
                 if packet.pts > key_stamp:
@@ -163,5 +163,5 @@ class SparseDecoder:
             yield from packet.decode()
             if not missing:
                 break
-        # The decoder holds frames back to reorder them. Draining brings them out without another packet.
+        # The decoder holds frames back for reordering. A drain brings the frames out without another packet.
         yield from self._stream.decode(None)

@@ -1,4 +1,4 @@
-"""Pixels to the patch rows that the vision tower of Qwen2.5-VL takes."""
+"""Turns pixels into the patch rows of Qwen2.5-VL's vision tower."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ PATCH_PIXELS = 14
 MERGE = 2
 FRAMES_PER_GRID = 2
 
-#: Channel statistics of CLIP's training images, which the released vision tower was trained with.
+#: Channel statistics of CLIP's training images, as in the training of the released vision tower.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def patchify(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 [F, H, W, 3] -> float32 [F/2 * H/14 * W/14, 1176], in the order of Qwen2-VL's processors.
+    """Turns uint8 [F, H, W, 3] into float32 [F/2 * H/14 * W/14, 1176], in the order of Qwen2-VL's processors.
 
-    Rows run over frame pairs, then over 2 x 2 blocks of patches, then over the four patches of a block (which the
-    merger joins into one token). A row holds channel, frame of the pair, pixel row, pixel column; values are scaled to
+    Rows run over frame pairs, then over 2 x 2 blocks of patches, then over the four patches of a block. The merger
+    joins a block into a token. A row holds channel, frame of the pair, pixel row, pixel column. Values are scaled to
     [0, 1] and normalised per channel. F must be even, H and W multiples of 28.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:

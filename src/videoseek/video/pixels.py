@@ -1,4 +1,4 @@
-"""A decoded frame to RGB pixels of a wanted size."""
+"""Turns a decoded frame into RGB pixels of a wanted size."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from PIL import Image
 
 from videoseek.video.index import quarter_turns
 
-#: Players show video of so many lines by BT.709 where its stream does not say how colours are coded, else by BT.601.
+#: For a stream without a colour space, players use BT.709 from this many lines on, and BT.601 below.
 HD_LINES = 720
 _UNSPECIFIED_COLORS = 2  # AVCOL_SPC_UNSPECIFIED
-#: A large image is resized in strips of about this size: Pillow copies what it resizes, at 4 bytes a pixel.
+#: A large image is resized in strips of about this size: Pillow copies the input at 4 bytes a pixel.
 _STRIP_BYTES = 16 * 2**20
 
 
 def shown_pixels(frame: av.VideoFrame) -> np.ndarray:
-    """RGB uint8 [height, width, 3] of a frame as a player shows it, rotation applied; a view, not contiguous."""
+    """Returns a player's picture of a frame after rotation, RGB uint8 [height, width, 3], a non-contiguous view."""
     is_untagged_hd = frame.colorspace == _UNSPECIFIED_COLORS and frame.height >= HD_LINES and not frame.format.is_rgb
     colors = Colorspace.ITU709 if is_untagged_hd else None
-    # `VideoFrame.to_ndarray(format=..)` sets up a threaded scaler for each frame: 6 ms where this takes 0.05.
+    # `VideoFrame.to_ndarray(format=..)` sets up a threaded scaler for each frame: 6 ms instead of 0.05.
     rgb = VideoReformatter().reformat(frame, format="rgb24", src_colorspace=colors, threads=1)
-    plane: Any = rgb.planes[0]  # its annotations do not say that it is a buffer
+    plane: Any = rgb.planes[0]  # PyAV's annotations hide the buffer protocol
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : 3 * plane.width]
     return np.rot90(rows.reshape(plane.height, plane.width, 3), quarter_turns(frame))
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic with antialias, uint8 [height, width, 3]."""
-    # Pillow resizes rows and then columns and rounds in between, so strips of rows give the very same pixels.
+    """Resizes an image to uint8 [height, width, 3], bicubic with antialias."""
+    # Pillow resizes rows, rounds, and then resizes columns, so strips of rows give the very same pixels.
     strip_rows = max(1, _STRIP_BYTES // max(image[:1].nbytes, 1))
     strips = [image[start : start + strip_rows] for start in range(0, len(image), strip_rows)]
     if len(strips) > 1:

@@ -1,4 +1,4 @@
-"""Decodes clips ahead of their use, in background threads that wait for decode workers."""
+"""Decodes clips ahead of use, in background threads. The threads wait for decode workers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """Fills a cache with the clips that will be read next, in their order, and no further ahead than the cache holds.
+    """Fills a cache with the next clips, in order of use, only as far ahead as the cache has room.
 
-    A clip that fails raises its error when it is read. Safe to use from several threads.
+    `read` raises the error of a failed clip. Several threads may use a prefetcher.
     """
 
     def __init__(self, cache: FrameCache, load: Callable[[Clip], torch.Tensor]) -> None:
@@ -31,9 +31,9 @@ class Prefetcher:
         self._num_cancels = 0
 
     def prefetch(self, clips: Iterable[Clip], num_threads: int) -> None:
-        """Queues the clips that are neither in memory nor on their way; returns at once.
+        """Queues the clips outside the cache, the queue and the running decodes, and returns at once.
 
-        At least `num_threads` threads decode from then on. A clip larger than the cache is left to whoever reads it.
+        At least `num_threads` threads decode from then on. A clip larger than the cache is left to `read`.
         """
         with self._changed:
             pending = {*self._queue, *self._running, *self._errors}
@@ -47,7 +47,7 @@ class Prefetcher:
             self._changed.notify_all()
 
     def read(self, clip: Clip) -> torch.Tensor:
-        """The clip's frames, decoded here unless that has begun in the background. Raises what the decode raised."""
+        """Returns the clip's frames, decoded here unless a background thread has begun. Raises the decode's error."""
         with self._changed:
             if clip in self._queue:
                 self._queue.remove(clip)
@@ -63,7 +63,7 @@ class Prefetcher:
                 self._changed.notify_all()
 
     def cancel(self) -> None:
-        """Forgets the clips whose decode has not begun, and the errors of all that were asked for before."""
+        """Forgets the clips in the queue, and the errors of all earlier requests."""
         with self._changed:
             self._num_cancels += 1
             self._queue.clear()
@@ -82,7 +82,7 @@ class Prefetcher:
             error: Exception | None = None
             try:
                 self._cache.load_ahead(clip, self._load)
-            except Exception as caught:  # whatever it is, it belongs to the thread that reads the clip
+            except Exception as caught:  # every error belongs to the thread that reads the clip
                 error = caught
             with self._changed:
                 self._running.remove(clip)
@@ -91,7 +91,7 @@ class Prefetcher:
                 self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        """The next clip fits into the cache beside those on their way and those that nobody has read yet."""
+        """Tells if the next clip fits into the cache beside the running and the unread clips."""
         if not self._queue:
             return False
         held = self._cache.num_bytes_ahead() + sum(map(num_bytes, self._running))
@@ -99,5 +99,5 @@ class Prefetcher:
 
 
 def num_bytes(clip: Clip) -> int:
-    """Size of a clip's frames in memory."""
+    """Returns the bytes of a clip's frames in memory."""
     return len(clip.frame_seconds) * clip.height * clip.width * 3

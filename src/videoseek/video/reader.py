@@ -1,6 +1,6 @@
-"""From presentation times to pixels, in this process: seek to the keyframe, decode forward, turn upright, resize.
+"""Reads pixels at presentation times, in this process: seek to the keyframe, decode forward, turn upright, resize.
 
-Imports neither torch nor anything above this floor: decode workers start in a fraction of a second.
+The module imports neither torch nor any higher floor, so decode workers start in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from videoseek.video.packets import DecodeCount, SparseDecoder
 from videoseek.video.pixels import resized, shown_pixels
 from videoseek.video.sequential import SEEK_WORTH_FRAMES, SequentialReader
 
-#: After so many runs that were not read sparsely to their end, a file is taken for one that never is.
+#: After this many failed sparse runs of a file, the reader tries no further sparse run.
 MAX_FAILED_RUNS = 3
-#: A damaged file is read again from earlier keyframes on: so many times the frames of a sound one are allowed for.
+#: A damaged file is read again from earlier keyframes on, so the allowance is this many times a sound file's frames.
 MAX_WORK_RATIO = 8
-#: Indices kept; that of an hour at 30 fps takes 0.9 MB.
+#: Indices in memory. The index of an hour at 30 fps takes 0.9 MB.
 MAX_INDICES = 64
 
 
 def source_stamp(path: str) -> tuple[int, int]:
-    """Two numbers that change when a file, or the list of images in a frame folder, does. Raises VideoError."""
+    """Returns two numbers that change with a file, or with the list of images in a frame folder. Raises VideoError."""
     folder = FrameFolder.parse(path)
     return file_stamp(path) if folder is None else folder.stamp()
 
 
 def read_index(path: str) -> VideoIndex:
-    """The index of a file or frame folder, cached in memory and on disk until it changes. Raises VideoError."""
+    """Returns the index of a video, cached in memory and on disk until the source changes. Raises VideoError."""
     return _read_index(path, source_stamp(path))
 
 
@@ -55,14 +55,14 @@ def _read_index(path: str, stamp: tuple[int, int]) -> VideoIndex:
 
 @dataclass(frozen=True, slots=True)
 class DecodeRun:
-    """Wanted frames that are decoded in one go, from keyframe number `key` on."""
+    """Wanted frames of a single decode from keyframe number `key` on."""
 
     key: int
     frames: list[int]
 
 
 def decode_runs(index: VideoIndex, frame_indices: Sequence[int]) -> list[DecodeRun]:
-    """Ascending frames, cut where a seek to a later keyframe passes over more than SEEK_WORTH_FRAMES frames."""
+    """Cuts ascending frames at every seek to a later keyframe that skips more than SEEK_WORTH_FRAMES frames."""
     keys = np.maximum(np.searchsorted(index.keyframes, index.stamps[list(frame_indices)], side="right") - 1, 0)
     frames_at_keys = np.searchsorted(index.stamps, index.keyframes[keys])
     runs: list[DecodeRun] = []
@@ -74,7 +74,7 @@ def decode_runs(index: VideoIndex, frame_indices: Sequence[int]) -> list[DecodeR
 
 
 def num_needed(index: VideoIndex, frame_indices: Sequence[int]) -> int:
-    """The number of frames from the keyframe of each run up to its last wanted frame."""
+    """Counts the frames from the keyframe up to the last wanted frame, over all runs."""
     runs = decode_runs(index, frame_indices)
     frames_at_keys = np.searchsorted(index.stamps, index.keyframes[[run.key for run in runs]])
     return int(sum(run.frames[-1] + 1 for run in runs) - frames_at_keys.sum())
@@ -83,9 +83,9 @@ def num_needed(index: VideoIndex, frame_indices: Sequence[int]) -> int:
 def decode_frames(
     path: str, frame_seconds: Sequence[float], height: int, width: int, decode_threads: int = 1
 ) -> np.ndarray:
-    """Returns the frames shown at these seconds, in their order, RGB uint8 [F, height, width, 3]. Raises VideoError.
+    """Returns the frames shown at these seconds, in the same order, RGB uint8 [F, height, width, 3]. Raises VideoError.
 
-    `decode_threads` changes the time that the decode takes, never a pixel.
+    `decode_threads` changes only the time of the decode. The pixels stay the same.
     """
     index = read_index(path)
     rows_of_frame: dict[int, list[int]] = {}
@@ -105,7 +105,7 @@ def decode_frames(
 def _fill(
     pixels: np.ndarray, path: str, index: VideoIndex, rows_of_frame: dict[int, list[int]], decode_threads: int
 ) -> None:
-    """Writes each frame, brought to the size of `pixels` [F, height, width, 3], to its rows."""
+    """Resizes each frame to the size of `pixels` [F, height, width, 3] and fills the frame's rows."""
     _, height, width, _ = pixels.shape
     frames = sorted(rows_of_frame)
     with ExitStack() as resources:
@@ -114,21 +114,21 @@ def _fill(
         else:
             reader = resources.enter_context(VideoReader(path, decode_threads))
             images = map(shown_pixels, reader.frames(frames))
-        # A large image is let go before the next one is made: no variable of this loop holds it.
+        # Memory holds one large image at a time, because no variable of this loop keeps a large image.
         small_images = map(lambda image: resized(image, height, width), images)
         for frame_index, small_image in zip(frames, small_images, strict=True):
             pixels[rows_of_frame[frame_index]] = small_image
 
 
 class DamagedError(Exception):
-    """Several threads met damage, or what they take for it: the file is to be read by one."""
+    """Several threads met damage, real or suspected. A single thread must read the file."""
 
 
 class VideoReader:
-    """An open file, read by the index of its frames in presentation order. num_decoded counts decoded packets.
+    """Reads an open file by frame index in presentation order. `num_decoded` counts decoded packets.
 
-    Frames are read sparsely (`SparseDecoder`) where the file is sound, and one after the other where it is not. With
-    several threads a file that is not sound raises DamagedError instead: how damage is concealed depends on them.
+    A sound file is read sparsely (`SparseDecoder`), a damaged file frame after frame. With several threads a damaged
+    file raises DamagedError instead, because concealed pixels depend on the number of threads.
     """
 
     def __init__(self, path: str, decode_threads: int = 1) -> None:
@@ -152,11 +152,11 @@ class VideoReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        # Hands FFmpeg's errors to `open_video`, which names the file.
+        # The stack hands FFmpeg's errors to `open_video`, and `open_video` names the file.
         self._resources.__exit__(kind, error, tb)
 
     def frames(self, frame_indices: Sequence[int]) -> Iterator[av.VideoFrame]:
-        """The frames with these ascending indices, each replaced by the one shown just before where it is damaged."""
+        """Yields the frames with these ascending indices. The frame shown just before replaces a damaged frame."""
         if self._sequential is not None:
             self._sequential.restart()
         for run in decode_runs(self.index, frame_indices):

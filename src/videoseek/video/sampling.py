@@ -1,7 +1,7 @@
-"""Which frames to take from a window and at what size: arithmetic only, no file is touched.
+"""Chooses the frames of a window and the size of frames, by arithmetic only.
 
-Sizes and frame indices agree with qwen-vl-utils 0.0.14, whose choices the released Qwen2.5-VL weights expect, except
-where that library breaks its own limits; each exception is named below.
+Sizes and frame indices agree with qwen-vl-utils 0.0.14, as the released Qwen2.5-VL weights expect. The docstrings
+below name the exceptions. Every exception is a case with a broken limit in qwen-vl-utils.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from videoseek.video.patches import FRAMES_PER_GRID, MERGE, PATCH_PIXELS
 #: Side of the square of pixels behind one merged token.
 TOKEN_SIDE = PATCH_PIXELS * MERGE
 MAX_ASPECT_RATIO = 200
-#: A window this little short of another frame still gets it, so that a rounded time base costs no frame pair.
+#: A window this little short of another frame still gets the frame, so a rounded time base costs no frame pair.
 COUNT_SLACK_FRAMES = 0.01
 
 
 def count_frames(wanted: float, min_frames: int, max_frames: int) -> int:
-    """`wanted` frames clamped to the limits and floored to whole pairs; `max_frames` wins over `min_frames`."""
+    """Clamps `wanted` to the limits and rounds down to whole pairs. `max_frames` wins over `min_frames`."""
     least = math.ceil(min_frames / FRAMES_PER_GRID) * FRAMES_PER_GRID
     most = math.floor(max_frames / FRAMES_PER_GRID) * FRAMES_PER_GRID
     if most < FRAMES_PER_GRID:
@@ -31,10 +31,10 @@ def count_frames(wanted: float, min_frames: int, max_frames: int) -> int:
 def frame_times(
     start_seconds: float, end_seconds: float, fps: float, min_frames: int, max_frames: int
 ) -> tuple[float, ...]:
-    """The `uniform` policy: n equal slots of the half-open window [start, end), each shown by its first instant.
+    """Returns the times of the `uniform` policy: the first instants of n equal slots of the window [start, end).
 
-    n = (end - start) * fps as `count_frames` rounds it. Where that is already an even number within the limits, frames
-    are exactly 1 / fps apart, so a pair never leaves its stretch of 2 / fps seconds. No time reaches `end`.
+    `count_frames` rounds (end - start) * fps to n. If the product is already even and within the limits, frames are
+    exactly 1 / fps apart, and a pair stays in a stretch of 2 / fps seconds. All times are below `end`.
     """
     duration = end_seconds - start_seconds
     if not (duration > 0 and fps > 0):
@@ -48,10 +48,10 @@ def frame_times(
 def linspace_frames(
     first: int, last: int, average_fps: float, fps: float, min_frames: int, max_frames: int
 ) -> tuple[int, ...]:
-    """The `linspace` policy: indices of evenly spread frames among first..last, both ends included.
+    """Returns the indices of the `linspace` policy: evenly spread frames among first..last, both ends included.
 
-    Equal to qwen-vl-utils' choice, except that a window with fewer frames than `min_frames` is filled up by its last
-    frame instead of falling below the minimum (that library returns fewer, or fails on a single frame).
+    The indices equal qwen-vl-utils' choice, with an exception: copies of the last frame fill a window with fewer frames
+    than `min_frames` (qwen-vl-utils returns fewer frames, or fails on a single frame).
     """
     available = last - first + 1
     num_frames = count_frames(available / average_fps * fps, min_frames, max_frames)
@@ -60,15 +60,15 @@ def linspace_frames(
         num_frames = max(available // FRAMES_PER_GRID * FRAMES_PER_GRID, fewest)
     if num_frames > available:
         return tuple(range(first, last + 1)) + (last,) * (num_frames - available)
-    # float32, as there: the rounding of halves decides which of two neighbours is taken.
+    # float32, as in qwen-vl-utils: the rounding of halves decides between two neighbours.
     return tuple(torch.linspace(first, last, num_frames).round().long().tolist())
 
 
 def smart_size(height: int, width: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
-    """Height and width after resizing: multiples of 28, aspect kept as far as that allows, area within the limits.
+    """Returns height and width after resizing: multiples of 28, aspect kept as far as possible, area within the limits.
 
-    Equal to qwen-vl-utils' `smart_resize`, except that the area never passes `max_pixels` when a small frame is
-    enlarged, and a very oblong one keeps a side of 28 instead of 0. `max_pixels` must hold one token (784).
+    The size equals `smart_resize` of qwen-vl-utils, with two exceptions. The area of an enlarged small frame stays
+    within `max_pixels`. A very oblong frame keeps a side of 28 instead of 0. `max_pixels` must hold a token (784).
     """
     if not TOKEN_SIDE**2 <= max_pixels >= min_pixels:
         raise ValueError(f"max_pixels {max_pixels} must be at least {TOKEN_SIDE**2} and min_pixels {min_pixels}")

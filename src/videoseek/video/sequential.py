@@ -1,4 +1,4 @@
-"""Frame after frame from a keyframe on: how a damaged file, or one without presentation times, is read."""
+"""Decodes frame after frame from a keyframe on, for damaged files and for files without presentation times."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoIndex, decoded_frames
 from videoseek.video.packets import DecodeCount
 
-#: Decoding this many frames more is cheaper than a seek, which throws the decoder's state away.
+#: Decoding this many more frames is cheaper than a seek, because a seek discards the decoder's state.
 SEEK_WORTH_FRAMES = 4
-#: A frame that cannot be decoded may be stood in for by one shown at most this long before it.
+#: A frame shown at most this long before may replace an undecodable frame.
 MAX_STALE_SECONDS = 0.5
 
 
 class SequentialReader:
-    """Reads frames of ascending index; nothing is left out on the way to a frame, so damage is met where it lies."""
+    """Reads frames of ascending index. The decoder gets every packet on the way, so damage appears in its place."""
 
     def __init__(
         self, path: str, index: VideoIndex, container: InputContainer, stream: VideoStream, count: DecodeCount
@@ -32,11 +32,11 @@ class SequentialReader:
         self._ahead: av.VideoFrame | None = None
 
     def restart(self) -> None:
-        """The next frame may lie before the last one."""
+        """Forgets the position: the next frame may lie before the last frame."""
         self._shown = self._ahead = None
 
     def frame(self, frame_index: int) -> av.VideoFrame:
-        """The frame, or the one shown at most MAX_STALE_SECONDS before it where it is damaged. Raises VideoError."""
+        """Returns the frame, or after damage a frame shown at most MAX_STALE_SECONDS before. Raises VideoError."""
         stamp = int(self._index.stamps[frame_index])
         key = int(np.searchsorted(self._index.keyframes, stamp, side="right")) - 1
         if self._must_seek(key):
@@ -67,7 +67,7 @@ class SequentialReader:
         self._shown = self._ahead = None
 
     def _advance(self, stamp: int) -> None:
-        """Decode until the frame shown at `stamp` is known: it starts exactly there, or the next one starts later."""
+        """Decodes until the frame shown at `stamp` is known: a frame starts there, or the next frame starts later."""
         while self._shown is None or self._shown.pts != stamp:
             if self._ahead is None:
                 self._ahead = next(self._decoder, None)

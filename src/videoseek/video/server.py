@@ -1,6 +1,6 @@
-"""The program of a decode worker: answers one request at a time on the socket whose number is its argument.
+"""Runs a decode worker: answers one request at a time on a socket. The argument is the number of the socket.
 
-A message is the length of a JSON object (8 bytes), the object, and the raw bytes of the arrays that it announces.
+A message is the length of a JSON object (8 bytes), the object, and the raw bytes of the arrays named in the object.
 Requests name `path`, `working_folder`, `stall_seconds`, and for pixels `frame_seconds`, `height`, `width`,
 `decode_threads`. While there is progress, messages {"state": "progress"} come every fraction of `stall_seconds`.
 Replies hold the fields of the index (arrays: stamps, keyframes, seek_stamps), or the pixels as an array, or `error`.
@@ -28,7 +28,7 @@ _LENGTH_BYTES = 8
 
 
 def send(peer: socket.socket, message: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
-    """Raises OSError when the peer is gone."""
+    """Sends a message with arrays. Raises OSError when the peer is gone."""
     shapes = [(array.dtype.str, array.shape) for array in arrays]
     text = json.dumps({**message, "arrays": shapes}).encode()
     peer.sendall(len(text).to_bytes(_LENGTH_BYTES) + text)
@@ -37,7 +37,7 @@ def send(peer: socket.socket, message: dict[str, Any], arrays: Sequence[np.ndarr
 
 
 def receive(peer: socket.socket) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Raises EOFError or OSError when the peer is gone, TimeoutError when the socket has a time-out."""
+    """Receives a message with arrays. Raises EOFError or OSError when the peer is gone, or TimeoutError."""
     length = int.from_bytes(_read(peer, _LENGTH_BYTES))
     message = json.loads(_read(peer, length))
     arrays = [np.empty(shape, dtype) for dtype, shape in message.pop("arrays")]
@@ -61,7 +61,7 @@ def _fill(peer: socket.socket, rest: memoryview) -> None:
 
 
 def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Message and arrays of the reply."""
+    """Returns the message and the arrays of the reply."""
     path = request["path"]
     try:
         if "frame_seconds" in request:
@@ -81,7 +81,7 @@ def main() -> None:
             while True:
                 request, _ = receive(parent)
                 os.chdir(request["working_folder"])
-                # The kernel's own alarm ends a decoder that never returns, also when nobody is left to kill it.
+                # The kernel's alarm ends a decoder that never returns, even after the parent process is gone.
                 watchdog.start(request["stall_seconds"], lambda: send(parent, PROGRESS))
                 reply = answer(request)
                 watchdog.stop()

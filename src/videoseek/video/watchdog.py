@@ -1,7 +1,7 @@
-"""Limits on a decode worker in units of work: it must make progress, and each frame has an allowance of time.
+"""Limits a decode worker in units of work: a worker must make progress, and each frame has an allowance of time.
 
-The kernel's alarm ends a process whose decoder stalls inside FFmpeg, where no Python code can run. A process that never
-calls `start` has no limits: the functions then do nothing.
+The kernel's alarm ends a process with a stalled decoder: FFmpeg blocks all Python code of the process. Limits hold only
+after `start`. Before `start`, the other functions do nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from videoseek.video.errors import VideoError
 
-#: Generous: one core decodes H.264 of 1080p at 5 to 20 ms a frame, this allows 260 ms.
+#: Generous: one core decodes H.264 of 1080p at 5 to 20 ms a frame, and the allowance is 260 ms.
 SECONDS_PER_FRAME = 0.05
 SECONDS_PER_MEGAPIXEL = 0.1
-#: The alarm is set anew at most this many times within the stall limit, since progress is reported for every packet.
+#: Every packet reports progress, so the alarm is set again at most this many times within the stall limit.
 _ALARMS_PER_STALL = 8
 
 
@@ -37,14 +37,14 @@ _watch: _Watch | None = None
 
 
 def longest_silence(stall_seconds: float) -> float:
-    """The most seconds between two reports of a worker that is still alive."""
+    """Returns the most seconds between two reports of a live worker."""
     return stall_seconds * (1 + 1 / _ALARMS_PER_STALL)
 
 
 def start(stall_seconds: float, report: Callable[[], None]) -> None:
-    """From now on `progress` must be called every `stall_seconds`, or SIGALRM ends this process.
+    """Starts the limits: SIGALRM ends this process after `stall_seconds` without a call of `progress`.
 
-    `report` is called several times within that span while there is progress.
+    `progress` calls `report` several times within `stall_seconds`.
     """
     global _watch
     _watch = _Watch(stall_seconds, report)
@@ -58,7 +58,7 @@ def stop() -> None:
 
 
 def allow_frames(path: str, num_frames: int, pixels_per_frame: int) -> None:
-    """Limits the time until `stop`, in proportion to the frames that must be decoded."""
+    """Limits the time until `stop`, in proportion to the frames to decode."""
     if _watch is not None:
         per_frame = SECONDS_PER_FRAME + SECONDS_PER_MEGAPIXEL * pixels_per_frame / 1e6
         _watch.path = path
@@ -66,7 +66,7 @@ def allow_frames(path: str, num_frames: int, pixels_per_frame: int) -> None:
 
 
 def progress() -> None:
-    """Says that a packet, a frame or an image was read. Raises VideoError when all of them took too long."""
+    """Reports the read of a packet, a frame or an image. Raises VideoError when all reads together took too long."""
     if _watch is None:
         return
     now = time.monotonic()

@@ -1,8 +1,8 @@
-"""Decoding under a limit: in worker processes that can be killed, or without a limit in this process.
+"""Decodes under a limit in worker processes, or without a limit in this process.
 
-FFmpeg cannot be interrupted: a decoder that hangs or crashes over a damaged file takes its process along. A worker is
-therefore a fresh interpreter that inherits nothing but a socket, so threads, CUDA and open files of this process do no
-harm. It serves one request at a time. Its own alarm ends it when its decoder stalls, and the next request starts a new
+FFmpeg cannot be interrupted: a decoder that hangs or crashes over a damaged file ends the whole process. A worker is
+therefore a fresh interpreter and inherits only a socket, so threads, CUDA and open files of this process are harmless.
+A worker serves one request at a time. An alarm ends a worker with a stalled decoder. The next request starts a new
 worker.
 """
 
@@ -34,30 +34,30 @@ from videoseek.video.server import PROGRESS, receive, send
 
 logger = logging.getLogger(__name__)
 
-#: A fresh interpreter takes 0.3 s to import FFmpeg and numpy; from a cold network disk much longer.
+#: A fresh interpreter takes 0.3 s to import FFmpeg and numpy, and much longer from a cold network disk.
 START_SECONDS = 120.0
-#: A worker that is silent for this much longer than it may cannot even die by itself, and is killed from here.
+#: A worker that is silent for this much longer than allowed cannot end itself. The pool then kills the worker.
 GRACE_SECONDS = 2.0
-#: A killed process that is still there after this hangs in the kernel, as on a dead network disk, and is left to it.
+#: A killed process that still exists after this time hangs in the kernel, as on a dead network disk, and is left alone.
 KILL_SECONDS = 2.0
-#: Frames that are decoded in parallel are all held in memory.
+#: Memory holds all frames of a parallel decode.
 MAX_DECODE_THREADS = 8
 
 
 class Decoder(Protocol):
-    """Who reads files, `num_workers` at a time. Both methods raise VideoError."""
+    """Reads files, `num_workers` at a time. Both methods raise VideoError."""
 
     num_workers: int
 
     def index(self, path: str) -> VideoIndex: ...
 
     def frames(self, path: str, frame_seconds: Sequence[float], height: int, width: int) -> np.ndarray:
-        """RGB uint8 [F, height, width, 3]."""
+        """Returns RGB uint8 [F, height, width, 3]."""
         ...
 
 
 class LocalDecoder:
-    """Reads files in this process, however long it takes."""
+    """Reads files in this process, without a limit of time."""
 
     num_workers = 1
 
@@ -69,10 +69,10 @@ class LocalDecoder:
 
 
 class WorkerPool:
-    """Reads files in up to `num_workers` processes, each started at first need. Safe to use from several threads.
+    """Reads files in up to `num_workers` processes, each started at first need. Several threads may use a pool.
 
-    A worker that makes no progress for `stall_seconds` is killed. `num_cores` are shared out as threads of the decodes
-    that are under way, so that a lone decode uses all of them and many decodes one each.
+    A worker without progress for `stall_seconds` is killed. The decodes under way share `num_cores` cores: a lone
+    decode runs a thread on every core, and many decodes run a single thread each.
     """
 
     def __init__(self, stall_seconds: float, num_workers: int, num_cores: int = 1) -> None:
@@ -88,7 +88,7 @@ class WorkerPool:
         self._workers: set[_Worker] = set()
         self._is_stopped = False
         self._counting = Lock()
-        # Last in, first out: the worker that served last has its file's index in memory.
+        # Last in, first out: the last busy worker still has the index of the file in memory.
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(num_workers):
             self._idle.put(None)
@@ -102,11 +102,11 @@ class WorkerPool:
         return pixels
 
     def decode_threads(self, num_busy: int) -> int:
-        """Threads of one decode while `num_busy` are under way."""
+        """Returns the threads of a decode while `num_busy` decodes are under way."""
         return min(max(1, self.num_cores // max(num_busy, 1)), MAX_DECODE_THREADS)
 
     def close(self) -> None:
-        """Ends all workers; called while none is at work. The pool stays usable."""
+        """Ends all workers of an idle pool. The pool stays usable."""
         for _ in range(self.num_workers):
             worker = self._idle.get()
             if worker is not None:
@@ -115,7 +115,7 @@ class WorkerPool:
             self._idle.put(None)
 
     def stop(self) -> None:
-        """Kills all workers at once, those at work too. No worker starts again."""
+        """Kills all workers at once, even busy workers. No worker starts again."""
         with self._counting:
             self._is_stopped = True
             workers = list(self._workers)
@@ -138,7 +138,7 @@ class WorkerPool:
         worker.kill()
 
     def _index(self, path: str, stamp: tuple[int, int]) -> VideoIndex:
-        # Ours to read: nothing of the film itself is touched, so nothing can hang.
+        # This process reads a stored index itself: the film stays closed, so the read cannot hang.
         stored = None if FrameFolder.parse(path) else load_stored(path, stamp)
         return stored or from_fields(*self._ask(path))
 
@@ -152,7 +152,7 @@ class WorkerPool:
                 message, arrays = worker.ask({**request, "decode_threads": self.decode_threads(num_busy)})
             kept = worker
         finally:
-            # Whatever cut the exchange short, Ctrl-C included, leaves half a reply behind: such a worker goes.
+            # An exchange cut short, as by Ctrl-C, leaves half a reply in the socket, so the worker must end.
             if kept is None and worker is not None:
                 self._ended(worker)
             self._idle.put(kept)
@@ -162,7 +162,7 @@ class WorkerPool:
 
     @contextmanager
     def _busy(self) -> Iterator[int]:
-        """Counts one more decode as under way, and gives their number."""
+        """Counts another decode as under way, and yields the number of decodes under way."""
         with self._counting:
             self._num_busy += 1
             num_busy = self._num_busy
@@ -174,7 +174,7 @@ class WorkerPool:
 
 
 class _Worker:
-    """One process and the socket to it."""
+    """A worker process and the socket to the process."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -184,7 +184,7 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C is for the run; the worker ends with its socket
+                process_group=0,  # Ctrl-C is for the run; the worker ends with the socket
             )
         self._socket.settimeout(START_SECONDS)
         try:
@@ -197,7 +197,7 @@ class _Worker:
         return self._process.poll() is None
 
     def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """The reply. Raises VideoError when none comes; then the worker is of no more use."""
+        """Returns the reply. Raises VideoError when the reply is missing. The worker is then useless."""
         path, stall_seconds = request["path"], request["stall_seconds"]
         self._socket.settimeout(watchdog.longest_silence(stall_seconds) + GRACE_SECONDS)
         try:
@@ -232,7 +232,7 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    """The worker finds this very package, and keeps no idle threads for arithmetic."""
+    """Returns the worker's environment: the path of this very package, and a single thread for arithmetic."""
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OPENBLAS_NUM_THREADS": "1"}
 
@@ -241,14 +241,14 @@ _decoder: Decoder = LocalDecoder()
 
 
 def decoder() -> Decoder:
-    """Who reads files for this process."""
+    """Returns the reader of files for this process."""
     return _decoder
 
 
 def use_worker(stall_seconds: float | None, num_workers: int = 1, num_cores: int = 1) -> None:
-    """From now on this process reads files in worker processes under a stall limit; in itself with None or 0.
+    """Makes this process read files in worker processes under a stall limit, or in itself for None or 0.
 
-    A process forked off later starts workers of its own. Arguments are those of `WorkerPool`.
+    A process forked later starts workers of its own. The arguments go to `WorkerPool`.
     """
     global _decoder
     if isinstance(_decoder, WorkerPool):
@@ -262,7 +262,7 @@ def use_worker(stall_seconds: float | None, num_workers: int = 1, num_cores: int
 
 
 def stop_workers() -> None:
-    """Ends all workers at once, those at work too. From now on this process reads files in itself."""
+    """Ends all workers at once, even busy workers. This process reads files itself from then on."""
     global _decoder
     if isinstance(_decoder, WorkerPool):
         _decoder.stop()
@@ -270,7 +270,7 @@ def stop_workers() -> None:
 
 
 def _after_fork() -> None:
-    """A socket that two processes write to serves neither: the forked one gets a pool that is still empty."""
+    """Gives a forked process an empty pool: two processes that write to a shared socket break the socket."""
     global _decoder
     if isinstance(_decoder, WorkerPool):
         _decoder = WorkerPool(_decoder.stall_seconds, _decoder.num_workers, _decoder.num_cores)

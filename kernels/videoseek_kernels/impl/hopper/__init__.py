@@ -1,1 +1,1 @@
-"""Gluon kernels with specialised warps, for Hopper alone."""
+"""Gluon kernels with specialised warps, only for Hopper."""

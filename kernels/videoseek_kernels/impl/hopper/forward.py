@@ -13,8 +13,8 @@ from videoseek_kernels.impl.triton.launch import Launch, TileConfig
 
 _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
-#: Head size -> tile: the widest whose stages fit into shared memory, without spills on every supported Triton. Warps
-#: are those of one of the two computing groups.
+#: Head size -> tile: the widest tile with all stages in shared memory and without spills on every supported Triton. A
+#: tile counts the warps of one of the two computing groups.
 TILES = {128: TileConfig(128, 128, 4, 2, tma=True), 64: TileConfig(128, 128, 4, 4, tma=True)}
 #: Tiles for head size 128 that may be faster.
 CANDIDATES = {"forward, Hopper": [(128, 128, 4, 2), (128, 64, 4, 3), (128, 64, 4, 4)]}
@@ -27,9 +27,9 @@ def hopper_launch(
     scale: float,
     config: TileConfig | None = None,
 ) -> Launch:
-    """(q [T, Hq, D], k and v [T, Hkv, D]) -> (O like q, L float32 [Hq, T] in log2 units); all contiguous, 16 bits.
+    """Returns the launch of (q [T, Hq, D], k and v [T, Hkv, D]) -> (O like q, L float32 [Hq, T] in log2 units).
 
-    The mask's blocks are whole multiples of the tile.
+    All tensors are contiguous; q, k, v and O have 16 bits. The mask's blocks are whole multiples of the tile.
     """
     (q, k, v), (out, lse) = inputs, outputs
     config = config or TILES[q.shape[2]]
@@ -48,7 +48,7 @@ def hopper_launch(
 
 
 def _tiles_of(x: torch.Tensor, num_rows: int) -> TensorDescriptor:
-    """Returns a contiguous [T, H, D] tensor as a matrix [T, H * D] that moves in tiles [num_rows, D]."""
+    """Returns a contiguous [T, H, D] tensor as a matrix [T, H * D] for TMA in tiles [num_rows, D]."""
     num_tokens, num_heads, head_dim = x.shape
     block, width = [num_rows, head_dim], num_heads * head_dim
     layout = gl.NVMMASharedLayout.get_default_for(block, _TYPES[x.dtype])

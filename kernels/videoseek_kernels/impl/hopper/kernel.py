@@ -1,9 +1,9 @@
-"""Forward on Hopper with specialised warps: one warp loads, two warpgroups compute 64 rows each.
+"""Forward on Hopper with specialised warps: a single warp loads, two warpgroups compute 64 rows each.
 
-The tensor cores are kept busy while a softmax is made: the scores of tile t are under way while the probabilities of
-tile t - 1 meet their values, and one warpgroup multiplies while the other takes exponentials. Letters as in
-`impl/triton/forward.py`; s_ is shared memory, and a barrier is named after what it tells. A barrier counts phases, of
-which a wait names the parity; the phase before the first counts as over.
+The tensor cores stay busy during a softmax: the scores of tile t are under way while the probabilities of tile t - 1
+are multiplied by V, and one warpgroup multiplies while the other warpgroup takes exponentials. Letters are as in
+`impl/triton/forward.py`; s_ is shared memory. The name of a barrier is the barrier's message. A barrier counts phases,
+and a wait names the parity of a phase. The phase before the first phase counts as over.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from videoseek_kernels.impl.triton.primitives import online_softmax, row_tile, sees
 
-#: Rows of one warpgroup: those of its matrix instruction.
+#: Rows of a warpgroup: the rows of a warpgroup's matrix instruction.
 HALF = gl.constexpr(64)
 
-# Triton 3.7 renamed both.
+# Triton 3.7 renamed both functions.
 load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 store_tile = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 
 
 @gluon.jit
 def load_stage(x, i_n, i_kv, i_turn, s_x, ready, free, D: gl.constexpr, STAGES: gl.constexpr):
-    """Loads the tile of turn i_turn into its stage, once both computing groups have released the stage."""
+    """Loads the tile of turn i_turn into the turn's stage, after both computing groups have released the stage."""
     i_stage = i_turn % STAGES
     mbarrier.wait(free.index(i_stage), (i_turn // STAGES + 1) & 1)
     mbarrier.expect(ready.index(i_stage), x.block_type.nbytes)
@@ -54,9 +54,9 @@ def load_all(
     SUB_N: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """The loading warp: both halves of Q, then K and V of each listed tile, as stages fall free.
+    """Runs the loading warp: loads both halves of Q, then K and V of each listed tile, into free stages.
 
-    V comes one tile behind K, in the order in which they are needed.
+    V comes a tile behind K, in the order of use.
     """
     s_k, s_v, k_ready, k_free, v_ready, v_free = stages
     _, _, indices, i_first, i_last, _ = lists
@@ -91,7 +91,7 @@ def masked_online_softmax(
     SUB_N: gl.constexpr,
     SCORES: gl.constexpr,
 ):
-    """Hides what a PARTIAL tile hides of the scores [HALF, BN], then `online_softmax`."""
+    """Masks the scores [HALF, BN] of a PARTIAL tile, then runs `online_softmax`."""
     if i >= i_partial:
         i_n = (gl.load(indices + i // SUB_N) * SUB_N + i % SUB_N) * BN
         o_n = i_n + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
@@ -117,7 +117,7 @@ def compute_half(
     SUB_N: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """A computing warpgroup: O and L of HALF rows from i_m on. s_q and q_ready are its own, the stages shared."""
+    """Runs a computing warpgroup: O and L of HALF rows from i_m on. s_q and q_ready are private, the stages shared."""
     s_k, s_v, k_ready, k_free, v_ready, v_free = stages
     key_word, visible, indices, i_first, i_last, i_partial = lists
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
@@ -164,7 +164,7 @@ def compute_half(
 
     m_sighted = b_sum > 0
     b_share = gl.convert_layout(1.0 / gl.where(m_sighted, b_sum, 1.0), gl.SliceLayout(1, OUTPUT))
-    # This half of Q has been read for the last time: O leaves through its place.
+    # All reads of this half of Q are done: O leaves through the memory of Q.
     s_q.store((b_out * b_share[:, None]).to(s_q.dtype))
     fence_async_shared()
     store_tile(out, [i_m, i_h * D], s_q)
@@ -223,7 +223,7 @@ def attn_fwd_kernel_hopper(
 
     stages = (s_k, s_v, k_ready, k_free, v_ready, v_free)
     lists = (key_word, visible, indices, i_first, i_last, i_partial)
-    # 168 registers a thread are there; the loader hands most of its own on, and the computing warps take 240.
+    # A thread has 168 registers. The loader hands most registers on, and the computing warps take 240.
     gl.warp_specialize(
         [
             (

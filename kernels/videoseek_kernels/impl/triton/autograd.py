@@ -1,4 +1,4 @@
-"""The three kernels as one differentiable operation."""
+"""Joins the three kernels into a differentiable operation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from videoseek_kernels.impl.triton.backward import dkdv_launch, dq_launch
 from videoseek_kernels.impl.triton.forward import forward_launch
 from videoseek_kernels.impl.triton.launch import Launch, capability_of, num_processors, tile_config
 
-#: Programs per multiprocessor below which dk/dv work is cut into parts, and the most parts.
+#: Work on dk/dv is cut into parts below `_WAVES` programs per multiprocessor, into at most `_MAX_SPLITS` parts.
 _WAVES, _MAX_SPLITS = 4, 8
 
 
@@ -32,9 +32,9 @@ def attend(
     scale: float,
     forward: ForwardLaunch | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [T, Hq, D], k and v [T, Hkv, D] -> O [T, Hq, D] and L float32 [T, Hq]; differentiable in both.
+    """Attends q [T, Hq, D] to k and v [T, Hkv, D] -> O [T, Hq, D] and L float32 [T, Hq], both differentiable.
 
-    `forward` replaces the forward of `impl.triton`; the backward is the same.
+    `forward` replaces the forward of `impl.triton`. The backward is the same.
     """
     with torch.cuda.device_of(q):
         out, lse = _Attention.apply(q, k, v, block_mask, scale, forward or shipped_forward)
@@ -42,7 +42,7 @@ def attend(
 
 
 def shipped_forward(inputs: Inputs, outputs: Outputs, block_mask: BlockMask, scale: float) -> Launch:
-    """Returns the launch of the Triton forward, with the tile that ships for this device and type."""
+    """Returns the launch of the Triton forward, with the shipped tile for this device and type."""
     q = inputs[0]
     return forward_launch(inputs, outputs, block_mask, scale, tile_config("forward", capability_of(q.device), q.dtype))
 
@@ -76,7 +76,7 @@ class _Attention(torch.autograd.Function):
         d_out = torch.zeros_like(out) if d_out is None else d_out.contiguous()
         d_lse = None if d_lse is None else d_lse.contiguous()
         capability = capability_of(q.device)
-        # dq first: it also writes delta, which dk and dv read.
+        # dq comes first: the dq kernel also writes delta for dk and dv.
         dq, delta = torch.empty_like(q), torch.empty_like(lse)
         config = tile_config("dq", capability, q.dtype)
         dq_launch((q, k, v), (out, lse), (d_out, d_lse), (dq, delta), ctx.block_mask, ctx.scale, config).run()
@@ -90,14 +90,14 @@ class _Attention(torch.autograd.Function):
 
 
 def empty_parts(k: torch.Tensor, block_mask: BlockMask) -> list[torch.Tensor]:
-    """Returns dk and dv [parts, T, Hkv, D] for the kernel to fill: one part in k's type, several in float32."""
+    """Returns empty dk and dv [parts, T, Hkv, D] for the kernel: one part in k's type, several parts in float32."""
     num_splits = _num_splits(k, block_mask)
     dtype = torch.float32 if num_splits > 1 else k.dtype
     return [torch.empty(num_splits, *k.shape, dtype=dtype, device=k.device) for _ in range(2)]
 
 
 def _num_splits(k: torch.Tensor, block_mask: BlockMask) -> int:
-    """Returns into how many parts the work on dk and dv is cut."""
+    """Returns the number of parts of the work on dk and dv."""
     # Short batches have too few key tiles to fill a GPU: parts give every multiprocessor several programs.
     programs = block_mask.by_key.order.shape[0] * k.shape[1]
     return max(1, min(_MAX_SPLITS, _WAVES * num_processors(k.device) // programs))

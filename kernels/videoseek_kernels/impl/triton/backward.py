@@ -1,7 +1,7 @@
-"""Backward in two deterministic kernels: dq keeps rows in place, dk and dv keep keys in place; no atomics.
+"""Backward in two deterministic kernels without atomics: dq keeps rows in place, dk and dv keep keys in place.
 
 With P = exp(S - L), dP = dO V^T, delta = rowsum(dO * O) - dL:  dS = P * (dP - delta),
-dQ = scale * dS K,  dK = scale * dS^T Q,  dV = P^T dO.  The README derives it. Letters as in `forward.py`.
+dQ = scale * dS K,  dK = scale * dS^T Q,  dV = P^T dO.  The README derives dS. Letters as in `forward.py`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def attn_bwd_kernel_dq(
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")  # [BM, BN]
         b_p = tl.exp2(b_s * scale_log2 - b_lse[:, None])
         if i >= i_partial:
-            # A select, not a product: a blind row has L = -inf and P = inf before it.
+            # A select instead of a product: a blind row has L = -inf, and so P = inf before the select.
             o_n = i_n + tl.arange(0, BN)
             b_word = tl.load(key_word + o_n)
             b_p = tl.where(sees(o_m[:, None], b_visible[:, None], o_n[None, :], b_word[None, :]), b_p, 0.0)
@@ -111,7 +111,7 @@ def attn_bwd_kernel_dkdv(
     SUB_N: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """One key tile of one KV head against a share of its (query head, row tile) pairs, which are cut in num_splits."""
+    """Computes a key tile of a KV head against one of num_splits shares of the tile's (query head, row tile) pairs."""
     GROUP: tl.constexpr = HQ // HKV
     i_program = tl.program_id(0)
     i_split = i_program % num_splits
@@ -153,7 +153,7 @@ def attn_bwd_kernel_dkdv(
         b_dst = b_pt * (b_dpt - b_delta[None, :])
         b_dk = tl.dot(b_dst.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
 
-    # The parts lie one behind the other: [split, T, HKV, D].
+    # The parts are concatenated: [split, T, HKV, D].
     o_part = i_split.to(tl.int64) * num_tokens + o_n
     p_part = o_part[:, None] * (HKV * D) + i_kv * D + tl.arange(0, D)[None, :]
     m_row = (o_n < num_tokens)[:, None]
@@ -170,7 +170,7 @@ def dq_launch(
     scale: float,
     config: TileConfig,
 ) -> Launch:
-    """(q, k, v), (O, L), (dO, dL or None) -> (dq like q, delta); all contiguous.
+    """Returns the launch of (q, k, v), (O, L), (dO, dL or None) -> (dq like q, delta); all contiguous.
 
     L, dL and delta are float32 [Hq, T], L in log2 units.
     """
@@ -202,7 +202,7 @@ def dkdv_launch(
     scale: float,
     config: TileConfig,
 ) -> Launch:
-    """(q, k, v), (dO, L, delta) -> (dk, dv), each [num_splits, T, Hkv, D] to be summed over the first axis."""
+    """Returns the launch of (q, k, v), (dO, L, delta) -> (dk, dv), each [num_splits, T, Hkv, D]; sum the first axis."""
     config = config.within(block_mask.block_m, block_mask.block_n)
     (q, k, v), (d_out, lse, delta), (dk, dv) = inputs, upstream, outputs
     lists = block_mask.by_key

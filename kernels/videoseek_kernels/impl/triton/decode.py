@@ -1,7 +1,7 @@
-"""Split-KV decode: partial results over fixed stretches of the caches, then a merge by their log-sum-exp.
+"""Split-KV decode: partial results over fixed stretches of the caches, then a merge by log-sum-exp.
 
-All query heads of a KV head, of all rows of all sequences that share a cache, form one tile of rows: the cache is read
-once for them. Stretches have a fixed size, so that a sequence's result does not depend on its batch.
+A tile of rows takes all query heads of a KV head, for all rows of all sequences with a common cache, and reads the
+cache once. Stretches have a fixed size, so the result of a sequence is independent of the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from videoseek_kernels.key_values import KeyValues
 
 SPLIT_TOKENS = 512
-#: One row per program, this many parts at a time: few rows still fill the GPU, and many parts are few iterations.
+#: One row per program, block_n parts at a time: few rows still fill the GPU, and many parts take few iterations.
 _MERGE_TILE = TileConfig(block_m=1, block_n=32, num_warps=4, num_stages=1)
 
 
@@ -48,7 +48,7 @@ def decode_split_kernel(
     OWN: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    """One stretch of one cache and KV head; num_rows are the tile rows that share a cache: sequences * R * heads."""
+    """Attends to a stretch of a cache and KV head. num_rows counts the tile rows of a cache: sequences * R * heads."""
     GROUP: tl.constexpr = HQ // HKV
     i_cache = tl.program_id(0) // HKV
     i_kv = tl.program_id(0) % HKV
@@ -76,7 +76,7 @@ def decode_split_kernel(
         if CLASSES:
             b_class = tl.load(key_class + i_slot + o_n, mask=o_n < length, other=0)
             m_seen = m_seen & ((b_visible[:, None] & b_class[None, :]) != 0)
-        # The mask is the skip list: a slot that no row sees costs no memory traffic.
+        # The mask is the skip list: a slot hidden from all rows costs no memory traffic.
         m_key = tl.max(m_seen.to(tl.int32), 0) != 0
         p_kv = ((i_slot + o_n) * HKV + i_kv)[:, None] * D + o_d[None, :]
         b_k = tl.load(k + p_kv, mask=m_key[:, None], other=0.0)  # [BN, D]
@@ -96,7 +96,7 @@ def decode_split_kernel(
 
 @triton.jit(do_not_specialize=["num_parts", "num_all_rows"])
 def decode_merge_kernel(parts, lse, out, num_parts, num_all_rows, D: tl.constexpr, BP: tl.constexpr):
-    """One row: weigh its parts [num_parts, rows, D] by exp2 of their lse (log2 units); 0 if it saw nothing."""
+    """Averages a row's parts [num_parts, rows, D] with weights exp2(lse), lse in log2 units. A blind row gives 0."""
     i_row = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, D)
     b_max = -1.0e30
@@ -127,7 +127,7 @@ def split_launch(
     own: bool,
     scale: float,
 ) -> Launch:
-    """One cache set; partials are float32 [parts, B * R * Hq, D] and [parts, B * R * Hq], filled from first_part on."""
+    """Returns a cache set's launch into float32 [parts, B * R * Hq, D] and [parts, B * R * Hq] from first_part on."""
     (num_sequences, rows_each, num_heads, head_dim), (parts, lse) = q.shape, partials
     num_caches, num_slots, num_kv_heads, _ = cache.k.shape
     num_rows = num_sequences // num_caches * rows_each * num_heads // num_kv_heads
@@ -164,7 +164,7 @@ def split_launch(
 
 
 def merge_launch(parts: torch.Tensor, lse: torch.Tensor, out: torch.Tensor) -> Launch:
-    """parts float32 [parts, rows, D] and lse [parts, rows] (log2 units) -> out [.., D] with as many rows."""
+    """Returns a launch (parts [parts, rows, D], lse [parts, rows] in log2 units, both float32) -> out, rows of [D]."""
     num_parts, num_all_rows, head_dim = parts.shape
     arguments = {
         "parts": parts,
@@ -180,7 +180,7 @@ def merge_launch(parts: torch.Tensor, lse: torch.Tensor, out: torch.Tensor) -> L
 def decode(
     q: torch.Tensor, cache: KeyValues, prefix: KeyValues | None, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """q [B, R, Hq, D], visible int32 [B, R] -> [B, R, Hq, D]."""
+    """Runs split and merge: q [B, R, Hq, D], visible int32 [B, R] -> [B, R, Hq, D]."""
     q, visible = q.contiguous(), visible.contiguous()
     sets = [(cache, True)] if prefix is None else [(prefix, False), (cache, True)]
     counts = [triton.cdiv(held.k.shape[1], SPLIT_TOKENS) for held, _ in sets]

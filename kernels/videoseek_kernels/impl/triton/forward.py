@@ -1,4 +1,4 @@
-"""Forward: O and L of one tile of rows and one head, over the key blocks that its list names.
+"""Forward: O and L of a tile of rows and a head, over the key blocks in the tile's list.
 
 Letters: T tokens, HQ and HKV heads, D head size, BM rows and BN keys a tile; SUB_M and SUB_N tiles a block of the mask.
 """
@@ -81,7 +81,7 @@ def attn_fwd_kernel(
 def tile_constants(
     q: torch.Tensor, k: torch.Tensor, block_mask: BlockMask, config: TileConfig
 ) -> dict[str, int | bool]:
-    """Returns the constants that all kernels share."""
+    """Returns the constants common to all kernels."""
     return {
         "HQ": q.shape[1],
         "HKV": k.shape[1],
@@ -97,7 +97,7 @@ def tile_constants(
 def list_arguments(
     block_mask: BlockMask, lists: BlockLists, scale: float, num_tiles: int
 ) -> dict[str, torch.Tensor | float]:
-    """Returns the arguments that all kernels share: the mask, one direction of its lists, and the number of tiles."""
+    """Returns the arguments common to all kernels: the mask, the lists of one direction, and the number of tiles."""
     return {
         "key_word": block_mask.key_word,
         "visible": block_mask.mask.visible,
@@ -118,7 +118,7 @@ def forward_launch(
     scale: float,
     config: TileConfig,
 ) -> Launch:
-    """(q [T, Hq, D], k and v [T, Hkv, D]) -> (O like q, L float32 [Hq, T] in log2 units); all contiguous."""
+    """Returns a launch (q [T, Hq, D], k and v [T, Hkv, D]) -> (O like q, L float32 [Hq, T], log2 units); contiguous."""
     config = config.within(block_mask.block_m, block_mask.block_n)
     (q, k, v), (out, lse) = inputs, outputs
     lists = block_mask.by_query

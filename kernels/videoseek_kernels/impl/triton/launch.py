@@ -1,7 +1,7 @@
-"""What a kernel launch is, and which tile shapes are shipped.
+"""Defines a kernel launch and the shipped tile shapes.
 
-A `Launch` is built the same way for a run on a GPU and for the off-line compile gate, so that the gate compiles
-exactly what is launched.
+A run on a GPU and the off-line compile gate build a `Launch` in the same way, so the gate compiles exactly the launched
+kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 @dataclass(frozen=True, slots=True)
 class TileConfig:
-    """Rows and keys a program holds, warps, pipeline stages, and whether tiles move by TMA descriptors."""
+    """Rows and keys of a program, warps, pipeline stages, and the use of TMA descriptors."""
 
     block_m: int
     block_n: int
@@ -26,7 +26,7 @@ class TileConfig:
     tma: bool = False
 
     def within(self, block_m: int, block_n: int) -> TileConfig:
-        """Returns the same with tiles no larger than a block mask's blocks."""
+        """Returns the same configuration with tiles cut to a block mask's blocks."""
         return TileConfig(
             min(self.block_m, block_m), min(self.block_n, block_n), self.num_warps, self.num_stages, self.tma
         )
@@ -34,7 +34,7 @@ class TileConfig:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel with its run-time arguments and constants by name, its grid and its compile options."""
+    """A kernel with run-time arguments and constants by name, a grid and compile options."""
 
     kernel: JITFunction
     grid: tuple[int, ...]
@@ -44,7 +44,7 @@ class Launch:
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """Returns the compile options; multiply-add fusion is explicit: its default changes with Triton 3.10."""
+        """Returns the compile options. Multiply-add fusion is explicit: the default changes with Triton 3.10."""
         return {
             "num_warps": self.config.num_warps,
             "num_stages": self.config.num_stages,
@@ -55,7 +55,7 @@ class Launch:
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
 
-#: (pass, kind) -> tile; found off-line for head size 128, as the widest without spills on every supported Triton.
+#: (pass, kind) -> tile, found off-line for head size 128: the widest tile without spills on every supported Triton.
 _TILES = {
     ("forward", "sm_90"): TileConfig(128, 128, 8, 2, tma=True),
     ("dq", "sm_90"): TileConfig(128, 64, 8, 2, tma=True),
@@ -63,18 +63,18 @@ _TILES = {
     ("forward", "sm_80"): TileConfig(128, 64, 8, 2),
     ("dq", "sm_80"): TileConfig(64, 64, 4, 2),
     ("dkdv", "sm_80"): TileConfig(32, 64, 8, 2),
-    # float32 runs on the plain FMA units: it is for tests and tiny models, not for speed.
+    # float32 runs on the plain FMA units, and serves only tests and tiny models.
     ("forward", "float32"): TileConfig(32, 16, 4, 2),
     ("dq", "float32"): TileConfig(32, 16, 4, 2),
     ("dkdv", "float32"): TileConfig(16, 16, 4, 2),
-    # The interpreter takes as long for a small tile as for a large one.
+    # The interpreter takes equally long for small and large tiles.
     ("forward", "interpreter"): TileConfig(64, 64, 4, 1),
     ("dq", "interpreter"): TileConfig(64, 64, 4, 1),
     ("dkdv", "interpreter"): TileConfig(64, 64, 4, 1),
 }
 
 
-#: Pass -> tiles (M, N, warps, stages) that may be faster on sm_90 in 16 bits: none spills on any supported Triton.
+#: Pass -> tiles (M, N, warps, stages) that may be faster on sm_90 in 16 bits, without spills on any supported Triton.
 CANDIDATES = {
     "forward": [(128, 128, 8, 2), (128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3)],
     "dq": [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2)],
@@ -91,7 +91,7 @@ CANDIDATES = {
 
 
 def tile_config(stage: str, capability: int, dtype: torch.dtype) -> TileConfig:
-    """Returns the shipped tile of a pass (forward, dq, dkdv); capability as `capability_of` gives it."""
+    """Returns the shipped tile of a pass (forward, dq, dkdv); capability as from `capability_of`."""
     if capability == 0:
         return _TILES[stage, "interpreter"]
     if dtype == torch.float32:
@@ -116,7 +116,7 @@ def num_processors(device: torch.device) -> int:
 
 
 def rows_of(x: torch.Tensor, block: int, tma: bool) -> torch.Tensor | TensorDescriptor:
-    """Returns a contiguous [T, H, D] tensor as a kernel argument that `load_rows` and `store_rows` take."""
+    """Returns a contiguous [T, H, D] tensor as a kernel argument for `load_rows` and `store_rows`."""
     num_tokens, num_heads, head_dim = x.shape
     if not tma:
         return x

@@ -1,4 +1,4 @@
-"""What all attention kernels share: a program's tile, loads and stores of rows, the mask, and the online softmax."""
+"""Parts of all attention kernels: a program's tile, loads and stores of rows, the mask, and the online softmax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def row_tile(order, num_tiles, HQ: tl.constexpr, HKV: tl.constexpr, SUB_M: tl.constexpr):
-    """Returns this program's mask block, row tile, head and KV head: heads of one KV head in turn, long lists first."""
+    """Returns this program's mask block, row tile, head and KV head: heads of a KV head in turn, long lists first."""
     GROUP: tl.constexpr = HQ // HKV
     i_program = tl.program_id(0)
     i_kv = i_program // (num_tiles * GROUP)
@@ -19,7 +19,7 @@ def row_tile(order, num_tiles, HQ: tl.constexpr, HKV: tl.constexpr, SUB_M: tl.co
 
 @triton.jit
 def load_rows(x, i_row, i_head, num_tokens, H: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr):
-    """Loads rows [i_row, i_row + BLOCK) of one head of x [T, H, D]; rows past the end read as zero."""
+    """Loads rows [i_row, i_row + BLOCK) of a head of x [T, H, D]; rows past the end read as zero."""
     if TMA:
         b_x = x.load([i_row, i_head * D])
     else:
@@ -33,7 +33,7 @@ def load_rows(x, i_row, i_head, num_tokens, H: tl.constexpr, D: tl.constexpr, BL
 def store_rows(
     x, b_x, i_row, i_head, num_tokens, H: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr
 ):
-    """Stores what `load_rows` loads; rows past the end are dropped."""
+    """Stores rows as `load_rows` loads rows; rows past the end are dropped."""
     if TMA:
         x.store([i_row, i_head * D], b_x.to(x.dtype))
     else:
@@ -44,24 +44,24 @@ def store_rows(
 
 @triton.jit
 def load_per_token(x, i_row, num_tokens, BLOCK: tl.constexpr):
-    """Loads x[i_row : i_row + BLOCK] of a vector [T]; zero past the end, which as a set of visible classes is empty."""
+    """Loads x[i_row : i_row + BLOCK] of a vector [T], zero past the end: zero is the empty set of visible classes."""
     o_row = i_row + tl.arange(0, BLOCK)
     return tl.load(x + o_row, mask=o_row < num_tokens, other=0)
 
 
 @triton.jit
 def sees(o_m, b_visible, o_n, b_word):
-    """visible(m, n), broadcast: row index and class set on one axis, key index and `end << 5 | class` on the other."""
+    """Returns visible(m, n), broadcast: row index and class set along m, key index and `end << 5 | class` along n."""
     return (o_n <= o_m) & (o_m < (b_word >> 5)) & (((b_visible >> (b_word & 31)) & 1) != 0)
 
 
 @triton.jit
 def online_softmax(b_s, b_max, b_sum, scale_log2):
-    """Adds scores [M, N] to a softmax whose running maximum and sum are b_max and b_sum [M] (arXiv 1805.02867).
+    """Adds scores [M, N] to a softmax with the running maximum b_max [M] and sum b_sum [M] (arXiv 1805.02867).
 
-    Returns probabilities [M, N] under the new maximum, the new maximum and sum, and the factor [M] by which whatever
-    was summed under the old maximum decays. The maximum is in log2 units and starts at a finite -1e30: a row that has
-    seen nothing then gives exp2(-inf) = 0, never NaN.
+    Returns probabilities [M, N] under the new maximum, the new maximum and sum, and the decay factor [M] for sums under
+    the old maximum. The maximum is in log2 units and starts at a finite -1e30: a row before the first visible key then
+    gives exp2(-inf) = 0, never NaN.
     """
     b_next = tl.maximum(b_max, tl.max(b_s, 1) * scale_log2)
     b_p = tl.exp2(b_s * scale_log2 - b_next[:, None])

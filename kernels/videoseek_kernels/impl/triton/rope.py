@@ -1,4 +1,4 @@
-"""Rotate q and k by M-RoPE tables, one program per stretch of tokens and head."""
+"""Rotates q and k by M-RoPE tables, with a program per stretch of tokens and head."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def rotate_launch(
     tables: tuple[torch.Tensor, torch.Tensor],
     sign: float,
 ) -> Launch:
-    """(q [T, Hq, D], k [T, Hkv, D]) -> the same rotated by sign times the tables' angle; all contiguous."""
+    """Returns a launch (q [T, Hq, D], k [T, Hkv, D]) -> q, k rotated by sign times the tables' angle; contiguous."""
     (q, k), (q_out, k_out), (cos, sin) = inputs, outputs, tables
     num_tokens, num_heads, head_dim = q.shape
     arguments = {
