@@ -20,6 +20,8 @@ _H264_SLICES = range(1, 6)
 _H264_PASSING = frozenset((6, 9, 10, 11, 12))
 _HEVC_FIRST_NON_SLICE = 32
 _HEVC_FIRST_KEYFRAME_SLICE = 16
+#: A first byte of a NAL unit whose type (31 in H.264, 63 in HEVC) neither standard gives a meaning.
+_UNREADABLE = 0xFF
 #: Access unit delimiter, end marks, filler, enhancement information.
 _HEVC_PASSING = frozenset((35, 36, 37, 38, 39, 40))
 _START_CODE = b"\0\0\1"
@@ -75,7 +77,7 @@ class DisposableTest:
         return None if kind in _HEVC_PASSING else False
 
     def _nal_heads(self, data: bytes) -> Iterator[int]:
-        """Yields the first byte of each NAL unit. An unreadable length ends the list with 0."""
+        """Yields the first byte of each NAL unit. An unreadable length ends the list with `_UNREADABLE`."""
         if not self._length_bytes:
             at = data.find(_START_CODE)
             while 0 <= at < len(data) - len(_START_CODE):
@@ -87,7 +89,7 @@ class DisposableTest:
             yield data[at + self._length_bytes]
             at += self._length_bytes + int.from_bytes(data[at : at + self._length_bytes])
         if at != len(data):
-            yield 0
+            yield _UNREADABLE
 
 
 def demux_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:

@@ -30,6 +30,7 @@ from videoseek.types import Clip
 from videoseek.video.decode import FRAME_CACHE, decode_clip, load_index, probe, read_frames
 from videoseek.video.errors import VideoError
 from videoseek.video.index import VideoIndex
+from videoseek.video.packets import DisposableTest
 from videoseek.video.pixels import shown_pixels
 from videoseek.video.reader import DamagedError, VideoReader, decode_frames
 
@@ -310,3 +311,14 @@ def test_a_changed_file_is_probed_again(tmp_path) -> None:
     assert probe(str(path)).duration_seconds == 2.0
     write_video(path, steady(20, 4), options=x264(4))
     assert probe(str(path)).duration_seconds == 5.0
+
+
+@pytest.mark.parametrize(("name", "slice_head"), [("h264", 0x01), ("hevc", 0x00)])
+def test_a_packet_with_an_unreadable_length_is_not_disposable(name: str, slice_head: int) -> None:
+    """A disposable slice of 3 bytes alone; then the same slice before a length that leads beyond the packet."""
+    test = DisposableTest.__new__(DisposableTest)
+    test._codec, test._length_bytes = name, 4
+    unit = bytes([slice_head, 0, 0])
+    packet = len(unit).to_bytes(4) + unit
+    assert test(av.Packet(packet)) is True
+    assert test(av.Packet(packet + (99).to_bytes(4) + b"\0")) is False
