@@ -6,7 +6,7 @@
 #
 # Rendezvous   All nodes meet at MASTER_ADDR:MASTER_PORT, where node 0 listens; the port must be open between nodes.
 #              The run starts when the last node has come. The nodes need the same code and packages.
-# Folders      output_dir, model, data files, videos and data.cache_dir lie under the same paths for all nodes: rank 0
+# Folders      output_dir, model, data files, videos and the folder of VIDEOSEEK_CACHE lie under the same paths for all nodes: rank 0
 #              writes metrics, reports and weights, and every rank writes its own part of a checkpoint.
 # Network      NCCL_SOCKET_IFNAME names the interface between the nodes, if NCCL chooses another one.
 set -euo pipefail

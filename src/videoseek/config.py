@@ -50,7 +50,7 @@ class DataConfig:
     )
     max_unreadable_share: float = option(
         0.25,
-        "RL: share of a step's prompts whose video may be unreadable; above it the run ends",
+        "RL: share of a step's prompts whose video may be unreadable (one always may); above it the run ends",
         at_least=0,
         at_most=1,
     )

@@ -171,6 +171,11 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(
             f"grpo.updates_per_batch {grpo.updates_per_batch} exceeds grpo.prompts_per_step {grpo.prompts_per_step}"
         )
+    if config.reward.variant != "strict" and config.prompt.format != "grounding":
+        raise UsageError(
+            f"reward.variant={config.reward.variant} reads prompt.format=grounding only, got {config.prompt.format}; "
+            "reward.variant=strict reads both"
+        )
     if not config.lora.targets:
         raise UsageError("lora.targets must name at least one matrix, got []")
     if config.deepspeed.offload and config.deepspeed.stage == 0:

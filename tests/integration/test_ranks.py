@@ -84,7 +84,7 @@ def one_rank(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("num_ranks", "stage"), [(2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (3, 3)])
+@pytest.mark.parametrize(("num_ranks", "stage"), [(2, 0), (2, 1), (2, 2), (2, 3), (3, 0)])
 def test_several_ranks_equal_one(
     num_ranks: int, stage: int, common: list[str], one_rank: Path, output_dir: Path
 ) -> None:
@@ -126,7 +126,7 @@ def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (3, "float32")])
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16")])
 def test_checkpoint_resumes_on_another_number_of_ranks(stage: int, dtype: str, tiny: list[str], tmp_path: Path) -> None:
     """Three ranks save after two SFT steps; one, two and three ranks go on from the checkpoint to GRPO's checkpoint."""
     arguments = [*tiny, "stages=[sft]", "sft.steps=5", f"deepspeed.stage={stage}", f"dtype={dtype}"]

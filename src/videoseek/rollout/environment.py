@@ -46,15 +46,22 @@ class Environment:
         builder.prompt(clip)
         return builder
 
-    def prefetch_calls(self, sample: Sample, parsed: ParsedTurn) -> None:
-        """Starts to decode the clips for `respond`: the calls of many episodes decode together."""
+    def prefetch_calls(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> None:
+        """Begins to decode the clips that `respond` will read, so that the calls of many episodes decode together."""
+        if self._ends(builder, parsed):
+            return  # `respond` runs no call, and clips without a reader would fill the cache
         for call in parsed.calls:
             try:
-                clip = self.tool.plan(sample.video, call)
+                clip = self.tool.plan(builder.sample.video, call)
             except VideoError:
-                continue  # `respond` meets and answers the error again
+                continue  # `respond` meets the error again and answers it
             if isinstance(clip, Clip):
                 prefetch([clip])
+
+    def _ends(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> bool:
+        """Returns whether a turn ends its episode without running its calls."""
+        is_answer = parsed.answer is not None or builder.sample.kind == "perception"
+        return is_answer or builder.num_turns >= self.max_turns
 
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
         """Answers the last turn: appends an observation and returns None, or returns the reason for the end."""

@@ -145,7 +145,8 @@ class NativeEngine:
             with CLOCK.phase("tools"):
                 parsed_turns = [sequence.end_turn() for sequence in running]
                 for sequence, parsed in zip(running, parsed_turns, strict=True):
-                    self.environment.prefetch_calls(sequence.builder.sample, parsed)
+                    if sequence.builder.token_ids[-1] == self.environment.vocabulary.im_end:
+                        self.environment.prefetch_calls(sequence.builder, parsed)
                 for sequence, parsed in zip(running, parsed_turns, strict=True):
                     self._finish_turn(sequence, parsed, deadline)
             unfinished = [sequence for sequence in running if sequence.stop_reason is None]

@@ -78,9 +78,14 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
 
 
 def is_finished(config: TrainConfig, output_dir: Path) -> bool:
-    """Returns whether every stage is complete, and summary and report are written."""
+    """Returns whether every stage is complete and scored, and the report is written."""
+    files = [
+        "summary.json",
+        "report.html",
+        *(f"evaluation-{stage}.json" for stage in config.stages if config.data.eval),
+    ]
     stages_done = all(is_complete(output_dir / stage) for stage in config.stages)
-    return stages_done and (output_dir / "summary.json").is_file() and (output_dir / "report.html").is_file()
+    return stages_done and all((output_dir / name).is_file() for name in files)
 
 
 def check_batches(config: TrainConfig) -> None:

@@ -22,7 +22,7 @@ from videoseek.rollout.native import NativeEngine
 from videoseek.rollout.setup import sampling_settings
 from videoseek.stages.stage_run import StageRun
 from videoseek.types import Episode, Sample
-from videoseek.video.decode import prefetch
+from videoseek.video.decode import cancel_prefetch, prefetch
 from videoseek.video.errors import VideoError
 
 
@@ -92,6 +92,7 @@ def sample_groups(
         usable, unreadable = all_sum([len(rollouts.groups), rollouts.num_unreadable], run.device)
         num_usable = int(usable)
         check_unreadable(int(unreadable), num_drawn, config.data.max_unreadable_share)
+    cancel_prefetch()  # a clip whose group was dropped has no reader any more
     rollouts.seconds = time.perf_counter() - started
     return rollouts
 
@@ -116,7 +117,7 @@ def prefetch_prompts(environment: Environment, config: TrainConfig, samples: Seq
 
 def check_unreadable(num_unreadable: int, num_prompts: int, max_share: float) -> None:
     """Raises UnreadableVideosError when more than `max_share` of a step's prompts have unreadable videos."""
-    if num_unreadable > max_share * num_prompts:
+    if num_unreadable > max(1, max_share * num_prompts):
         raise UnreadableVideosError(
             f"{num_unreadable} of {num_prompts} videos of this step cannot be read, more than "
             f"data.max_unreadable_share={max_share:g} allows; the lines above name them"

@@ -35,6 +35,8 @@ def start_folder(config: TrainConfig, output_dir: Path) -> None:
         output_dir.replace(aside)
         output_dir.mkdir()
         say(f"  an earlier run was moved to {aside}")
+    for name in ("summary.json", "report.html"):  # they tell of a finished run, and this run goes on
+        (output_dir / name).unlink(missing_ok=True)
     write_text(output_dir / "config.yaml", config_yaml(config))
     write_json(output_dir / "env.json", environment_report())
 
