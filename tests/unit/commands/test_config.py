@@ -247,3 +247,8 @@ def test_written_configuration_gives_itself_again(tmp_path: Path) -> None:
 def test_configuration_cannot_be_written_to(recipe: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         load(recipe).sft.steps = 1  # type: ignore[misc]
+
+
+def test_a_reward_that_cannot_read_the_call_format_is_refused() -> None:
+    with pytest.raises(UsageError, match="reward.variant=public_code reads prompt.format=grounding only, got hermes"):
+        load_config(["recipe=sft_rl", "reward.variant=public_code", "prompt.format=hermes"])

@@ -9,6 +9,7 @@ import pytest
 from support.damaged_video import damaged_copy
 from support.tiny_world import LIMITS, MALFORMED, TinyWorld, answer, look, tiny_world
 
+from videoseek.rollout import environment
 from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.types import Call, Clip, Fault, ParsedTurn, StopReason
 from videoseek.video.decode import FRAME_CACHE, probe
@@ -166,3 +167,23 @@ def test_replay_raises_for_a_video_that_goes_away(world: TinyWorld, tmp_path: Pa
         replace(world.environment, tool=Leaving(LIMITS)).replay(
             replace(world.samples[0], turns=(look(4, 8), answer("B")))
         )
+
+
+def test_only_clips_with_a_reader_are_prefetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that answers, or that has no turn after it, runs no call: its clip would fill the cache for nobody."""
+    world = tiny_world()
+    prefetched: list[Clip] = []
+    monkeypatch.setattr(environment, "prefetch", prefetched.extend)
+    short = replace(world.environment, max_turns=2)
+
+    builder = short.open(world.samples[0])
+    parsed = builder.assistant_text(look(4, 8))
+    short.prefetch_calls(builder, parsed)
+    assert [(clip.start_seconds, clip.end_seconds) for clip in prefetched] == [(4.0, 8.0)]
+    assert short.respond(builder, parsed) is None
+    assert builder.clips[1:] == prefetched
+
+    short.prefetch_calls(builder, builder.assistant_text(look(8, 12)))
+    builder = short.open(world.samples[0])
+    short.prefetch_calls(builder, builder.assistant_text(answer("A")))
+    assert len(prefetched) == 1

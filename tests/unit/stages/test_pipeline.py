@@ -35,3 +35,18 @@ def test_a_stage_gives_back_its_memory_before_the_next_model_is_loaded(
     pipeline.run_stages(context, tmp_path, data, [])
     of_stage = ["save", "release", "free", "score", "free"]
     assert done == ["load sft", *of_stage, "load grpo", *of_stage]
+
+
+def test_a_run_is_finished_when_every_stage_is_scored_and_reported(tmp_path: Path) -> None:
+    config = load_config(["recipe=sft_rl", "stages=[sft,grpo]"])
+    files = ["sft/complete", "grpo/complete", "evaluation-sft.json", "evaluation-grpo.json", "summary.json"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert not pipeline.is_finished(config, tmp_path)
+    (tmp_path / "report.html").touch()
+    assert pipeline.is_finished(config, tmp_path)
+    for name in files:
+        (tmp_path / name).unlink()
+        assert not pipeline.is_finished(config, tmp_path), name
+        (tmp_path / name).touch()
