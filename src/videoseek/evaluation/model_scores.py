@@ -33,11 +33,14 @@ def score_model(
             config.seed,
             sampling_settings(config, config.rollout.temperature),
             on_progress=progress.track,
+            skip_unreadable=config.data.bad_samples == "skip",
         )
     sampled, greedy = gather(sampled), gather(greedy)
     values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format)
     if rank() == 0:
         write_trajectories(output_dir, f"eval_{name}", sampled)
         write_trajectories(output_dir, f"greedy_{name}", greedy)
+        if values["unreadable"]:
+            say(f"{name}: {values['unreadable']:.1%} of the questions have unreadable videos; no mean counts them")
         say(f"{name}: accuracy {values['accuracy']:.3f} sampled, {values['accuracy_greedy']:.3f} greedy")
     return values

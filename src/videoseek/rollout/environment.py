@@ -60,8 +60,7 @@ class Environment:
 
     def _ends(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> bool:
         """Returns whether a turn ends its episode without running its calls."""
-        is_answer = parsed.answer is not None or builder.sample.kind == "perception"
-        return is_answer or builder.num_turns >= self.max_turns
+        return parsed.answer is not None or builder.sample.kind == "perception" or builder.num_turns >= self.max_turns
 
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
         """Answers the last turn: appends an observation and returns None, or returns the reason for the end."""

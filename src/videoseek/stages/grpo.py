@@ -71,9 +71,8 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
                 if num_documents == 0:
                     continue  # dynamic sampling left every rank empty
                 sums = engine.accumulate(minibatch, objective.loss(num_tokens, num_documents), filler)
-                rate = learning_rate(
-                    update, grpo.steps * len(minibatches), grpo.learning_rate, grpo.warmup_steps, "constant"
-                )
+                num_updates = grpo.steps * len(minibatches)
+                rate = learning_rate(update, num_updates, grpo.learning_rate, grpo.warmup_steps, "constant")
                 grad_norm = engine.step(rate)
                 skipped = run.check_finite(step, sums, grad_norm)
                 updates.append(sums.metrics | skipped | {"grad_norm": grad_norm, "learning_rate": rate})
@@ -110,11 +109,9 @@ class Objective:
 
     def count(self, minibatch: Sequence[MicroBatch]) -> tuple[int, int]:
         """Returns the trained tokens and episodes of an optimizer step over all ranks, to divide the loss by."""
-        counts = [
-            sum(len(micro.batch.labels) for micro in minibatch),
-            sum(micro.batch.num_documents for micro in minibatch),
-        ]
-        num_tokens, num_documents = all_sum(counts, self.engine.policy.device)
+        own_tokens = sum(len(micro.batch.labels) for micro in minibatch)
+        own_documents = sum(micro.batch.num_documents for micro in minibatch)
+        num_tokens, num_documents = all_sum([own_tokens, own_documents], self.engine.policy.device)
         return int(num_tokens), int(num_documents)
 
     def encode_received(self, minibatches: Sequence[Sequence[MicroBatch]]) -> None:

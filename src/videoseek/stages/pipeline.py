@@ -79,13 +79,9 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
 
 def is_finished(config: TrainConfig, output_dir: Path) -> bool:
     """Returns whether every stage is complete and scored, and the report is written."""
-    files = [
-        "summary.json",
-        "report.html",
-        *(f"evaluation-{stage}.json" for stage in config.stages if config.data.eval),
-    ]
-    stages_done = all(is_complete(output_dir / stage) for stage in config.stages)
-    return stages_done and all((output_dir / name).is_file() for name in files)
+    scores = [f"evaluation-{stage}.json" for stage in config.stages if config.data.eval]
+    done = [output_dir / stage / "complete" for stage in config.stages]
+    return all(path.is_file() for path in [*done, *(output_dir / n for n in ["summary.json", "report.html", *scores])])
 
 
 def check_batches(config: TrainConfig) -> None:

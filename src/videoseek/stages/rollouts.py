@@ -141,12 +141,8 @@ def rollout_metrics(rollouts: Rollouts, functions: Sequence[RewardFunction], dev
     totals = iter(all_sum([number for pair in sums.values() for number in pair], device))
     num_unreadable, num_groups = all_sum([rollouts.num_unreadable, len(rollouts.all_groups)], device)
     values = means({name: (next(totals), next(totals)) for name in sums})
-    extra = {
-        "rollout/unreadable_prompts": num_unreadable,
-        "rollout/groups": num_groups,
-        "time/rollout_s": rollouts.seconds,
-    }
-    return values | extra
+    counts = {"rollout/unreadable_prompts": num_unreadable, "rollout/groups": num_groups}
+    return values | counts | {"time/rollout_s": rollouts.seconds}
 
 
 def filler_group(rollouts: Rollouts, device: torch.device) -> ScoredGroup | None:

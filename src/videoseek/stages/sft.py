@@ -101,20 +101,27 @@ def _row_loss(engine: TrainEngine, num_targets: int, row: TokenBatch) -> tuple[t
 
 
 def _readable(episodes: Sequence[Episode], indices: Sequence[int]) -> Iterator[Episode]:
-    """Yields the episodes of `indices` with readable videos. Logs and skips the others."""
+    """Yields the episodes of `indices` with a readable video. Logs the other samples by name."""
+    opened = []
     for index in indices:
         try:
-            episode = episodes[index]
+            opened.append(episodes[index])
+        except (DataError, VideoError) as error:
+            warn_once(f"passed over: {error}")
+    prefetch(clip for episode in opened for clip in episode.clips)  # all workers decode, and the loop below waits
+    for episode in opened:
+        try:
             for clip in episode.clips:
                 read_frames(clip)
-        except (DataError, VideoError) as error:
+        except VideoError as error:
             warn_once(f"passed over: {error}")
             continue
         yield episode
 
 
 def _any_readable(episodes: Sequence[Episode]) -> Episode:
-    """Returns a filler episode for a rank without readable samples. Raises DataError if all samples are unreadable."""
-    for episode in _readable(episodes, range(len(episodes))):
-        return episode
+    """Returns the filler of a rank without readable samples. Raises DataError if no sample is readable."""
+    for index in range(len(episodes)):
+        for episode in _readable(episodes, [index]):
+            return episode
     raise DataError(f"none of the {len(episodes)} samples can be read by rank {rank()}")
