@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -25,10 +24,7 @@ from videoseek.types import Sample
 COMMON = ["stages=[sft,grpo]", "save_every_steps=0", "sft.max_tokens_per_micro_batch=300"]
 COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.prompts_per_step=4", "data.max_unreadable_share=0.6"]
 
-#: What adds minutes and little news.
-FULL = pytest.mark.skipif(not os.environ.get("VIDEOSEEK_FULL"), reason="runs with VIDEOSEEK_FULL=1 only")
-
-RANKS_AND_STAGES = [(2, 0), pytest.param(2, 1, marks=FULL), pytest.param(2, 2, marks=FULL), (2, 3), (3, 0)]
+RANKS_AND_STAGES = [(2, 0), (2, 1), (2, 2), (2, 3), (3, 0)]
 
 #: Half of the prompts get equal rewards, so that dynamic sampling replaces them.
 REWARD = """

@@ -80,8 +80,8 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
 def is_finished(config: TrainConfig, output_dir: Path) -> bool:
     """Returns whether every stage is complete and scored, and the report is written."""
     scores = [f"evaluation-{stage}.json" for stage in config.stages if config.data.eval]
-    done = [output_dir / stage / "complete" for stage in config.stages]
-    return all(path.is_file() for path in [*done, *(output_dir / n for n in ["summary.json", "report.html", *scores])])
+    files = [output_dir / name for name in ("summary.json", "report.html", *scores)]
+    return all(is_complete(output_dir / stage) for stage in config.stages) and all(map(Path.is_file, files))
 
 
 def check_batches(config: TrainConfig) -> None:
