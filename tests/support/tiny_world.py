@@ -152,3 +152,9 @@ def assert_same_gradients(actual: dict[str, torch.Tensor], expected: dict[str, t
 
 def lengths(episodes: Sequence[Episode]) -> list[int]:
     return [len(episode.token_ids) for episode in episodes]
+
+
+def tree_length(group: Sequence[Episode]) -> int:
+    """Returns the number of tokens of a group in `pack_groups`."""
+    trunk = group[0].prompt_length - 1
+    return trunk + sum(len(episode.token_ids) - trunk for episode in group)

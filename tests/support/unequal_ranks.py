@@ -18,11 +18,11 @@ from typing import cast
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.tiny_world import TinyWorld, answer, look, tiny_world
+from support.tiny_world import TinyWorld, answer, look, tiny_world, tree_length
 
 from videoseek.algorithms.losses import sft_loss
 from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, plan_micro_batches
-from videoseek.batches.packing import pack_documents, tree_length
+from videoseek.batches.packing import pack_documents
 from videoseek.config import TrainConfig
 from videoseek.config_merge import load_config
 from videoseek.distributed import all_sum, rank_indices, split_minibatches

@@ -171,9 +171,3 @@ def pack_groups(groups: Sequence[Sequence[Episode]], settings: PackSettings) -> 
             row.append_labels(document, trunk, branch_row)
         row.end += [first_row + trunk + len(branch_ends)] * trunk + branch_ends
     return row.to_batch()
-
-
-def tree_length(group: Sequence[Episode]) -> int:
-    """Returns the number of tokens of a group in `pack_groups`."""
-    trunk = group[0].prompt_length - 1
-    return trunk + sum(len(episode.token_ids) - trunk for episode in group)

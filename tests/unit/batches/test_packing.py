@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.tiny_world import TinyWorld, answer, lengths, look, tiny_world
+from support.tiny_world import TinyWorld, answer, lengths, look, tiny_world, tree_length
 
-from videoseek.batches.packing import masked_by_tdam, pack_documents, pack_groups, tree_length
+from videoseek.batches.packing import masked_by_tdam, pack_documents, pack_groups
 from videoseek.batches.positions import mrope_positions
 from videoseek.types import Episode, Role
 

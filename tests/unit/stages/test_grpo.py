@@ -10,10 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_world import TinyWorld, answer, assert_same_gradients, look, tiny_world
+from support.tiny_world import TinyWorld, answer, assert_same_gradients, look, tiny_world, tree_length
 
 from videoseek.batches.micro_batch import ScoredGroup, plan_micro_batches
-from videoseek.batches.packing import tree_length
 from videoseek.config import TrainConfig
 from videoseek.config_merge import load_config
 from videoseek.distributed import split_minibatches
