@@ -1,0 +1,197 @@
+"""VllmSampler: samples turns in workers of vLLM, in processes of their own on this machine or on others.
+
+A sequence stays with one worker, so that the worker's prefix cache holds the sequence's earlier turns. The sampler
+keeps the tokens of every sequence itself: a worker that is started again needs nothing of the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from videoseek.batches.positions import clip_positions
+from videoseek.rollout.sampler import SampledTurn, TurnSettings, TurnStop
+from videoseek.serving.client import WorkerError
+from videoseek.serving.remote import RemoteWorker, Turn, Weights
+from videoseek.serving.wire import Message
+from videoseek.trajectory.vocabulary import Vocabulary
+from videoseek.types import Clip
+
+_STOPS = {"stop": TurnStop.END, "length": TurnStop.LENGTH, "deadline": TurnStop.DEADLINE}
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """All tokens, the same with one pad for each clip (as vLLM takes prompts), and the open turn."""
+
+    worker: int
+    ids: list[int] = field(default_factory=list)
+    short_ids: list[int] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)
+    reply: Future[Message] | None = None
+
+
+class VllmSampler:
+    """Implements `Sampler` on `workers`. `weights_dir` takes the weights for `sync=disk`; workers must see it too."""
+
+    def __init__(
+        self,
+        workers: Sequence[RemoteWorker],
+        vocabulary: Vocabulary,
+        tokens_per_second: float,
+        *,
+        weights_dir: Path | None,
+    ) -> None:
+        """`weights_dir` None sends weights as tensors over the connection."""
+        self._workers = workers
+        self._vocabulary = vocabulary
+        self._tokens_per_second = tokens_per_second
+        self._weights_dir = weights_dir
+        self._sequences: dict[str, _Sequence] = {}
+        self._clip_users: Counter[tuple[int, Clip]] = Counter()
+        self._version: int | None = None
+        for opening in [worker.open() for worker in workers]:
+            facts = opening.result().facts
+            self._version = int(facts["version"]) if self._version is None else self._version
+
+    def submit(
+        self, sequence_id: str, new_ids: Sequence[int], new_clips: Sequence[Clip], settings: TurnSettings
+    ) -> Future[SampledTurn]:
+        """Appends tokens to a sequence and asks its worker for the next turn."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            # The emptiest worker, or the first of them: the prompts of a group come one after another.
+            loads = Counter(sequence.worker for sequence in self._sequences.values())
+            sequence = _Sequence(min(range(len(self._workers)), key=lambda worker: loads[worker]))
+            self._sequences[sequence_id] = sequence
+        sequence.ids += new_ids
+        sequence.short_ids += self._with_one_pad(new_ids, new_clips)
+        sequence.clips += new_clips
+        self._clip_users.update((sequence.worker, clip) for clip in new_clips)
+        rates = [engine_frame_rate(clip, self._tokens_per_second) for clip in sequence.clips]
+        turn = Turn(tuple(sequence.short_ids), tuple(sequence.clips), rates, self._request(settings))
+        sequence.reply = self._workers[sequence.worker].ask(turn)
+        sampled: Future[SampledTurn] = Future()
+
+        def answered(reply: Future[Message]) -> None:
+            try:
+                sampled.set_result(self._read(sequence_id, sequence, reply.result()))
+            except Exception as error:  # the future carries it to the caller's thread
+                sampled.set_exception(error)
+
+        sequence.reply.add_done_callback(answered)
+        return sampled
+
+    def work(self) -> bool:
+        """Returns False: the workers do the work."""
+        return False
+
+    def forget(self, sequence_id: str) -> None:
+        """Drops a sequence, and the pixels that no other sequence shows."""
+        sequence = self._sequences.pop(sequence_id, None)
+        if sequence is None:
+            return
+        worker = self._workers[sequence.worker]
+        if sequence.reply is not None and not sequence.reply.done():
+            worker.forget(sequence.reply)
+        for clip in sequence.clips:
+            self._clip_users[sequence.worker, clip] -= 1
+            if not self._clip_users[sequence.worker, clip]:
+                del self._clip_users[sequence.worker, clip]
+                worker.drop(clip)
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Hands the weights to every worker, and waits until all have them. No turn may be open."""
+        # A tied matrix comes under two names; vLLM ties it again by itself.
+        tensors = list({tensor.data_ptr(): (name, tensor) for name, tensor in reversed(list(weights))}.values())
+        update = Weights(version, None, tensors)
+        if self._weights_dir is not None:
+            folder = Path(tempfile.mkdtemp(prefix=f"version-{version}-", dir=self._weights_dir))
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors}, folder / "model.safetensors")
+            update = Weights(version, str(folder))
+        for loading in [worker.load(update) for worker in self._workers]:
+            loading.result()
+        self._version = version
+        if self._weights_dir is not None:
+            # A worker that starts again later reads the newest folder; nobody reads the others.
+            for old in self._weights_dir.glob("version-*"):
+                if str(old) != update.folder:
+                    shutil.rmtree(old)
+
+    def close(self) -> None:
+        """Ends the workers that this process has started."""
+        for worker in self._workers:
+            worker.close()
+        if self._weights_dir is not None:
+            shutil.rmtree(self._weights_dir, ignore_errors=True)
+
+    def _with_one_pad(self, ids: Sequence[int], clips: Sequence[Clip]) -> list[int]:
+        short_ids: list[int] = []
+        index, remaining = 0, iter(clips)
+        while index < len(ids):
+            short_ids.append(ids[index])
+            index += next(remaining).num_tokens if ids[index] == self._vocabulary.video_pad else 1
+        return short_ids
+
+    def _request(self, settings: TurnSettings) -> dict[str, object]:
+        # Each turn has a seed of its own, which depends on the episode and on nothing else in the batch.
+        key = f"{settings.stream}/{settings.num_drawn}".encode()
+        return {
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "seed": int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()),
+            "max_tokens": settings.max_new_tokens,
+            "max_seconds": settings.max_seconds,
+            "stop_ids": [self._vocabulary.im_end],
+            "banned_ids": list(self._vocabulary.banned),
+        }
+
+    def _read(self, sequence_id: str, sequence: _Sequence, message: Message) -> SampledTurn:
+        """Returns a worker's reply as a turn. Raises WorkerError for another prompt or other weights than ours."""
+        reply, (prompt_ids, ids, logprobs) = message
+        if len(ids) and prompt_ids.tolist() != sequence.ids:
+            raise WorkerError(f"sequence {sequence_id}: {_first_difference(prompt_ids.tolist(), sequence.ids)}")
+        if reply["version"] != self._version:
+            raise WorkerError(
+                f"sequence {sequence_id}: the worker sampled with weights of version {reply['version']}, "
+                f"not of version {self._version}, which it was given last"
+            )
+        sequence.ids += ids.tolist()
+        sequence.short_ids += ids.tolist()
+        versions = [reply["version"]] * len(ids)
+        return SampledTurn(ids.tolist(), logprobs.tolist(), versions, _STOPS[reply["stop"]], reply["seconds"])
+
+
+def _first_difference(theirs: list[int], ours: list[int]) -> str:
+    pairs = enumerate(zip(theirs, ours, strict=False))
+    where = next((index for index, (their, our) in pairs if their != our), min(len(theirs), len(ours)))
+    return (
+        f"vLLM expanded the prompt to {len(theirs)} tokens, the trainer to {len(ours)}; they differ from token {where} "
+        f"({theirs[where : where + 4]} there, {ours[where : where + 4]} here). Do the preprocessor files of its model "
+        "folder belong to the model?"
+    )
+
+
+def engine_frame_rate(clip: Clip, tokens_per_second: float) -> float:
+    """Returns the frame rate at which vLLM gives a clip the positions of `clip_positions`. Raises ValueError.
+
+    vLLM rounds the seconds of a grid to float32 and goes on in float64, where the product with a grid's number may fall
+    just below an integer that we reach. The neighbouring float32 then gives the same positions.
+    """
+    num_grids, patch_rows, patch_columns = clip.grid_thw
+    ours = clip_positions(clip, 0, tokens_per_second)[0].numpy()[:: patch_rows * patch_columns // 4]
+    seconds = np.float32(clip.second_per_grid)
+    for near in (seconds, np.nextafter(seconds, np.float32(np.inf)), np.nextafter(seconds, np.float32(0))):
+        if np.array_equal((np.arange(num_grids) * (float(near) * tokens_per_second)).astype(np.int64), ours):
+            return 2.0 / float(near)
+    raise ValueError(f"no frame rate near {clip.sample_fps:g} gives clip {clip} the same positions in vLLM")
