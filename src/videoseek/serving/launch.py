@@ -1,11 +1,14 @@
-"""Starts worker processes of vLLM on this machine, each under vLLM's own interpreter."""
+"""Starts workers of vLLM on this machine, each a process under vLLM's own interpreter."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,76 +23,97 @@ package = types.ModuleType("videoseek")
 package.__path__ = [sys.argv.pop(1)]
 sys.modules["videoseek"] = package
 from videoseek.serving.worker import main
-main(sys.argv[1:])
+main(sys.argv[1])
 """
 _KILL_SECONDS = 10
 
 
-class WorkerProcess:
-    """A worker process that listens at `address`, and ends with this process. Its output goes to the file `log`."""
+class LocalPlace:
+    """A worker process of this machine. It ends with this process, however this process ends.
 
-    def __init__(self, python: str, model: Path, address: str, token: str, options: dict[str, Any], log: Path) -> None:
-        request = json.dumps({"model": str(model), "address": address, "options": options})
-        self.address = address
-        self.log = log
-        try:
-            with log.open("ab") as output:
-                self._process = subprocess.Popen(
-                    [python, "-c", _BOOT, str(Path(__file__).parents[1]), request],
-                    env=_environment(python, token),
-                    stdin=subprocess.PIPE,  # its end tells the worker that this process has ended
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,  # Ctrl-C reaches the trainer, which ends its workers itself
-                )
-        except OSError as error:
-            raise UsageError(f"rollout.vllm_python={python} cannot be started: {error.strerror}") from error
+    `python` is the interpreter of vLLM (None: this one), `address` HOST:PORT or None for a private unix socket, and
+    `log` the file that gets the worker's output (None: stderr).
+    """
+
+    def __init__(
+        self,
+        python: str | None,
+        model: Path,
+        options: dict[str, Any],
+        token: str,
+        *,
+        address: str | None = None,
+        log: Path | None = None,
+    ) -> None:
+        found = shutil.which(python or sys.executable)
+        if found is None:
+            raise UsageError(f"vllm_python={python} is not a program that can be started")
+        self._python = found
+        self._request = {"model": str(model.resolve()), "options": options}
+        self._token = token
+        self._address, self._log = address, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> str:
+        """Starts a process, and returns its address. The worker listens at once, and answers when vLLM is ready."""
+        self.stop()
+        address = self._address or f"{tempfile.mkdtemp(prefix='videoseek-worker-')}/socket"
+        output = None if self._log is None else self._log.open("ab")
+        self._process = subprocess.Popen(
+            [self._python, "-c", _BOOT, str(Path(__file__).parents[1]), json.dumps(self._request | {"address": address})],
+            env=_environment(self._python, self._token),
+            stdin=subprocess.PIPE,  # its end tells the worker that this process has ended
+            stdout=output or sys.stderr,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C reaches the trainer, which ends its workers itself
+        )
+        if output is not None:
+            output.close()
+        return address
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def pid(self) -> int | None:
+        """Returns the number of the running process."""
+        return None if self._process is None else self._process.pid
 
     def ending(self) -> str | None:
-        """Returns how the process ended, or None while the process runs."""
-        status = self._process.poll()
+        """Returns how the process ended and where its output is, or None while the process runs."""
+        status = None if self._process is None else self._process.poll()
         if status is None:
             return None
-        return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+        how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+        return f"{how}; its output is in {self._log}" if self._log is not None else how
 
-    def wait(self) -> str:
-        """Waits for the end of the process, and returns how the process ended."""
-        self._process.wait()
-        return str(self.ending())
-
-    def kill(self) -> None:
-        """Ends the process and what it started at once."""
+    def stop(self) -> None:
+        """Ends the process, and what the process has started, at once."""
+        if self._process is None or self._process.stdin is None:
+            return
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._process.stdin.close()
         self._process.wait(_KILL_SECONDS)
 
 
 def _environment(python: str, token: str) -> dict[str, str]:
-    """Returns a worker's environment: without this process's packages and without its place in a group of ranks."""
-    unwanted = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"}
+    """Returns a worker's environment: without this process's packages, and without its place in a group of ranks."""
+    unwanted = ("PYTHONPATH", "PYTHONHOME", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
-    library = Path(python).parents[1] / "lib/libiomp5.so"
-    # vLLM's CPU build needs Intel's OpenMP, which its environment brings along, loaded before all else.
-    preload = {"LD_PRELOAD": str(library)} if library.is_file() else {}
     cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    # vLLM's CPU build needs Intel's OpenMP loaded before all else. Its environment brings the library along.
+    openmp = Path(python).parents[1] / "lib/libiomp5.so"
+    preload = {"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}
     return {**cpu, **kept, **preload, TOKEN_VARIABLE: token}
 
 
-def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
-    """Returns arguments of vLLM from texts `NAME=VALUE`, values as JSON or else as text. Raises UsageError."""
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Returns vLLM's arguments from texts NAME=VALUE, with values as JSON or else as text. Raises UsageError."""
     options: dict[str, Any] = {}
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
+    for text in texts:
+        name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise UsageError(f"vLLM's option {argument!r} is not NAME=VALUE, such as gpu_memory_utilization=0.4")
+            raise UsageError(f"vLLM's option {text!r} is not NAME=VALUE, such as gpu_memory_utilization=0.4")
         try:
-            options[name] = json.loads(text)
+            options[name] = json.loads(value)
         except ValueError:
-            options[name] = text
+            options[name] = value
     return options

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import vllm
+from safetensors import safe_open
 from vllm import EngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -30,8 +32,8 @@ from videoseek.serving.server import Outcome, Tensor
 
 #: vLLM takes biases from -100 to 100: a banned token is e^100 times less likely.
 _BANNED = -100.0
-#: The version of weights that a worker has read from its model folder.
-FOLDER_VERSION = -1
+#: The version of the weights in the model folder: rollouts count from it.
+FOLDER_VERSION = 0
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -155,16 +157,23 @@ class VllmEngine:
 
     def load(self, folder: str | None, tensors: Sequence[Tensor], version: int) -> None:
         """Takes the weights of a folder, or `tensors`, as version `version`, and forgets what the old ones computed."""
-        if folder is not None:
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
-        else:
-            weights = (
-                (name, torch.from_numpy(array).view(_DTYPES[kind]).reshape(shape))
-                for name, kind, shape, array in tensors
-            )
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        weights = _from_folder(folder) if folder is not None else map(_as_torch, tensors)
+        # Not vLLM's own reading of a folder, which would look for the preprocessor files there from then on.
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._engine.reset_mm_cache()
         self._engine.reset_encoder_cache()
         if not self._engine.reset_prefix_cache():  # a reload leaves keys and values of the old weights there
             raise RuntimeError("vLLM keeps its prefix cache: old keys and values would mix with new ones")
         self._engine.set_weight_version(str(version))
+
+
+def _from_folder(folder: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is no dictionary)
+                yield name, file.get_tensor(name)
+
+
+def _as_torch(tensor: Tensor) -> tuple[str, torch.Tensor]:
+    name, kind, shape, array = tensor
+    return name, torch.from_numpy(array).view(_DTYPES[kind]).reshape(shape)

@@ -16,9 +16,9 @@ from videoseek.serving.server import Server
 from videoseek.serving.wire import TOKEN_VARIABLE
 
 
-def main(arguments: list[str]) -> None:
+def main(argument: str) -> None:
     Thread(target=_end_with_the_parent, daemon=True).start()
-    request = json.loads(arguments[0])
+    request = json.loads(argument)
     # The token must not be seen in the environment of processes that vLLM starts.
     token = os.environ.pop(TOKEN_VARIABLE)
     with listen(request["address"]) as listener:
