@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from videoseek.config import POSITION_RULES, UsageError
 from videoseek.files import give_usual_modes, shipped_folder, write_json
 from videoseek.model.attention import install_attention
 from videoseek.video.patches import FRAMES_PER_GRID, MEAN, MERGE, PATCH_PIXELS, STD
@@ -50,17 +51,30 @@ class ModelError(Exception):
     """An unusable model folder. The message names the folder and the missing part."""
 
 
-def model_folder(name: str) -> Path:
-    """Returns the folder of `model=NAME`. `tiny` is the folder shipped with the package. Raises ModelError."""
+def model_folder(name: str, rule: str | None = None) -> Path:
+    """Returns the folder of `model=NAME`. `tiny` is the folder shipped with the package. Raises ModelError.
+
+    Raises UsageError unless the model was trained with the position rule `rule`, if both name one.
+    """
     folder = shipped_folder("tiny_base", "data/tiny_base") if name == "tiny" else Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: no config.json in {folder}; give 'tiny' or a folder of a Qwen2.5-VL model")
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type, trained_rule = config["model_type"], config.get("position_rule")
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {name!r}: {folder / 'config.json'} is not a model's configuration: {error}") from error
     if model_type != "qwen2_5_vl":
         raise ModelError(f"model {name!r} is of type {model_type!r}; only 'qwen2_5_vl' is supported")
+    if trained_rule is not None and trained_rule not in POSITION_RULES:
+        raise ModelError(
+            f"model {name!r}: position_rule in {folder / 'config.json'} must be one of {', '.join(POSITION_RULES)}, "
+            f"got {trained_rule!r}"
+        )
+    if None not in (rule, trained_rule) and rule != trained_rule:
+        raise UsageError(
+            f"position_rule={rule}: model {name!r} was trained with {trained_rule} (its config.json); leave the key out"
+        )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model {name!r}: no *.safetensors weights in {folder} (pickled weights are not loaded)")
     return folder
@@ -136,6 +150,11 @@ def _write_older_keys(folder: Path) -> None:
     if tokenizer["tokenizer_class"] == "TokenizersBackend":
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"  # the same class, by the name in both versions
     write_json(folder / "tokenizer_config.json", tokenizer)
+
+
+def position_rule(config: Qwen2_5_VLConfig) -> str:
+    """Returns the position rule in a model's config.json, or else the rule of the released weights."""
+    return getattr(config, "position_rule", "max_all")
 
 
 def tokens_per_second(config: Qwen2_5_VLConfig) -> float:

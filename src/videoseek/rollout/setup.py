@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from videoseek.config import TrainConfig
 from videoseek.distributed import choose_dtype
-from videoseek.model.load import ModelError, load_model, load_tokenizer
+from videoseek.model.load import ModelError, load_model, load_tokenizer, position_rule
 from videoseek.model.policy import Policy
 from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
@@ -27,6 +27,7 @@ def load_policy(
     Raises ModelError for an unusable folder.
     """
     policy = Policy(load_model(folder, choose_dtype(config.dtype), device), freeze_vision=freeze_vision)
+    policy.model.config.position_rule = config.position_rule or position_rule(policy.model.config)  # saved with it
     if config.gradient_checkpointing:  # acts in training mode only
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
