@@ -6,17 +6,25 @@ Legend: T tokens. Rows of a position tensor are time, height, width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
-from videoseek.types import Clip
-
-#: The position of text after a vision block. `max_all`: one past the largest position of all three axes, as in vLLM and
-#: the code of the released weights. `v5`: past max(height, width) alone, as in transformers 5.x.
-RULES = ("max_all", "v5")
+from videoseek.config import POSITION_RULES
 
 
-def clip_positions(clip: Clip, start: int, tokens_per_second: float) -> torch.Tensor:
+class VisionBlock(Protocol):
+    """The properties of a clip, or of another tool's video, that decide its positions."""
+
+    @property
+    def grid_thw(self) -> tuple[int, int, int]: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def second_per_grid(self) -> float: ...
+
+
+def clip_positions(clip: VisionBlock, start: int, tokens_per_second: float) -> torch.Tensor:
     """Returns the positions [3, num_tokens] of a clip. The first token has position `start`.
 
     The time axis advances `tokens_per_second` for each second of the clip's true sampling interval, truncated after the
@@ -31,7 +39,7 @@ def clip_positions(clip: Clip, start: int, tokens_per_second: float) -> torch.Te
 
 def mrope_positions(
     token_ids: Sequence[int],
-    clips: Sequence[Clip],
+    clips: Sequence[VisionBlock],
     video_pad_id: int,
     tokens_per_second: float,
     *,
@@ -41,10 +49,12 @@ def mrope_positions(
     """Returns the positions [3, T] of tokens. Runs of `video_pad_id` stand for `clips`, in order.
 
     Also returns the position of the next token, as `start` of the next call in the sequence. All tokens of a clip
-    belong to one call. Raises ValueError when pad tokens and clips do not match.
+    belong to one call. After a clip, text goes on one past the largest position of all three axes (`max_all`, as in the
+    code of the released weights, vLLM and transformers 4), or past max(height, width) alone (`hf5`, as in transformers
+    5). Raises ValueError when pad tokens and clips do not match.
     """
-    if rule not in RULES:
-        raise ValueError(f"position rule {rule!r} is not one of {', '.join(RULES)}")
+    if rule not in POSITION_RULES:
+        raise ValueError(f"position rule {rule!r} is not one of {', '.join(POSITION_RULES)}")
     blocks: list[torch.Tensor] = []
     remaining = iter(clips)
     index, position, num_tokens = 0, start, len(token_ids)
