@@ -69,7 +69,7 @@ class RolloutEngine:
         self.sampler = sampler
         self.features = features
         self._weights = weights
-        self._weight_version = 0
+        self._weight_version: int | None = None
 
     def rollout(
         self,

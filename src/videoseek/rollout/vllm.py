@@ -7,6 +7,7 @@ keeps the tokens of every sequence itself: a worker that is started again needs 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 import tempfile
 from collections import Counter
@@ -18,12 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from transformers import Qwen2_5_VLConfig
 
 from videoseek.batches.positions import clip_positions
+from videoseek.config import TrainConfig, UsageError
+from videoseek.model.load import position_rule, tokens_per_second
+from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampler import SampledTurn, TurnSettings, TurnStop
+from videoseek.runtime import rank, world_size
 from videoseek.serving.client import WorkerError
-from videoseek.serving.remote import RemoteWorker, Turn, Weights
-from videoseek.serving.wire import Message
+from videoseek.serving.launch import LocalPlace, parse_options, shared_token
+from videoseek.serving.remote import Place, RemoteWorker, ServerPlace, Turn, Weights
+from videoseek.serving.wire import FOLDER_VERSION, Message
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Clip
 
@@ -59,10 +66,13 @@ class VllmSampler:
         self._weights_dir = weights_dir
         self._sequences: dict[str, _Sequence] = {}
         self._clip_users: Counter[tuple[int, Clip]] = Counter()
-        self._version: int | None = None
-        for opening in [worker.open() for worker in workers]:
-            facts = opening.result().facts
-            self._version = int(facts["version"]) if self._version is None else self._version
+        self._version = FOLDER_VERSION
+        try:
+            for opening in [worker.open() for worker in workers]:
+                opening.result()
+        except BaseException:  # also Ctrl-C: a start takes a minute, which nobody should wait for then
+            self.close()
+            raise
 
     def submit(
         self, sequence_id: str, new_ids: Sequence[int], new_clips: Sequence[Clip], settings: TurnSettings
@@ -116,6 +126,7 @@ class VllmSampler:
         tensors = list({tensor.data_ptr(): (name, tensor) for name, tensor in reversed(list(weights))}.values())
         update = Weights(version, None, tensors)
         if self._weights_dir is not None:
+            self._weights_dir.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f"version-{version}-", dir=self._weights_dir))
             save_file({name: tensor.detach().contiguous() for name, tensor in tensors}, folder / "model.safetensors")
             update = Weights(version, str(folder))
@@ -195,3 +206,27 @@ def engine_frame_rate(clip: Clip, tokens_per_second: float) -> float:
         if np.array_equal((np.arange(num_grids) * (float(near) * tokens_per_second)).astype(np.int64), ours):
             return 2.0 / float(near)
     raise ValueError(f"no frame rate near {clip.sample_fps:g} gives clip {clip} the same positions in vLLM")
+
+
+def vllm_sampler(
+    config: TrainConfig, model: Path, environment: Environment, model_config: Qwen2_5_VLConfig, output_dir: Path
+) -> VllmSampler:
+    """Starts or reaches this rank's workers, of the model folder `model`. Raises UsageError or WorkerError."""
+    rollout, log = config.rollout, output_dir / f"vllm-rank-{rank():03d}.log"
+    if position_rule(model_config) != "max_all":
+        raise UsageError(f"rollout.engine=vllm has position_rule=max_all only, not {position_rule(model_config)}")
+    token = secrets.token_hex(32)
+    options = {
+        "max_model_len": rollout.max_context_tokens,
+        "dtype": config.dtype,
+        **parse_options(rollout.vllm_options),
+    }
+    places: Sequence[Place] = [LocalPlace(rollout.vllm_python, model, options, token, log=log)]
+    if rollout.servers:
+        token = shared_token()
+        places = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
+        if not places:
+            raise UsageError(f"rollout.servers names {len(rollout.servers)} for {world_size()} ranks; each needs one")
+    workers = [RemoteWorker(place, token, rollout.worker_silence_seconds, rollout.worker_restarts) for place in places]
+    weights_dir = output_dir / f"weights-rank-{rank():03d}" if rollout.sync == "disk" else None
+    return VllmSampler(workers, environment.vocabulary, tokens_per_second(model_config), weights_dir=weights_dir)

@@ -59,8 +59,15 @@ class LocalPlace:
         self.stop()
         address = self._address or f"{tempfile.mkdtemp(prefix='videoseek-worker-')}/socket"
         output = None if self._log is None else self._log.open("ab")
+        request = json.dumps(self._request | {"address": address})
         self._process = subprocess.Popen(
-            [self._python, "-c", _BOOT, str(Path(__file__).parents[1]), json.dumps(self._request | {"address": address})],
+            [
+                self._python,
+                "-c",
+                _BOOT,
+                str(Path(__file__).parents[1]),
+                json.dumps(self._request | {"address": address}),
+            ],
             env=_environment(self._python, self._token),
             stdin=subprocess.PIPE,  # its end tells the worker that this process has ended
             stdout=output or sys.stderr,
@@ -75,6 +82,11 @@ class LocalPlace:
     def pid(self) -> int | None:
         """Returns the number of the running process."""
         return None if self._process is None else self._process.pid
+
+    def wait(self) -> None:
+        """Waits for the end of the process."""
+        if self._process is not None:
+            self._process.wait()
 
     def ending(self) -> str | None:
         """Returns how the process ended and where its output is, or None while the process runs."""
@@ -103,6 +115,14 @@ def _environment(python: str, token: str) -> dict[str, str]:
     openmp = Path(python).parents[1] / "lib/libiomp5.so"
     preload = {"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}
     return {**cpu, **kept, **preload, TOKEN_VARIABLE: token}
+
+
+def shared_token() -> str:
+    """Returns the token of servers, from the environment. Raises UsageError."""
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token:
+        raise UsageError(f"{TOKEN_VARIABLE} is not set; it holds the token that a worker and its trainers share")
+    return token
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ A trainer sends, as `op` with its fields and arrays:
     forget  ids of turns that nobody waits for any more
     tensors tensors (name, type, shape); their bytes uint8. Kept until `load`.
     load    id, version, folder (null: the tensors)
-The worker answers `turn` and `load` with the same id: `turn` with stop, version, seconds and three arrays (prompt ids, sampled
-ids, log-probs), `load` with version, or `error` with a sentence. `working` comes every second while turns run.
+The worker answers `turn` and `load` with the same id: `turn` with stop, version, seconds and three arrays (prompt ids,
+sampled ids, log-probs), `load` with version, or `error` with a sentence. `working` comes every second during turns.
 """
 
 from __future__ import annotations

@@ -24,16 +24,16 @@ import torch
 import vllm
 from safetensors import safe_open
 from vllm import EngineArgs, SamplingParams
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.sample.sampler import Sampler
 
 from videoseek.serving.server import Outcome, Tensor
+from videoseek.serving.wire import FOLDER_VERSION
 
 #: vLLM takes biases from -100 to 100: a banned token is e^100 times less likely.
 _BANNED = -100.0
-#: The version of the weights in the model folder: rollouts count from it.
-FOLDER_VERSION = 0
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,10 +78,10 @@ class VllmEngine:
             "mm_processor_kwargs": {"do_sample_frames": False, "do_resize": False},
         }
         self._engine = LLMEngine.from_engine_args(EngineArgs(model=model, **{**arguments, **options}))
-        runner = self._engine.model_executor.driver_worker.worker.model_runner
-        if type(runner.sampler) is not Sampler:
-            raise RuntimeError(f"vLLM {vllm.__version__} samples by {type(runner.sampler)}, which is not known here")
-        runner.sampler.__class__ = TemperedSampler
+        self._runner = self._engine.model_executor.driver_worker.worker.model_runner
+        if type(self._runner.sampler) is not Sampler:
+            raise RuntimeError(f"vLLM {vllm.__version__} samples by an unknown class {type(self._runner.sampler)}")
+        self._runner.sampler.__class__ = TemperedSampler
         self.info = {"engine": f"vllm {vllm.__version__}", "model": model, "version": FOLDER_VERSION}
         self._clips: dict[str, tuple[np.ndarray, float]] = {}
         self._turns: dict[str, _Turn] = {}
@@ -136,7 +136,8 @@ class VllmEngine:
             if (turn := self._turns.get(output.request_id)) is not None:
                 completion = output.outputs[0]
                 turn.ids += completion.token_ids
-                turn.logprobs += [row[token].logprob for row, token in zip(completion.logprobs, completion.token_ids)]
+                pairs = zip(completion.logprobs, completion.token_ids, strict=True)
+                turn.logprobs += [row[token].logprob for row, token in pairs]
                 turn.prompt_ids = output.prompt_token_ids
                 if output.finished:
                     yield self._outcome(output.request_id, completion.finish_reason)
@@ -160,6 +161,9 @@ class VllmEngine:
         weights = _from_folder(folder) if folder is not None else map(_as_torch, tensors)
         # Not vLLM's own reading of a folder, which would look for the preprocessor files there from then on.
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        for layer in self._runner.get_model().modules():
+            if isinstance(layer, ParallelLMHead):  # tied to the embedding, its packed copy on a CPU stays the old one
+                layer.quant_method.process_weights_after_loading(layer)
         self._engine.reset_mm_cache()
         self._engine.reset_encoder_cache()
         if not self._engine.reset_prefix_cache():  # a reload leaves keys and values of the old weights there

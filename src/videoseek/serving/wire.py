@@ -18,6 +18,8 @@ import numpy as np
 
 #: The environment variable with the token that a trainer and its workers share.
 TOKEN_VARIABLE = "VIDEOSEEK_WORKER_TOKEN"
+#: The version of a worker's weights before the first `load`: those of its model folder.
+FOLDER_VERSION = -1
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 16 * 2**20
 #: 64 GiB: more than the pixels of a clip, or a bucket of weights.
@@ -47,8 +49,10 @@ def send(peer: socket.socket, header: dict[str, Any], arrays: Sequence[np.ndarra
             peer.sendall(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
 
 
-def receive(peer: socket.socket, max_header_bytes: int = _MAX_HEADER_BYTES) -> Message:
+def receive(peer: socket.socket, *, from_stranger: bool = False) -> Message:
     """Receives a message. Raises EOFError at the end of the stream, WireError for a bad frame, or OSError."""
+    # A stranger must not fill the memory.
+    max_header_bytes, max_array_bytes = (1024, 0) if from_stranger else (_MAX_HEADER_BYTES, _MAX_ARRAY_BYTES)
     length = int.from_bytes(_read(peer, _LENGTH_BYTES, at_start=True))
     if not 2 <= length <= max_header_bytes:
         raise WireError(f"a frame announces a header of {length} bytes; 2 to {max_header_bytes} are allowed")
@@ -59,7 +63,7 @@ def receive(peer: socket.socket, max_header_bytes: int = _MAX_HEADER_BYTES) -> M
         raise WireError(f"the header of a frame is not the protocol's JSON: {error}") from error
     arrays = []
     for dtype, shape in shapes:
-        if dtype not in _DTYPES or min(shape, default=0) < 0 or math.prod(shape) * 4 > _MAX_ARRAY_BYTES:
+        if dtype not in _DTYPES or min(shape, default=0) < 0 or math.prod(shape) * 4 > max_array_bytes:
             raise WireError(f"a frame announces an array of type {dtype!r} and shape {shape}")
         array = np.empty(shape, dtype)
         if array.size:
@@ -88,7 +92,7 @@ def challenge(peer: socket.socket, token: str) -> None:
     """Lets a new peer prove that it knows `token`, which never crosses the wire. Raises RefusedError."""
     nonce = os.urandom(32).hex()
     send(peer, {"op": "challenge", "nonce": nonce})
-    answer, _ = receive(peer, max_header_bytes=1024)  # a stranger must not fill the memory
+    answer, _ = receive(peer, from_stranger=True)
     if not hmac.compare_digest(str(answer.get("proof")).encode(), _proof(token, nonce).encode()):
         send(peer, {"op": "refused"})
         raise RefusedError("a peer was refused: its token is not the worker's")
@@ -96,7 +100,7 @@ def challenge(peer: socket.socket, token: str) -> None:
 
 def prove(peer: socket.socket, token: str) -> dict[str, Any]:
     """Answers the challenge of a worker, and returns what the worker says about itself. Raises RefusedError."""
-    question, _ = receive(peer, max_header_bytes=1024)
+    question, _ = receive(peer, from_stranger=True)
     send(peer, {"op": "proof", "proof": _proof(token, str(question.get("nonce")))})
     reply, _ = receive(peer)
     if reply.get("op") != "ready":

@@ -29,6 +29,8 @@ grpo.max_resample_rounds grpo.save_every_steps grpo.updates_per_batch grpo.impor
 grpo.max_tokens_per_micro_batch grpo.freeze_vision
 rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
 rollout.top_p rollout.episodes_per_batch rollout.deadline_seconds
+rollout.engine rollout.sync rollout.vllm_python rollout.vllm_options rollout.servers rollout.worker_restarts
+rollout.worker_silence_seconds
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
 evaluate.num_questions evaluate.samples
