@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from threading import Thread
 
 from videoseek.serving.address import listen
@@ -29,5 +28,6 @@ def main(argument: str) -> None:
 
 
 def _end_with_the_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):  # not `sys.stdin`, whose lock would abort an exit of the process itself
+        pass
     os._exit(0)
