@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# vLLM pins other versions of the same libraries: it has an environment of its own.
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-vllm lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -12,6 +15,9 @@ train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 # One worker more than two cores: much of a test is waiting for processes to start.
 test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+
+test-vllm: $(READY) $(VLLM_READY)  ## tests of rollout.engine=vllm, with a real vLLM on the CPU
+	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/vllm $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check src kernels tests setup.py
@@ -29,5 +35,14 @@ $(READY): setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(VLLM_READY): tests/vllm/requirements.txt tests/vllm/engine.txt tests/vllm/sitecustomize.py
+	@echo "setting up $(VLLM); this takes about three minutes and 3 GB"
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/vllm/engine.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
+	cp tests/vllm/sitecustomize.py $(VLLM)/lib/python3*/site-packages/
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/videoseek.egg-info
+	rm -rf $(VENV) $(VLLM) build dist src/videoseek.egg-info

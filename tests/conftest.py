@@ -34,7 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_benchmark = pytest.mark.skip(reason="benchmarks run with --benchmark only")
     no_gpu = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
+    no_vllm = pytest.mark.skip(reason="needs an interpreter with vLLM in VIDEOSEEK_VLLM_PYTHON: make test-vllm")
     for item in items:
+        if "vllm" in item.keywords and not os.environ.get("VIDEOSEEK_VLLM_PYTHON"):
+            item.add_marker(no_vllm)
         if "benchmark" in item.keywords and not config.getoption("--benchmark"):
             item.add_marker(no_benchmark)
         if "gpu" in item.keywords and not torch.cuda.is_available():

@@ -63,8 +63,10 @@ class VllmSampler:
         self._workers = workers
         self._vocabulary = vocabulary
         self._tokens_per_second = tokens_per_second
-        self._weights_dir = weights_dir
+        self.weights_dir = weights_dir
         self._sequences: dict[str, _Sequence] = {}
+        #: Sequences that each worker has been given so far.
+        self.num_sequences = [0] * len(workers)
         self._clip_users: Counter[tuple[int, Clip]] = Counter()
         self._version = FOLDER_VERSION
         try:
@@ -80,10 +82,10 @@ class VllmSampler:
         """Appends tokens to a sequence and asks its worker for the next turn."""
         sequence = self._sequences.get(sequence_id)
         if sequence is None:
-            # The emptiest worker, or the first of them: the prompts of a group come one after another.
             loads = Counter(sequence.worker for sequence in self._sequences.values())
-            sequence = _Sequence(min(range(len(self._workers)), key=lambda worker: loads[worker]))
-            self._sequences[sequence_id] = sequence
+            emptiest = min(range(len(self._workers)), key=lambda worker: loads[worker])
+            sequence = self._sequences[sequence_id] = _Sequence(emptiest)
+            self.num_sequences[emptiest] += 1
         sequence.ids += new_ids
         sequence.short_ids += self._with_one_pad(new_ids, new_clips)
         sequence.clips += new_clips
@@ -125,17 +127,17 @@ class VllmSampler:
         # A tied matrix comes under two names; vLLM ties it again by itself.
         tensors = list({tensor.data_ptr(): (name, tensor) for name, tensor in reversed(list(weights))}.values())
         update = Weights(version, None, tensors)
-        if self._weights_dir is not None:
-            self._weights_dir.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"version-{version}-", dir=self._weights_dir))
+        if self.weights_dir is not None:
+            self.weights_dir.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f"version-{version}-", dir=self.weights_dir))
             save_file({name: tensor.detach().contiguous() for name, tensor in tensors}, folder / "model.safetensors")
             update = Weights(version, str(folder))
         for loading in [worker.load(update) for worker in self._workers]:
             loading.result()
         self._version = version
-        if self._weights_dir is not None:
+        if self.weights_dir is not None:
             # A worker that starts again later reads the newest folder; nobody reads the others.
-            for old in self._weights_dir.glob("version-*"):
+            for old in self.weights_dir.glob("version-*"):
                 if str(old) != update.folder:
                     shutil.rmtree(old)
 
@@ -143,8 +145,8 @@ class VllmSampler:
         """Ends the workers that this process has started."""
         for worker in self._workers:
             worker.close()
-        if self._weights_dir is not None:
-            shutil.rmtree(self._weights_dir, ignore_errors=True)
+        if self.weights_dir is not None:
+            shutil.rmtree(self.weights_dir, ignore_errors=True)
 
     def _with_one_pad(self, ids: Sequence[int], clips: Sequence[Clip]) -> list[int]:
         short_ids: list[int] = []

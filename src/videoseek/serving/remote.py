@@ -82,7 +82,7 @@ class RemoteWorker:
         self._silence_seconds = silence_seconds
         self._max_restarts, self._num_restarts = max_restarts, 0
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="worker")
-        self._connection: Connection | None = None
+        self.connection: Connection | None = None
         self._weights: Weights | None = None
         self._clip_ids: dict[Clip, str] = {}
         self._requests: dict[Future[Message], Future[Message]] = {}
@@ -115,8 +115,8 @@ class RemoteWorker:
         self._is_closed = True
         self._place.stop()
         self._lane.shutdown(wait=True, cancel_futures=True)
-        if self._connection is not None:
-            self._connection.close()
+        if self.connection is not None:
+            self.connection.close()
 
     def _ask_later(self, turn: Turn, reply: Future[Message]) -> None:
         def sent(job: Future[Future[Message]]) -> None:
@@ -155,16 +155,16 @@ class RemoteWorker:
 
     def _forget(self, reply: Future[Message]) -> None:
         request = self._requests.pop(reply, None)
-        if request is not None and self._connection is not None:
-            self._connection.forget(request)
+        if request is not None and self.connection is not None:
+            self.connection.forget(request)
 
     def _drop(self, clip: Clip) -> None:
         clip_id = self._clip_ids.pop(clip, None)
-        if clip_id is not None and self._connection is not None:
-            self._connection.post({"op": "drop", "ids": [clip_id]})
+        if clip_id is not None and self.connection is not None:
+            self.connection.post({"op": "drop", "ids": [clip_id]})
 
     def _load(self, weights: Weights) -> None:
-        had_connection = self._connection is not None and not self._connection.is_lost
+        had_connection = self.connection is not None and not self.connection.is_lost
         self._weights = weights
         connection = self._connected()  # a new connection begins with the weights
         if had_connection:
@@ -175,20 +175,20 @@ class RemoteWorker:
 
     def _connected(self) -> Connection:
         """Returns the connection, to a new worker if the last one is lost. Raises WorkerLostError after the last."""
-        if self._connection is not None:
-            if not self._connection.is_lost:
-                return self._connection
-            lost = f"{self._connection.is_lost}{_in_brackets(self._place.ending())}"
+        if self.connection is not None:
+            if not self.connection.is_lost:
+                return self.connection
+            lost = f"{self.connection.is_lost}{_in_brackets(self._place.ending())}"
             self._place.stop()
             if self._num_restarts >= self._max_restarts or self._is_closed:
                 raise WorkerLostError(f"{lost}; rollout.worker_restarts={self._max_restarts} are used up")
             self._num_restarts += 1
             say(f"{lost}; restart {self._num_restarts} of {self._max_restarts}")
         self._clip_ids.clear()
-        self._connection = self._connect()
+        self.connection = self._connect()
         if self._weights is not None:
-            _send_weights(self._connection, self._weights)
-        return self._connection
+            _send_weights(self.connection, self._weights)
+        return self.connection
 
     def _connect(self) -> Connection:
         address, give_up_at = self._place.start(), time.monotonic() + self._silence_seconds

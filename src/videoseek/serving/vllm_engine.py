@@ -24,6 +24,7 @@ import torch
 import vllm
 from safetensors import safe_open
 from vllm import EngineArgs, SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -108,19 +109,22 @@ class VllmEngine:
         prompt: dict[str, Any] = {"prompt_token_ids": ids.tolist()}
         if videos:
             prompt |= {"multi_modal_data": {"video": videos}, "multi_modal_uuids": {"video": clip_ids}}
-        params = SamplingParams(
-            temperature=settings["temperature"],
-            top_p=settings["top_p"],
-            seed=settings["seed"],
-            max_tokens=settings["max_tokens"],
-            stop_token_ids=settings["stop_ids"],
-            logit_bias=dict.fromkeys(settings["banned_ids"], _BANNED),
-            ignore_eos=True,
-            detokenize=False,
-            logprobs=0,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        self._engine.add_request(turn_id, prompt, params)
+        try:
+            params = SamplingParams(
+                temperature=settings["temperature"],
+                top_p=settings["top_p"],
+                seed=settings["seed"],
+                max_tokens=settings["max_tokens"],
+                stop_token_ids=settings["stop_ids"],
+                logit_bias=dict.fromkeys(settings["banned_ids"], _BANNED),
+                ignore_eos=True,
+                detokenize=False,
+                logprobs=0,
+                output_kind=RequestOutputKind.DELTA,
+            )
+            self._engine.add_request(turn_id, prompt, params)
+        except VLLMClientError as error:
+            raise ValueError(str(error)) from error
         limit = settings["max_seconds"]
         self._turns[turn_id] = _Turn(math.inf if limit is None else limit, int(self._engine.get_weight_version()))
 

@@ -1,4 +1,4 @@
-"""Every way in which a worker can fail has a name, and lost workers are started again, by scripted peers of the protocol."""
+"""Every way in which a worker can fail has a name, and lost workers start again: by scripted peers of the protocol."""
 
 from __future__ import annotations
 
@@ -104,7 +104,10 @@ def test_restarts_are_counted_over_the_run(world: TinyWorld, open_sampler: Calla
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ("misreads", r"sequence 0/0: vLLM expanded the prompt to 2 tokens, the trainer to \d+; they differ from token 0"),
+        (
+            "misreads",
+            r"sequence 0/0: vLLM expanded the prompt to 2 tokens, the trainer to \d+; they differ from token 0",
+        ),
         ("stale", "sampled with weights of version 3, not of version 4"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_wrong_proof_is_refused(pair: tuple[socket.socket, socket.socket], ans
 
 
 class EchoEngine:
-    """Samples the last prompt token again, a token a step, until `max_tokens`. A turn with `hold` waits for `release`."""
+    """Samples the last prompt token again, a token a step, until `max_tokens`. A turn with `hold` never ends."""
 
     info = {"version": -1}
 
@@ -187,7 +187,7 @@ def test_weights_wait_for_no_turn_and_come_whole_or_not_at_all(
     assert engine.log.get(timeout=5) == ("load", [("w", "bfloat16", (2,), b"\0\1\2\3")])
 
 
-def test_a_trainer_that_goes_takes_its_turns_and_clips_along(peer: Callable[[], Connection], engine: EchoEngine) -> None:
+def test_a_trainer_that_goes_takes_turns_and_clips_along(peer: Callable[[], Connection], engine: EchoEngine) -> None:
     one, other = peer(), peer()
     one.post({"op": "clip", "id": "x", "frames_per_second": 1.0}, [np.zeros((2, 28, 28, 3), np.uint8)])
     turn(one, [1], hold=True, clips=["x"])
