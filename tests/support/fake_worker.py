@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from videoseek.serving.wire import Message, RefusedError, WireError, challenge, receive, send
+from videoseek.serving.handshake import RefusedError, challenge
+from videoseek.wire import Message, receive, send
 
 TOKEN = "a shared secret"
 #: What the good worker samples in every turn, and its log-probs.
@@ -121,7 +122,7 @@ class ScriptedPlace:
         with listener, listener.accept()[0] as peer:
             try:
                 behave(peer)
-            except (EOFError, OSError, WireError, RefusedError):
+            except (EOFError, OSError, RefusedError):
                 return
 
     def ending(self) -> str | None:

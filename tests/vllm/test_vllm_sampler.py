@@ -68,7 +68,7 @@ def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalPlace:
 
 @pytest.fixture(scope="module")
 def worker(place: LocalPlace) -> RemoteWorker:
-    return RemoteWorker(place, TOKEN, silence_seconds=90, max_restarts=2)
+    return RemoteWorker(place, TOKEN, silence_seconds=300, max_restarts=2)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_episodes_spread_over_servers(world: TinyWorld, model: Path, policy: Pol
     secret = environment(VIDEOSEEK_WORKER_TOKEN=TOKEN)
     servers = [subprocess.Popen([*command, f"port={port}", options, python], env=secret) for port in free_ports]
     try:
-        workers = [RemoteWorker(ServerPlace(f"127.0.0.1:{port}"), TOKEN, 120, 0) for port in free_ports]
+        workers = [RemoteWorker(ServerPlace(f"127.0.0.1:{port}"), TOKEN, 300, 0) for port in free_ports]
         sampler = VllmSampler(workers, world.vocabulary, TOKENS_PER_SECOND, weights_dir=None)
         episodes = rollout(world, sampler, policy)
         assert gap(episodes, policy, world.packing) < TOLERANCE

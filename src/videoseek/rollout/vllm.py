@@ -16,23 +16,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig
 
-from videoseek.batches.positions import clip_positions
 from videoseek.config import TrainConfig, UsageError
 from videoseek.model.load import position_rule, tokens_per_second
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampler import SampledTurn, TurnSettings, TurnStop
 from videoseek.runtime import rank, world_size
 from videoseek.serving.client import WorkerError
+from videoseek.serving.handshake import FOLDER_VERSION
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
+from videoseek.serving.prompts import engine_frame_rate, first_difference, with_one_pad
 from videoseek.serving.remote import Place, RemoteWorker, ServerPlace, Turn, Weights
-from videoseek.serving.wire import FOLDER_VERSION, Message
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Clip
+from videoseek.wire import Message
 
 _STOPS = {"stop": TurnStop.END, "length": TurnStop.LENGTH, "deadline": TurnStop.DEADLINE}
 
@@ -87,7 +87,7 @@ class VllmSampler:
             sequence = self._sequences[sequence_id] = _Sequence(emptiest)
             self.num_sequences[emptiest] += 1
         sequence.ids += new_ids
-        sequence.short_ids += self._with_one_pad(new_ids, new_clips)
+        sequence.short_ids += with_one_pad(new_ids, new_clips, self._vocabulary.video_pad)
         sequence.clips += new_clips
         self._clip_users.update((sequence.worker, clip) for clip in new_clips)
         rates = [engine_frame_rate(clip, self._tokens_per_second) for clip in sequence.clips]
@@ -148,14 +148,6 @@ class VllmSampler:
         if self.weights_dir is not None:
             shutil.rmtree(self.weights_dir, ignore_errors=True)
 
-    def _with_one_pad(self, ids: Sequence[int], clips: Sequence[Clip]) -> list[int]:
-        short_ids: list[int] = []
-        index, remaining = 0, iter(clips)
-        while index < len(ids):
-            short_ids.append(ids[index])
-            index += next(remaining).num_tokens if ids[index] == self._vocabulary.video_pad else 1
-        return short_ids
-
     def _request(self, settings: TurnSettings) -> dict[str, object]:
         # Each turn has a seed of its own, which depends on the episode and on nothing else in the batch.
         key = f"{settings.stream}/{settings.num_drawn}".encode()
@@ -173,7 +165,7 @@ class VllmSampler:
         """Returns a worker's reply as a turn. Raises WorkerError for another prompt or other weights than ours."""
         reply, (prompt_ids, ids, logprobs) = message
         if len(ids) and prompt_ids.tolist() != sequence.ids:
-            raise WorkerError(f"sequence {sequence_id}: {_first_difference(prompt_ids.tolist(), sequence.ids)}")
+            raise WorkerError(f"sequence {sequence_id}: {first_difference(prompt_ids.tolist(), sequence.ids)}")
         if reply["version"] != self._version:
             raise WorkerError(
                 f"sequence {sequence_id}: the worker sampled with weights of version {reply['version']}, "
@@ -183,31 +175,6 @@ class VllmSampler:
         sequence.short_ids += ids.tolist()
         versions = [reply["version"]] * len(ids)
         return SampledTurn(ids.tolist(), logprobs.tolist(), versions, _STOPS[reply["stop"]], reply["seconds"])
-
-
-def _first_difference(theirs: list[int], ours: list[int]) -> str:
-    pairs = enumerate(zip(theirs, ours, strict=False))
-    where = next((index for index, (their, our) in pairs if their != our), min(len(theirs), len(ours)))
-    return (
-        f"vLLM expanded the prompt to {len(theirs)} tokens, the trainer to {len(ours)}; they differ from token {where} "
-        f"({theirs[where : where + 4]} there, {ours[where : where + 4]} here). Do the preprocessor files of its model "
-        "folder belong to the model?"
-    )
-
-
-def engine_frame_rate(clip: Clip, tokens_per_second: float) -> float:
-    """Returns the frame rate at which vLLM gives a clip the positions of `clip_positions`. Raises ValueError.
-
-    vLLM rounds the seconds of a grid to float32 and goes on in float64, where the product with a grid's number may fall
-    just below an integer that we reach. The neighbouring float32 then gives the same positions.
-    """
-    num_grids, patch_rows, patch_columns = clip.grid_thw
-    ours = clip_positions(clip, 0, tokens_per_second)[0].numpy()[:: patch_rows * patch_columns // 4]
-    seconds = np.float32(clip.second_per_grid)
-    for near in (seconds, np.nextafter(seconds, np.float32(np.inf)), np.nextafter(seconds, np.float32(0))):
-        if np.array_equal((np.arange(num_grids) * (float(near) * tokens_per_second)).astype(np.int64), ours):
-            return 2.0 / float(near)
-    raise ValueError(f"no frame rate near {clip.sample_fps:g} gives clip {clip} the same positions in vLLM")
 
 
 def vllm_sampler(

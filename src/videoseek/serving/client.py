@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from videoseek.serving.address import connect
-from videoseek.serving.wire import Message, RefusedError, WireError, prove, receive, send
+from videoseek.serving.handshake import RefusedError, connect, prove
+from videoseek.wire import Message, receive, send
 
 
 class WorkerError(Exception):
@@ -52,7 +52,7 @@ class Connection:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         except RefusedError as error:
             raise WorkerError(f"worker {address}: {error}") from error
-        except (OSError, EOFError, WireError) as error:
+        except (OSError, EOFError) as error:
             raise WorkerLostError(f"worker {address} cannot be reached: {_text(error)}") from error
         Thread(target=self._listen, daemon=True).start()
 
@@ -105,7 +105,7 @@ class Connection:
                 self._wait()
                 self._resolve(*receive(self._socket))
                 self._heard_at = time.monotonic()
-        except (EOFError, WireError, OSError, KeyError, TypeError) as error:
+        except (EOFError, OSError, KeyError, TypeError) as error:
             lost = WorkerLostError(f"worker {self.address} is lost: {_text(error)}")
             with self._open_lock:
                 self._lost = lost

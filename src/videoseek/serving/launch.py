@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from videoseek.config import UsageError
-from videoseek.serving.wire import TOKEN_VARIABLE
+from videoseek.serving.handshake import TOKEN_VARIABLE
 
 #: Makes this very package importable under another interpreter, and nothing else that is installed beside it.
 _BOOT = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,12 +14,10 @@ import torch
 
 from videoseek.runtime import say
 from videoseek.serving.client import Connection, WorkerError, WorkerLostError
-from videoseek.serving.wire import Message
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
+from videoseek.wire import Message
 
-#: Bytes of weights in one message.
-_BUCKET_BYTES = 256 * 2**20
 _RETRY_SECONDS = 0.2
 
 
@@ -208,26 +206,13 @@ def _in_brackets(ending: str | None) -> str:
 
 def _send_weights(connection: Connection, weights: Weights) -> None:
     """Sends weights and waits until the worker has them. Raises WorkerError."""
-    for bucket in _buckets(weights.tensors):
-        facts = [(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in bucket]
-        arrays = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for _, tensor in bucket]
-        connection.post({"op": "tensors", "tensors": facts}, arrays)
+    for name, tensor in weights.tensors:
+        array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        kind = str(tensor.dtype).removeprefix("torch.")
+        connection.post({"op": "tensor", "name": name, "type": kind, "shape": tuple(tensor.shape)}, [array])
     request = connection.request({"op": "load", "folder": weights.folder, "version": weights.version})
     version = request.result()[0].get("version")
     if version != weights.version:
         raise WorkerError(
             f"worker {connection.address} loaded weights of version {version}, not of version {weights.version}"
         )
-
-
-def _buckets(tensors: Sequence[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    bucket: list[tuple[str, torch.Tensor]] = []
-    num_bytes = 0
-    for name, tensor in tensors:
-        bucket.append((name, tensor))
-        num_bytes += tensor.nbytes
-        if num_bytes >= _BUCKET_BYTES:
-            yield bucket
-            bucket, num_bytes = [], 0
-    if bucket:
-        yield bucket

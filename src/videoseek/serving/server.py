@@ -5,7 +5,7 @@ A trainer sends, as `op` with its fields and arrays:
     drop    ids of clips
     turn    id, clips (ids), settings of `Engine.start`; token ids int32, one pad token for each clip
     forget  ids of turns that nobody waits for any more
-    tensors tensors (name, type, shape); their bytes uint8. Kept until `load`.
+    tensor  name, type, shape; its bytes uint8. Kept until `load`.
     load    id, version, folder (null: the tensors)
 The worker answers `turn` and `load` with the same id: `turn` with stop, version, seconds and three arrays (prompt ids,
 sampled ids, log-probs), `load` with version, or `error` with a sentence. `working` comes every second during turns.
@@ -26,7 +26,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from videoseek.serving.wire import Message, RefusedError, WireError, challenge, receive, send
+from videoseek.serving.handshake import RefusedError, challenge
+from videoseek.wire import Message, receive, send
 
 #: A tensor's name, type and shape, and its bytes.
 Tensor = tuple[str, str, tuple[int, ...], np.ndarray]
@@ -119,7 +120,7 @@ class Server:
                 self._inbox.put((peer, receive(peer.connection)))
         except EOFError:
             pass
-        except (WireError, RefusedError, OSError) as error:
+        except (RefusedError, OSError) as error:
             print(f"videoseek worker: connection {peer.number} is closed: {error}", file=sys.stderr, flush=True)
         self._inbox.put((peer, None))
 
@@ -156,9 +157,8 @@ class Server:
                 if name in peer.turns:
                     peer.turns.remove(name)
                     self._engine.cancel(name)
-        elif operation == "tensors":
-            for (name, kind, shape), array in zip(header["tensors"], arrays, strict=True):
-                peer.tensors.append((name, kind, tuple(shape), array))
+        elif operation == "tensor":
+            peer.tensors.append((header["name"], header["type"], tuple(header["shape"]), arrays[0]))
         elif operation == "load":
             if self._engine.is_busy:
                 raise ValueError("weights cannot change while turns are sampled")

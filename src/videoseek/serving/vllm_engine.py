@@ -30,8 +30,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.sample.sampler import Sampler
 
+from videoseek.serving.handshake import FOLDER_VERSION
 from videoseek.serving.server import Outcome, Tensor
-from videoseek.serving.wire import FOLDER_VERSION
 
 #: vLLM takes biases from -100 to 100: a banned token is e^100 times less likely.
 _BANNED = -100.0

@@ -10,9 +10,8 @@ import json
 import os
 from threading import Thread
 
-from videoseek.serving.address import listen
+from videoseek.serving.handshake import TOKEN_VARIABLE, listen
 from videoseek.serving.server import Server
-from videoseek.serving.wire import TOKEN_VARIABLE
 
 
 def main(argument: str) -> None:

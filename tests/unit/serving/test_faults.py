@@ -55,7 +55,7 @@ def test_a_turn_carries_ids_logprobs_version_and_stop(world: TinyWorld, open_sam
     sampler.forget("0/0")
     sampler.submit("0/1", [3], [], SETTINGS).result(20)
     operations = [header["op"] for header in place.worker.asked]
-    assert operations == ["tensors", "load", "clip", "turn", "turn", "drop", "turn"], "pixels go once"
+    assert operations == ["tensor", "tensor", "load", "clip", "turn", "turn", "drop", "turn"], "pixels go once"
     sampler.close()
 
 
@@ -67,7 +67,7 @@ def test_a_lost_worker_is_started_again_with_the_weights_and_does_its_turns_agai
     sampler.load(WEIGHTS, 2)
     assert ask(sampler, world).weight_versions == [2, 2, 2]
     assert place.num_starts == 2
-    once = ["tensors", "load", "clip", "turn"]
+    once = ["tensor", "tensor", "load", "clip", "turn"]
     assert [header["op"] for header in place.worker.asked] == once * 2
     assert "is lost" in capsys.readouterr().err
     sampler.close()

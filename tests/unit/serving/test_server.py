@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from videoseek.config import UsageError
-from videoseek.serving.address import connect, listen
 from videoseek.serving.client import Connection, WorkerError
+from videoseek.serving.handshake import RefusedError, challenge, connect, listen, prove
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
 from videoseek.serving.server import Outcome, Server, Tensor
-from videoseek.serving.wire import Message, RefusedError, WireError, challenge, prove, receive, send
+from videoseek.wire import Message, WireError, receive, send
 
 TOKEN = "a shared secret"
 
@@ -177,7 +177,7 @@ def test_weights_wait_for_no_turn_and_come_whole_or_not_at_all(
 ) -> None:
     one, other = peer(), peer()
     held = turn(one, [1], hold=True)
-    other.post({"op": "tensors", "tensors": [["w", "bfloat16", [2]]]}, [np.arange(4, dtype=np.uint8)])
+    other.post({"op": "tensor", "name": "w", "type": "bfloat16", "shape": [2]}, [np.arange(4, dtype=np.uint8)])
     load = {"op": "load", "folder": None, "version": 1}
     with pytest.raises(WorkerError, match="cannot change while turns are sampled"):
         other.request(load).result(5)
