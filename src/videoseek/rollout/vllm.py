@@ -29,7 +29,7 @@ from videoseek.serving.client import WorkerError
 from videoseek.serving.handshake import FOLDER_VERSION
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
 from videoseek.serving.prompts import engine_frame_rate, first_difference, with_one_pad
-from videoseek.serving.remote import Place, RemoteWorker, ServerPlace, Turn, Weights
+from videoseek.serving.remote import Place, RemoteWorker, ServerPlace, Weights
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Clip
 from videoseek.wire import Message
@@ -91,8 +91,9 @@ class VllmSampler:
         sequence.clips += new_clips
         self._clip_users.update((sequence.worker, clip) for clip in new_clips)
         rates = [engine_frame_rate(clip, self._tokens_per_second) for clip in sequence.clips]
-        turn = Turn(tuple(sequence.short_ids), tuple(sequence.clips), rates, self._request(settings))
-        sequence.reply = self._workers[sequence.worker].ask(turn)
+        sequence.reply = self._workers[sequence.worker].ask(
+            tuple(sequence.short_ids), tuple(sequence.clips), rates, self._request(settings)
+        )
         sampled: Future[SampledTurn] = Future()
 
         def answered(reply: Future[Message]) -> None:

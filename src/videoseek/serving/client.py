@@ -91,8 +91,8 @@ class Connection:
             numbers = [number for number, waiting in self._open.items() if waiting is future]
             for number in numbers:
                 del self._open[number]
-        if numbers:
-            self.post({"op": "forget", "ids": numbers})
+        for number in numbers:
+            self.post({"op": "forget", "id": number})
 
     def close(self) -> None:
         """Ends the connection. Open requests fail."""

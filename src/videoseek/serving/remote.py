@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,16 +60,6 @@ class Weights:
     tensors: Sequence[tuple[str, torch.Tensor]] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """The next turn of a sequence: ids with one pad for each clip, and each clip's frames per second for the engine."""
-
-    ids: Sequence[int]
-    clips: Sequence[Clip]
-    rates: Sequence[float]
-    settings: dict[str, Any]
-
-
 class RemoteWorker:
     """Sends turns and weights to the worker at `place`. One thread of its own does all talking, one job at a time.
 
@@ -90,10 +81,15 @@ class RemoteWorker:
         """Starts the worker in the background, which may take a minute."""
         return self._lane.submit(self._connected)
 
-    def ask(self, turn: Turn) -> Future[Message]:
-        """Asks for a turn. The future holds the worker's reply, VideoError for an unreadable clip, or WorkerError."""
+    def ask(
+        self, ids: Sequence[int], clips: Sequence[Clip], rates: Sequence[float], settings: dict[str, Any]
+    ) -> Future[Message]:
+        """Asks for the turn after `ids`, which hold one pad for each clip. `rates` are the clips' frames per second.
+
+        The future holds the worker's reply, VideoError for an unreadable clip, or WorkerError.
+        """
         reply: Future[Message] = Future()
-        self._ask_later(turn, reply)
+        self._ask_later(partial(self._ask, ids, clips, rates, settings), reply)
         return reply
 
     def forget(self, reply: Future[Message]) -> None:
@@ -116,7 +112,7 @@ class RemoteWorker:
         if self.connection is not None:
             self.connection.close()
 
-    def _ask_later(self, turn: Turn, reply: Future[Message]) -> None:
+    def _ask_later(self, ask: Callable[[], Future[Message]], reply: Future[Message]) -> None:
         def sent(job: Future[Future[Message]]) -> None:
             if job.cancelled():
                 reply.set_exception(WorkerError("the worker was closed"))
@@ -130,26 +126,27 @@ class RemoteWorker:
             self._requests.pop(reply, None)
             error = request.exception()
             if isinstance(error, WorkerLostError) and not self._is_closed:
-                self._ask_later(turn, reply)
+                self._ask_later(ask, reply)
             elif error is not None:
                 reply.set_exception(error)
             else:
                 reply.set_result(request.result())
 
-        self._lane.submit(self._ask, turn).add_done_callback(sent)
+        self._lane.submit(ask).add_done_callback(sent)
 
-    def _ask(self, turn: Turn) -> Future[Message]:
+    def _ask(
+        self, ids: Sequence[int], clips: Sequence[Clip], rates: Sequence[float], settings: dict[str, Any]
+    ) -> Future[Message]:
         connection = self._connected()
-        for clip, rate in zip(turn.clips, turn.rates, strict=True):
+        for clip, rate in zip(clips, rates, strict=True):
             if clip not in self._clip_ids:
                 frames = read_frames(clip).numpy()
                 # vLLM keeps features by this name: it must differ wherever pixels or times differ.
                 clip_id = hashlib.blake2b(repr(clip).encode() + frames.tobytes(), digest_size=16).hexdigest()
                 connection.post({"op": "clip", "id": clip_id, "frames_per_second": rate}, [frames])
                 self._clip_ids[clip] = clip_id
-        clip_ids = [self._clip_ids[clip] for clip in turn.clips]
-        header = {"op": "turn", "clips": clip_ids, "settings": turn.settings}
-        return connection.request(header, [np.array(turn.ids, np.int32)])
+        header = {"op": "turn", "clips": [self._clip_ids[clip] for clip in clips], "settings": settings}
+        return connection.request(header, [np.array(ids, np.int32)])
 
     def _forget(self, reply: Future[Message]) -> None:
         request = self._requests.pop(reply, None)
@@ -159,13 +156,12 @@ class RemoteWorker:
     def _drop(self, clip: Clip) -> None:
         clip_id = self._clip_ids.pop(clip, None)
         if clip_id is not None and self.connection is not None:
-            self.connection.post({"op": "drop", "ids": [clip_id]})
+            self.connection.post({"op": "drop", "id": clip_id})
 
     def _load(self, weights: Weights) -> None:
-        had_connection = self.connection is not None and not self.connection.is_lost
-        self._weights = weights
-        connection = self._connected()  # a new connection begins with the weights
-        if had_connection:
+        known, self._weights = self.connection, weights
+        connection = self._connected()
+        if connection is known:  # a new connection begins with the weights
             try:
                 _send_weights(connection, weights)
             except WorkerLostError:
@@ -209,7 +205,7 @@ def _send_weights(connection: Connection, weights: Weights) -> None:
     for name, tensor in weights.tensors:
         array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         kind = str(tensor.dtype).removeprefix("torch.")
-        connection.post({"op": "tensor", "name": name, "type": kind, "shape": tuple(tensor.shape)}, [array])
+        connection.post({"op": "tensor", "id": name, "type": kind, "shape": tuple(tensor.shape)}, [array])
     request = connection.request({"op": "load", "folder": weights.folder, "version": weights.version})
     version = request.result()[0].get("version")
     if version != weights.version:

@@ -31,10 +31,11 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.sample.sampler import Sampler
 
 from videoseek.serving.handshake import FOLDER_VERSION
-from videoseek.serving.server import Outcome, Tensor
+from videoseek.serving.server import NamedClip, Outcome, Tensor
 
 #: vLLM takes biases from -100 to 100: a banned token is e^100 times less likely.
 _BANNED = -100.0
+_UNKNOWN_VERSION = -2
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,7 +85,6 @@ class VllmEngine:
             raise RuntimeError(f"vLLM {vllm.__version__} samples by an unknown class {type(self._runner.sampler)}")
         self._runner.sampler.__class__ = TemperedSampler
         self.info = {"engine": f"vllm {vllm.__version__}", "model": model, "version": FOLDER_VERSION}
-        self._clips: dict[str, tuple[np.ndarray, float]] = {}
         self._turns: dict[str, _Turn] = {}
         self._engine.set_weight_version(str(FOLDER_VERSION))
 
@@ -92,23 +92,18 @@ class VllmEngine:
     def is_busy(self) -> bool:
         return bool(self._turns)
 
-    def add_clip(self, clip_id: str, frames: np.ndarray, frames_per_second: float) -> None:
-        """Keeps a clip's pixels, uint8 [F, H, W, 3], for turns that name it."""
-        self._clips[clip_id] = (frames, frames_per_second)
-
-    def drop_clip(self, clip_id: str) -> None:
-        self._clips.pop(clip_id, None)
-
-    def start(self, turn_id: str, ids: np.ndarray, clip_ids: list[str], settings: dict[str, Any]) -> None:
+    def start(self, turn_id: str, ids: np.ndarray, clips: Sequence[NamedClip], settings: dict[str, Any]) -> None:
         """Begins a turn after the tokens `ids`, which hold one pad token for each clip. Raises ValueError."""
         videos = []
-        for clip_id in clip_ids:
-            frames, rate = self._clips[clip_id]
+        for _, frames, rate in clips:
             every = {"fps": rate, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))}
             videos.append((frames, {**every, "duration": len(frames) / rate, "do_sample_frames": False}))
         prompt: dict[str, Any] = {"prompt_token_ids": ids.tolist()}
         if videos:
-            prompt |= {"multi_modal_data": {"video": videos}, "multi_modal_uuids": {"video": clip_ids}}
+            prompt |= {
+                "multi_modal_data": {"video": videos},
+                "multi_modal_uuids": {"video": [name for name, *_ in clips]},
+            }
         try:
             params = SamplingParams(
                 temperature=settings["temperature"],
@@ -162,6 +157,7 @@ class VllmEngine:
 
     def load(self, folder: str | None, tensors: Sequence[Tensor], version: int) -> None:
         """Takes the weights of a folder, or `tensors`, as version `version`, and forgets what the old ones computed."""
+        self._engine.set_weight_version(str(_UNKNOWN_VERSION))  # stays after a failure: no trainer expects it
         weights = _from_folder(folder) if folder is not None else map(_as_torch, tensors)
         # Not vLLM's own reading of a folder, which would look for the preprocessor files there from then on.
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})

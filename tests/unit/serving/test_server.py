@@ -18,7 +18,7 @@ from videoseek.config import UsageError
 from videoseek.serving.client import Connection, WorkerError
 from videoseek.serving.handshake import RefusedError, challenge, connect, listen, prove
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
-from videoseek.serving.server import Outcome, Server, Tensor
+from videoseek.serving.server import NamedClip, Outcome, Server, Tensor
 from videoseek.wire import Message, WireError, receive, send
 
 TOKEN = "a shared secret"
@@ -95,7 +95,6 @@ class EchoEngine:
 
     def __init__(self) -> None:
         self.turns: dict[str, tuple[np.ndarray, dict[str, Any], list[int]]] = {}
-        self.clips: set[str] = set()
         self.log: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.version = -1
 
@@ -103,18 +102,11 @@ class EchoEngine:
     def is_busy(self) -> bool:
         return bool(self.turns)
 
-    def add_clip(self, clip_id: str, frames: np.ndarray, frames_per_second: float) -> None:
-        self.clips.add(clip_id)
-
-    def drop_clip(self, clip_id: str) -> None:
-        self.clips.remove(clip_id)
-        self.log.put(("drop", clip_id))
-
-    def start(self, turn_id: str, ids: np.ndarray, clip_ids: Sequence[str], settings: dict[str, Any]) -> None:
+    def start(self, turn_id: str, ids: np.ndarray, clips: Sequence[NamedClip], settings: dict[str, Any]) -> None:
         if not len(ids):
             raise ValueError("an empty prompt")
-        assert set(clip_ids) <= self.clips
         self.turns[turn_id] = (ids, settings, [])
+        self.log.put(("start", [name for name, *_ in clips]))
 
     def step(self) -> Iterable[Outcome]:
         for turn_id, (ids, settings, sampled) in list(self.turns.items()):
@@ -155,12 +147,19 @@ def turn(peer: Connection, ids: list[int], *, hold: bool = False, clips: Sequenc
     return peer.request({"op": "turn", "clips": list(clips), "settings": settings}, [np.array(ids, np.int32)])
 
 
-def test_two_trainers_share_a_worker_and_keep_their_names_apart(peer: Callable[[], Connection]) -> None:
+def test_two_trainers_share_a_worker_and_keep_their_names_apart(
+    peer: Callable[[], Connection], engine: EchoEngine
+) -> None:
     one, other = peer(), peer()
     for connection in (one, other):
         connection.post({"op": "clip", "id": "x", "frames_per_second": 1.0}, [np.zeros((2, 28, 28, 3), np.uint8)])
     replies = [turn(one, [4, 5], clips=["x"]), turn(other, [6, 7], clips=["x"])]
     assert [reply.result(5)[1][1].tolist() for reply in replies] == [[5, 5, 5], [7, 7, 7]]
+    assert sorted(engine.log.get() for _ in replies) == [("start", ["0.x"]), ("start", ["1.x"])]
+    one.post({"op": "drop", "id": "x"})
+    with pytest.raises(WorkerError, match="KeyError: 'x'"):
+        turn(one, [4], clips=["x"]).result(5)
+    assert turn(other, [4], clips=["x"]).result(5)
 
 
 def test_a_request_that_fails_leaves_the_worker_at_work(peer: Callable[[], Connection]) -> None:
@@ -177,7 +176,8 @@ def test_weights_wait_for_no_turn_and_come_whole_or_not_at_all(
 ) -> None:
     one, other = peer(), peer()
     held = turn(one, [1], hold=True)
-    other.post({"op": "tensor", "name": "w", "type": "bfloat16", "shape": [2]}, [np.arange(4, dtype=np.uint8)])
+    assert engine.log.get(timeout=5) == ("start", [])
+    other.post({"op": "tensor", "id": "w", "type": "bfloat16", "shape": [2]}, [np.arange(4, dtype=np.uint8)])
     load = {"op": "load", "folder": None, "version": 1}
     with pytest.raises(WorkerError, match="cannot change while turns are sampled"):
         other.request(load).result(5)
@@ -187,13 +187,13 @@ def test_weights_wait_for_no_turn_and_come_whole_or_not_at_all(
     assert engine.log.get(timeout=5) == ("load", [("w", "bfloat16", (2,), b"\0\1\2\3")])
 
 
-def test_a_trainer_that_goes_takes_turns_and_clips_along(peer: Callable[[], Connection], engine: EchoEngine) -> None:
+def test_a_trainer_that_goes_takes_its_turns_along(peer: Callable[[], Connection], engine: EchoEngine) -> None:
     one, other = peer(), peer()
-    one.post({"op": "clip", "id": "x", "frames_per_second": 1.0}, [np.zeros((2, 28, 28, 3), np.uint8)])
-    turn(one, [1], hold=True, clips=["x"])
+    turn(one, [1], hold=True)
     assert turn(other, [2]).result(5)
     one.close()
-    assert [engine.log.get(timeout=5), engine.log.get(timeout=5)] == [("cancel", "0.0"), ("drop", "0.x")]
+    logged = [engine.log.get(timeout=5) for _ in range(3)]
+    assert logged == [("start", []), ("start", []), ("cancel", "0.0")]
     assert turn(other, [3]).result(5)
 
 
