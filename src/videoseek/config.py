@@ -163,9 +163,7 @@ class RolloutConfig:
         choices=("tensors", "disk"),
     )
     vllm_python: str | None = option(None, "vllm: interpreter of the environment with vLLM (null: this one)")
-    vllm_options: list[str] = option(
-        [], "vllm: arguments of the engine of workers started here, as NAME=VALUE with the value in JSON"
-    )
+    vllm_options: list[str] = option([], "vllm: arguments of vLLM's engine in workers started here, as NAME=VALUE")
     servers: list[str] = option(
         [], "vllm: workers that run already, as HOST:PORT, dealt out to the ranks (none: each rank starts one)"
     )

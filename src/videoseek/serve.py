@@ -21,7 +21,7 @@ class ServeSettings:
     host: str = option("127.0.0.1", "address to listen at; a trainer on another machine needs one that it can reach")
     port: int = option(8100, "port to listen at", at_least=1, at_most=65535)
     vllm_python: str | None = option(None, "interpreter of the environment with vLLM (null: this one)")
-    options: list[str] = option([], "arguments of vLLM's engine, as NAME=VALUE with the value in JSON")
+    options: list[str] = option([], "arguments of vLLM's engine, as NAME=VALUE")
 
 
 def main(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,12 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
-from support.commands import environment
+from support.commands import ROOT, environment
 from support.tiny_world import LIMITS, TOKENS_PER_SECOND, TinyWorld, memorised, tiny_world
 
 from videoseek.batches.packing import PackSettings, pack_documents
+from videoseek.batches.positions import clip_positions
 from videoseek.config import LoRAConfig
 from videoseek.model.adapters import add_adapters, merged_weights
 from videoseek.model.load import load_model, save_pretrained
@@ -30,7 +33,7 @@ from videoseek.rollout.vllm import VllmSampler
 from videoseek.serving.client import WorkerError
 from videoseek.serving.launch import LocalPlace
 from videoseek.serving.remote import RemoteWorker, ServerPlace, Weights
-from videoseek.types import Episode, Sample, StopReason
+from videoseek.types import Clip, Episode, Sample, StopReason
 
 pytestmark = pytest.mark.vllm
 
@@ -73,7 +76,7 @@ def worker(place: LocalPlace) -> RemoteWorker:
 
 @pytest.fixture(scope="module")
 def sampler(world: TinyWorld, worker: RemoteWorker) -> Iterator[VllmSampler]:
-    sampler = VllmSampler([worker], world.vocabulary, TOKENS_PER_SECOND, weights_dir=None)
+    sampler = VllmSampler([worker], world.vocabulary)
     yield sampler
     sampler.close()
 
@@ -172,7 +175,7 @@ def test_new_weights_arrive_whole(
     assert gap(episodes, policy, world.packing) < TOLERANCE
     assert gap(episodes, reread(model), world.packing) > 0.1
     if sync == "disk":
-        assert len(list((tmp_path / "weights").iterdir())) == 1
+        assert (tmp_path / "weights/model.safetensors").is_file()
     sampler.weights_dir = None
 
 
@@ -181,7 +184,7 @@ def test_adapters_are_merged_before_they_are_sent(world: TinyWorld, sampler: Vll
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_" in name:
-                parameter.normal_(std=0.1)
+                parameter.normal_(std=0.03)
     engine = RolloutEngine(world.environment, sampler, None, lambda: merged_weights(policy.model).items())  # type: ignore[arg-type]
     [*groups] = engine.rollout(memorised()[1], GROUP_SIZE, 0, SETTINGS, weight_version=next(versions))
     assert gap([episode for group in groups for episode in group], policy, world.packing) < TOLERANCE
@@ -240,6 +243,41 @@ def test_a_worker_lost_in_mid_batch_is_replaced_and_the_batch_is_the_same(
     assert not Path(f"/proc/{lost}").exists()
 
 
+#: Run by vLLM's interpreter: the time axis of each frame rate, of 60 grids.
+TIMES = """
+import json, sys, types
+package = types.ModuleType("videoseek")
+package.__path__ = [sys.argv[1]]
+sys.modules["videoseek"] = package
+import torch
+from videoseek.serving.vllm_engine import Qwen2_5_VLForConditionalGeneration as Model, grids_of
+Model.iter_mm_grid_thw = grids_of
+place = types.SimpleNamespace
+model = Model.__new__(Model)
+torch.nn.Module.__init__(model)
+model.config = place(vision_config=place(spatial_merge_size=2, tokens_per_second=2))
+rows = []
+for rate in json.loads(sys.stdin.read()):
+    data = {"video_grid_thw": place(data=torch.tensor([60, 2, 2]))}
+    data["second_per_grid_ts"] = place(data=torch.tensor(2 / rate))
+    feature = place(modality="video", data=data, mm_position=place(offset=0))
+    rows.append(model.get_mrope_input_positions([0] * 60, [feature])[0][0].tolist())
+print(json.dumps(rows))
+"""
+
+
+def test_every_frame_rate_has_the_trainers_positions() -> None:
+    rates = [fps / 100 for fps in range(1, 400, 3)] + [30 / every for every in range(1, 60)]
+    command = [os.environ["VIDEOSEEK_VLLM_PYTHON"], "-c", TIMES, str(ROOT / "src/videoseek")]
+    run = subprocess.run(command, input=json.dumps(rates), stdout=subprocess.PIPE, text=True, check=True)
+    got = json.loads(run.stdout.splitlines()[-1])
+    seconds = tuple(map(float, range(120)))
+    clips = [Clip("a.mp4", 0.0, 1.0, seconds, 28, 28, rate) for rate in rates]
+    assert got == [clip_positions(clip, 0, TOKENS_PER_SECOND)[0].tolist() for clip in clips]
+    exact = [(np.arange(60) * (float(np.float32(2 / rate)) * TOKENS_PER_SECOND)).astype(int).tolist() for rate in rates]
+    assert got != exact, "float64 would give other positions"
+
+
 ORPHAN = """
 import os, sys
 from pathlib import Path
@@ -279,7 +317,7 @@ def test_episodes_spread_over_servers(world: TinyWorld, model: Path, policy: Pol
     servers = [subprocess.Popen([*command, f"port={port}", options, python], env=secret) for port in free_ports]
     try:
         workers = [RemoteWorker(ServerPlace(f"127.0.0.1:{port}"), TOKEN, 300, 0) for port in free_ports]
-        sampler = VllmSampler(workers, world.vocabulary, TOKENS_PER_SECOND, weights_dir=None)
+        sampler = VllmSampler(workers, world.vocabulary)
         episodes = rollout(world, sampler, policy)
         assert gap(episodes, policy, world.packing) < TOLERANCE
         assert sampler.num_sequences == [len(episodes) // 2] * 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -21,14 +20,14 @@ from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig
 
 from videoseek.config import TrainConfig, UsageError
-from videoseek.model.load import position_rule, tokens_per_second
+from videoseek.model.load import position_rule
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampler import SampledTurn, TurnSettings, TurnStop
 from videoseek.runtime import rank, world_size
 from videoseek.serving.client import WorkerError
 from videoseek.serving.handshake import FOLDER_VERSION
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
-from videoseek.serving.prompts import engine_frame_rate, first_difference, with_one_pad
+from videoseek.serving.prompts import first_difference, with_one_pad
 from videoseek.serving.remote import Place, RemoteWorker, ServerPlace, Weights
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Clip
@@ -55,14 +54,11 @@ class VllmSampler:
         self,
         workers: Sequence[RemoteWorker],
         vocabulary: Vocabulary,
-        tokens_per_second: float,
-        *,
-        weights_dir: Path | None,
+        weights_dir: Path | None = None,
     ) -> None:
         """`weights_dir` None sends weights as tensors over the connection."""
         self._workers = workers
         self._vocabulary = vocabulary
-        self._tokens_per_second = tokens_per_second
         self.weights_dir = weights_dir
         self._sequences: dict[str, _Sequence] = {}
         #: Sequences that each worker has been given so far.
@@ -90,10 +86,8 @@ class VllmSampler:
         sequence.short_ids += with_one_pad(new_ids, new_clips, self._vocabulary.video_pad)
         sequence.clips += new_clips
         self._clip_users.update((sequence.worker, clip) for clip in new_clips)
-        rates = [engine_frame_rate(clip, self._tokens_per_second) for clip in sequence.clips]
-        sequence.reply = self._workers[sequence.worker].ask(
-            tuple(sequence.short_ids), tuple(sequence.clips), rates, self._request(settings)
-        )
+        ids, clips = tuple(sequence.short_ids), tuple(sequence.clips)
+        sequence.reply = self._workers[sequence.worker].ask(ids, clips, self._request(settings))
         sampled: Future[SampledTurn] = Future()
 
         def answered(reply: Future[Message]) -> None:
@@ -130,17 +124,12 @@ class VllmSampler:
         update = Weights(version, None, tensors)
         if self.weights_dir is not None:
             self.weights_dir.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"version-{version}-", dir=self.weights_dir))
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors}, folder / "model.safetensors")
-            update = Weights(version, str(folder))
+            contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors}
+            save_file(contiguous, self.weights_dir / "model.safetensors")
+            update = Weights(version, str(self.weights_dir.resolve()))
         for loading in [worker.load(update) for worker in self._workers]:
             loading.result()
         self._version = version
-        if self.weights_dir is not None:
-            # A worker that starts again later reads the newest folder; nobody reads the others.
-            for old in self.weights_dir.glob("version-*"):
-                if str(old) != update.folder:
-                    shutil.rmtree(old)
 
     def close(self) -> None:
         """Ends the workers that this process has started."""
@@ -185,6 +174,8 @@ def vllm_sampler(
     rollout, log = config.rollout, output_dir / f"vllm-rank-{rank():03d}.log"
     if position_rule(model_config) != "max_all":
         raise UsageError(f"rollout.engine=vllm has position_rule=max_all only, not {position_rule(model_config)}")
+    if rollout.temperature > 2:
+        raise UsageError(f"rollout.temperature={rollout.temperature:g} is above 2, the limit of rollout.engine=vllm")
     token = secrets.token_hex(32)
     options = {
         "max_model_len": rollout.max_context_tokens,
@@ -199,4 +190,4 @@ def vllm_sampler(
             raise UsageError(f"rollout.servers names {len(rollout.servers)} for {world_size()} ranks; each needs one")
     workers = [RemoteWorker(place, token, rollout.worker_silence_seconds, rollout.worker_restarts) for place in places]
     weights_dir = output_dir / f"weights-rank-{rank():03d}" if rollout.sync == "disk" else None
-    return VllmSampler(workers, environment.vocabulary, tokens_per_second(model_config), weights_dir=weights_dir)
+    return VllmSampler(workers, environment.vocabulary, weights_dir)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from videoseek.config import UsageError
 from videoseek.serving.handshake import TOKEN_VARIABLE
 
@@ -53,11 +55,14 @@ class LocalPlace:
         self._token = token
         self._address, self._log = address, log
         self._process: subprocess.Popen[bytes] | None = None
+        self._socket_dir: str | None = None
 
     def start(self) -> str:
         """Starts a process, and returns its address. The worker listens at once, and answers when vLLM is ready."""
         self.stop()
-        address = self._address or f"{tempfile.mkdtemp(prefix='videoseek-worker-')}/socket"
+        if self._address is None:
+            self._socket_dir = tempfile.mkdtemp(prefix="videoseek-worker-")
+        address = self._address or f"{self._socket_dir}/socket"
         output = None if self._log is None else self._log.open("ab")
         request = json.dumps(self._request | {"address": address})
         self._process = subprocess.Popen(
@@ -97,6 +102,8 @@ class LocalPlace:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.stdin.close()
+        if self._socket_dir is not None:
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
         self._process.wait(_KILL_SECONDS)
 
 
@@ -120,14 +127,8 @@ def shared_token() -> str:
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Returns vLLM's arguments from texts NAME=VALUE, with values as JSON or else as text. Raises UsageError."""
-    options: dict[str, Any] = {}
+    """Returns vLLM's arguments from texts NAME=VALUE, with values as in YAML. Raises UsageError."""
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
+        if not text.partition("=")[0].isidentifier() or "=" not in text:
             raise UsageError(f"vLLM's option {text!r} is not NAME=VALUE, such as gpu_memory_utilization=0.4")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
+    return {text.partition("=")[0]: yaml.safe_load(text.partition("=")[2]) for text in texts}

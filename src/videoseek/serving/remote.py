@@ -81,15 +81,13 @@ class RemoteWorker:
         """Starts the worker in the background, which may take a minute."""
         return self._lane.submit(self._connected)
 
-    def ask(
-        self, ids: Sequence[int], clips: Sequence[Clip], rates: Sequence[float], settings: dict[str, Any]
-    ) -> Future[Message]:
-        """Asks for the turn after `ids`, which hold one pad for each clip. `rates` are the clips' frames per second.
+    def ask(self, ids: Sequence[int], clips: Sequence[Clip], settings: dict[str, Any]) -> Future[Message]:
+        """Asks for the turn after `ids`, which hold one pad for each clip.
 
         The future holds the worker's reply, VideoError for an unreadable clip, or WorkerError.
         """
         reply: Future[Message] = Future()
-        self._ask_later(partial(self._ask, ids, clips, rates, settings), reply)
+        self._ask_later(partial(self._ask, ids, clips, settings), reply)
         return reply
 
     def forget(self, reply: Future[Message]) -> None:
@@ -134,16 +132,14 @@ class RemoteWorker:
 
         self._lane.submit(ask).add_done_callback(sent)
 
-    def _ask(
-        self, ids: Sequence[int], clips: Sequence[Clip], rates: Sequence[float], settings: dict[str, Any]
-    ) -> Future[Message]:
+    def _ask(self, ids: Sequence[int], clips: Sequence[Clip], settings: dict[str, Any]) -> Future[Message]:
         connection = self._connected()
-        for clip, rate in zip(clips, rates, strict=True):
+        for clip in clips:
             if clip not in self._clip_ids:
                 frames = read_frames(clip).numpy()
                 # vLLM keeps features by this name: it must differ wherever pixels or times differ.
                 clip_id = hashlib.blake2b(repr(clip).encode() + frames.tobytes(), digest_size=16).hexdigest()
-                connection.post({"op": "clip", "id": clip_id, "frames_per_second": rate}, [frames])
+                connection.post({"op": "clip", "id": clip_id, "frames_per_second": clip.sample_fps}, [frames])
                 self._clip_ids[clip] = clip_id
         header = {"op": "turn", "clips": [self._clip_ids[clip] for clip in clips], "settings": settings}
         return connection.request(header, [np.array(ids, np.int32)])

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from vllm import EngineArgs, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.sample.sampler import Sampler
@@ -49,6 +50,24 @@ class _Turn:
     prompt_ids: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+
+
+class Float32Factor(float):
+    """Multiplies grid numbers in float32, as the trainer does: in float64 some products fall below another integer."""
+
+    __array_ufunc__ = None  # numpy leaves the product to this class
+
+    def __rmul__(self, grids: np.ndarray) -> np.ndarray:
+        return grids.astype(np.float32) * np.float32(self)
+
+
+def grids_of(model: Qwen2_5_VLForConditionalGeneration, features: list[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yields what vLLM's own method yields, with the trainer's arithmetic for the time axis."""
+    for *facts, factor in _VLLM_GRIDS(model, features):
+        yield *facts, Float32Factor(factor)
+
+
+_VLLM_GRIDS = Qwen2_5_VLForConditionalGeneration.iter_mm_grid_thw
 
 
 class TemperedSampler(Sampler):
@@ -84,6 +103,7 @@ class VllmEngine:
         if type(self._runner.sampler) is not Sampler:
             raise RuntimeError(f"vLLM {vllm.__version__} samples by an unknown class {type(self._runner.sampler)}")
         self._runner.sampler.__class__ = TemperedSampler
+        Qwen2_5_VLForConditionalGeneration.iter_mm_grid_thw = grids_of
         self.info = {"engine": f"vllm {vllm.__version__}", "model": model, "version": FOLDER_VERSION}
         self._turns: dict[str, _Turn] = {}
         self._engine.set_weight_version(str(FOLDER_VERSION))
@@ -140,7 +160,8 @@ class VllmEngine:
                 turn.prompt_ids = output.prompt_token_ids
                 if output.finished:
                     yield self._outcome(output.request_id, completion.finish_reason)
-        for turn_id in [turn_id for turn_id, turn in self._turns.items() if turn.seconds > turn.max_seconds]:
+        late = [turn_id for turn_id, turn in self._turns.items() if turn.ids and turn.seconds > turn.max_seconds]
+        for turn_id in late:
             self._engine.abort_request([turn_id])
             yield self._outcome(turn_id, "deadline")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.fake_worker import IDS, LOGPROBS, TOKEN, FakeWorker, ScriptedPlace
-from support.tiny_world import TOKENS_PER_SECOND, TinyWorld, tiny_world
+from support.tiny_world import TinyWorld, tiny_world
 
 from videoseek.rollout.sampler import SampledTurn, TurnSettings, TurnStop
 from videoseek.rollout.vllm import VllmSampler
@@ -34,7 +34,7 @@ def open_sampler(world: TinyWorld) -> Callable[..., tuple[VllmSampler, ScriptedP
     def open_one(*script: str, max_restarts: int = 1, token: str = TOKEN) -> tuple[VllmSampler, ScriptedPlace]:
         place = ScriptedPlace(FakeWorker(expand), list(script))
         worker = RemoteWorker(place, token, SILENCE_SECONDS, max_restarts)
-        return VllmSampler([worker], world.vocabulary, TOKENS_PER_SECOND, weights_dir=None), place
+        return VllmSampler([worker], world.vocabulary), place
 
     return open_one
 
@@ -139,5 +139,5 @@ def test_a_worker_that_ends_at_its_start_is_named_with_its_ending(world: TinyWor
     place = ScriptedPlace(FakeWorker(list), ["dies"], ended="exit status 3; its output is in worker.log")
     place.worker.welcome = lambda peer: peer.close()  # type: ignore[method-assign]
     with pytest.raises(WorkerLostError, match="exit status 3; its output is in worker.log"):
-        VllmSampler([RemoteWorker(place, TOKEN, 5.0, 3)], world.vocabulary, TOKENS_PER_SECOND, weights_dir=None)
+        VllmSampler([RemoteWorker(place, TOKEN, 5.0, 3)], world.vocabulary)
     assert place.num_starts == 1, "the same start would fail again"
