@@ -30,9 +30,9 @@ from videoseek.metrics import MetricsLog, RunError
 from videoseek.model.adapters import add_adapters, load_adapters
 from videoseek.model.load import tokens_per_second
 from videoseek.model.policy import Policy
+from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
-from videoseek.rollout.native import NativeEngine
-from videoseek.rollout.setup import load_policy
+from videoseek.rollout.setup import load_policy, rollout_engine
 from videoseek.rollout.trajectories import write_trajectories
 from videoseek.runtime import rank, say, world_size
 from videoseek.types import Episode
@@ -132,10 +132,9 @@ class StageRun:
             load_optimizer_state(self.resumed_from, engine)
         return engine
 
-    def native_engine(self) -> NativeEngine:
+    def rollout_engine(self) -> RolloutEngine:
         """Returns the rollout engine on the trained policy. The update reuses the features of a frozen vision tower."""
-        per_second = tokens_per_second(self.policy.model.config)
-        return NativeEngine(self.policy, self.environment, per_second, keep_features=self.policy.vision_is_frozen)
+        return rollout_engine(self.policy, self.environment, self.config, keep_features=self.policy.vision_is_frozen)
 
     def pack_settings(self, *, masked: bool) -> PackSettings:
         """Returns the settings for packing. `masked` applies TDAM (SFT only)."""
