@@ -152,8 +152,12 @@ class RolloutConfig:
     max_context_tokens: int = option(32768, "most tokens of an episode, video included", at_least=1)
     temperature: float = option(1.0, "sampling temperature", above=0)
     top_p: float = option(1.0, "share of the probability mass that is sampled from", above=0, at_most=1)
-    episodes_per_batch: int = option(64, "episodes generated side by side on a rank", at_least=1)
-    deadline_seconds: float = option(600.0, "most seconds an episode may take", above=0)
+    cache_tokens: int | None = option(
+        None, "tokens whose keys and values a rank holds at a time; further episodes wait (null: by memory)", at_least=1
+    )
+    deadline_seconds: float | None = option(
+        None, "most seconds of the model's own time for an episode, without tools and company (null: no limit)", above=0
+    )
     engine: str = option(
         "native", "native samples with the training model; vllm in workers of vLLM", choices=("native", "vllm")
     )

@@ -33,11 +33,6 @@ def stream_key(seed: int, sample_id: str, index: int, draw: int = 0) -> int:
     return int.from_bytes(digest, "big")
 
 
-def episode_generator(seed: int, sample_id: str, index: int) -> np.random.Generator:
-    """Returns the random stream of episode `index` of a prompt, equal for every batch, order and rank."""
-    return np.random.Generator(np.random.Philox(key=stream_key(seed, sample_id, index)))
-
-
 def stream_uniforms(key: int, first: int, count: int) -> np.ndarray:
     """Returns draws [first, first + count) of a stream, float64 in [0, 1)."""
     return np.random.Generator(np.random.Philox(key=key)).random(first + count)[first:]

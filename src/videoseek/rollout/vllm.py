@@ -17,11 +17,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen2_5_VLConfig
 
 from videoseek.config import TrainConfig, UsageError
+from videoseek.model.adapters import has_adapters, merged_weights
 from videoseek.model.load import position_rule
+from videoseek.model.policy import Policy
+from videoseek.rollout.clip_features import ClipFeatures
+from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
+from videoseek.rollout.native import MAX_TOKENS_PER_PASS
 from videoseek.rollout.sampler import SampledTurn, TurnSettings, TurnStop
 from videoseek.runtime import rank, world_size
 from videoseek.serving.client import WorkerError
@@ -167,27 +171,32 @@ class VllmSampler:
         return SampledTurn(ids.tolist(), logprobs.tolist(), versions, _STOPS[reply["stop"]], reply["seconds"])
 
 
-def vllm_sampler(
-    config: TrainConfig, model: Path, environment: Environment, model_config: Qwen2_5_VLConfig, output_dir: Path
-) -> VllmSampler:
-    """Starts or reaches this rank's workers, of the model folder `model`. Raises UsageError or WorkerError."""
-    rollout, log = config.rollout, output_dir / f"vllm-rank-{rank():03d}.log"
-    if position_rule(model_config) != "max_all":
-        raise UsageError(f"rollout.engine=vllm has position_rule=max_all only, not {position_rule(model_config)}")
+def vllm_engine(
+    policy: Policy, environment: Environment, config: TrainConfig, model: Path, output_dir: Path
+) -> RolloutEngine:
+    """Returns a rollout engine on this rank's workers, started here from the folder `model` or reached as servers.
+
+    Raises UsageError or WorkerError.
+    """
+    rollout, rule = config.rollout, position_rule(policy.model.config)
+    if rule != "max_all":
+        raise UsageError(f"position_rule={rule} is not vLLM's; rollout.engine=vllm works with max_all only")
     if rollout.temperature > 2:
         raise UsageError(f"rollout.temperature={rollout.temperature:g} is above 2, the limit of rollout.engine=vllm")
-    token = secrets.token_hex(32)
-    options = {
-        "max_model_len": rollout.max_context_tokens,
-        "dtype": config.dtype,
-        **parse_options(rollout.vllm_options),
-    }
-    places: Sequence[Place] = [LocalPlace(rollout.vllm_python, model, options, token, log=log)]
-    if rollout.servers:
-        token = shared_token()
-        places = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
-        if not places:
-            raise UsageError(f"rollout.servers names {len(rollout.servers)} for {world_size()} ranks; each needs one")
+    places: list[Place] = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
+    if rollout.servers and not places:
+        raise UsageError(f"rollout.servers names {len(rollout.servers)} for {world_size()} ranks; each needs one")
+    token = shared_token() if places else secrets.token_hex(32)
+    if not places:
+        options = {"max_model_len": rollout.max_context_tokens, "dtype": config.dtype}
+        options |= parse_options(rollout.vllm_options)
+        log = output_dir / f"vllm-rank-{rank():03d}.log"
+        places = [LocalPlace(rollout.vllm_python, model, options, token, log=log)]
     workers = [RemoteWorker(place, token, rollout.worker_silence_seconds, rollout.worker_restarts) for place in places]
     weights_dir = output_dir / f"weights-rank-{rank():03d}" if rollout.sync == "disk" else None
-    return VllmSampler(workers, environment.vocabulary, weights_dir)
+
+    def weights() -> Iterable[tuple[str, torch.Tensor]]:
+        return (merged_weights(policy.model) if has_adapters(policy.model) else policy.model.state_dict()).items()
+
+    sampler = VllmSampler(workers, environment.vocabulary, weights_dir)
+    return RolloutEngine(environment, sampler, ClipFeatures(policy, MAX_TOKENS_PER_PASS), weights)
