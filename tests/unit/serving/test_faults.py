@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 
 import pytest
 import torch
@@ -119,6 +120,19 @@ def test_another_prompt_or_version_is_an_error_and_no_reason_to_start_again(
     with pytest.raises(WorkerError, match=sentence):
         ask(sampler, world)
     assert place.num_starts == 1
+    sampler.close()
+
+
+def test_a_turn_that_is_forgotten_stops_and_is_not_asked_again(world: TinyWorld, open_sampler: Callable) -> None:
+    sampler, place = open_sampler("hangs", "good", max_restarts=1)
+    builder = world.environment.open(world.samples[0])
+    forgotten = sampler.submit("0/0", builder.token_ids, builder.clips, SETTINGS)
+    kept = sampler.submit("0/1", [3], [], SETTINGS)
+    sampler.forget("0/0")
+    assert kept.result(20).token_ids == IDS
+    assert isinstance(forgotten.exception(20), CancelledError)
+    turns = [header["clips"] for header in place.worker.asked if header["op"] == "turn"]
+    assert [len(clips) for clips in turns] == [1, 0], "the hanging worker heard of the first only, the good one of one"
     sampler.close()
 
 
