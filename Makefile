@@ -3,11 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# vLLM pins other versions of the same libraries: it has an environment of its own.
-VLLM := .venv-vllm
-VLLM_READY := $(VLLM)/.ready
 
-.PHONY: train test test-vllm lint bench clean
+.PHONY: train test test-vllm test-tf457 lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -16,8 +13,25 @@ train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
-test-vllm: $(READY) $(VLLM_READY)  ## tests of rollout.engine=vllm, with a real vLLM on the CPU
-	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/vllm $(ARGS)
+test-vllm: $(READY) $(VENV)-vllm/.ready  ## rollout.engine=vllm with a vLLM for CPUs, in an environment of its own
+	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest tests/vllm $(ARGS)
+
+$(VENV)-vllm/.ready: $(wildcard tests/vllm/*.txt) tests/vllm/sitecustomize.py
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/vllm/engine.txt
+	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
+	cp tests/vllm/sitecustomize.py $(VENV)-vllm/lib/python3*/site-packages/
+	touch $@
+
+test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
+	VIDEOSEEK_TF457_PYTHON=$(VENV)-tf457/bin/python $(BIN)/python -m pytest -m tf457 $(ARGS)
+
+$(VENV)-tf457/.ready:
+	$(PYTHON) -m venv $(VENV)-tf457
+	$(VENV)-tf457/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)-tf457/bin/python -m pip install --quiet "transformers==4.57.*"
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check src kernels tests setup.py
@@ -35,14 +49,5 @@ $(READY): setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-$(VLLM_READY): tests/vllm/requirements.txt tests/vllm/engine.txt tests/vllm/sitecustomize.py
-	@echo "setting up $(VLLM); this takes about three minutes and 3 GB"
-	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
-	$(VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/vllm/engine.txt
-	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
-	cp tests/vllm/sitecustomize.py $(VLLM)/lib/python3*/site-packages/
-	touch $@
-
 clean:
-	rm -rf $(VENV) $(VLLM) build dist src/videoseek.egg-info
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-tf457 build dist src/videoseek.egg-info

@@ -34,10 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_benchmark = pytest.mark.skip(reason="benchmarks run with --benchmark only")
     no_gpu = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
-    no_vllm = pytest.mark.skip(reason="needs an interpreter with vLLM in VIDEOSEEK_VLLM_PYTHON: make test-vllm")
+    no_vllm = pytest.mark.skip(reason="VIDEOSEEK_VLLM_PYTHON names no interpreter with vLLM: make test-vllm")
+    no_transformers_4 = pytest.mark.skip(reason="VIDEOSEEK_TF457_PYTHON names no interpreter with transformers 4.57")
     for item in items:
         if "vllm" in item.keywords and not os.environ.get("VIDEOSEEK_VLLM_PYTHON"):
             item.add_marker(no_vllm)
+        if "tf457" in item.keywords and "VIDEOSEEK_TF457_PYTHON" not in os.environ:
+            item.add_marker(no_transformers_4)
         if "benchmark" in item.keywords and not config.getoption("--benchmark"):
             item.add_marker(no_benchmark)
         if "gpu" in item.keywords and not torch.cuda.is_available():

@@ -6,25 +6,14 @@ Legend: T tokens. Rows of a position tensor are time, height, width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
 from videoseek.config import POSITION_RULES
+from videoseek.types import Clip
 
 
-class VisionBlock(Protocol):
-    """The properties of a clip, or of another tool's video, that decide its positions."""
-
-    @property
-    def grid_thw(self) -> tuple[int, int, int]: ...
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def second_per_grid(self) -> float: ...
-
-
-def clip_positions(clip: VisionBlock, start: int, tokens_per_second: float) -> torch.Tensor:
+def clip_positions(clip: Clip, start: int, tokens_per_second: float) -> torch.Tensor:
     """Returns the positions [3, num_tokens] of a clip. The first token has position `start`.
 
     The time axis advances `tokens_per_second` for each second of the clip's true sampling interval, truncated after the
@@ -39,7 +28,7 @@ def clip_positions(clip: VisionBlock, start: int, tokens_per_second: float) -> t
 
 def mrope_positions(
     token_ids: Sequence[int],
-    clips: Sequence[VisionBlock],
+    clips: Sequence[Clip],
     video_pad_id: int,
     tokens_per_second: float,
     *,

@@ -20,7 +20,7 @@ _IMAGE, _VIDEO = 1, 2  # transformers' kinds of a token, beside 0 for text
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """An image or a video: its patches in time, height and width, and the seconds between grids of a video."""
+    """The part of a `Clip` that decides positions: patches in time, height and width, and seconds between grids."""
 
     grid_thw: tuple[int, int, int]
     second_per_grid: float
@@ -69,7 +69,8 @@ class _RopeIndex:
         for row, kinds in enumerate(mm_token_type_ids.cpu()):
             kept = torch.ones(len(kinds), dtype=torch.bool) if attention_mask is None else attention_mask[row].cpu() > 0
             shown = kinds[kept].tolist()
-            grids, index = [], 0
+            grids: list[Any] = []
+            index = 0
             while index < len(shown):
                 if shown[index]:
                     grids.append(remaining[shown[index]].pop(0))

@@ -38,7 +38,7 @@ def load_policy(
         raise ModelError(f"model {folder}: {error}") from error
     fmt = FORMATS[config.prompt.format](config.prompt.style)
     vocabulary.tokenizer.chat_template = chat_template(fmt)  # saved with the tokenizer
-    policy.model.generation_config = _generation_config(policy.model.generation_config, vocabulary)
+    policy.model.generation_config = generation_config(policy.model.generation_config, vocabulary)
     environment = Environment(
         vocabulary=vocabulary,
         fmt=fmt,
@@ -49,7 +49,7 @@ def load_policy(
     return policy, environment
 
 
-def _generation_config(known: GenerationConfig, vocabulary: Vocabulary) -> GenerationConfig:
+def generation_config(known: GenerationConfig, vocabulary: Vocabulary) -> GenerationConfig:
     """Returns the settings by which other tools generate turns as `ask` does: greedy, and never a banned token."""
     others = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
     return GenerationConfig(

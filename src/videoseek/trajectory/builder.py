@@ -136,10 +136,9 @@ class EpisodeBuilder:
         for kind, group in groupby(parts, type):
             if kind is str:
                 spans.append((vocabulary.encode("".join(map(str, group))), role))
-                continue
-            for part in group:
+            for clip in (part for part in group if isinstance(part, Clip)):
                 spans.append(([vocabulary.vision_start], role))
-                spans.append(([vocabulary.video_pad] * part.num_tokens, clip_role))
+                spans.append(([vocabulary.video_pad] * clip.num_tokens, clip_role))
                 spans.append(([vocabulary.vision_end], role))
         header = [*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("assistant\n")]
         return [*spans, ([vocabulary.im_end], role), (header, role)]

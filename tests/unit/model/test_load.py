@@ -144,6 +144,9 @@ def edit_config(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
 
 
+BAD_RULE = '{"model_type": "qwen2_5_vl", "position_rule": "v6"}'
+
+
 def only_pickles(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -156,9 +159,18 @@ def only_pickles(folder: Path) -> None:
         (lambda folder: edit_config(folder, "[]"), "not a model's configuration"),
         (lambda folder: edit_config(folder, "{}"), "not a model's configuration"),
         (lambda folder: edit_config(folder, '{"model_type": "llama"}'), "type 'llama'; only 'qwen2_5_vl'"),
+        (lambda folder: edit_config(folder, BAD_RULE), "position_rule in .* must be one of max_all, hf5, got 'v6'"),
         (only_pickles, "no \\*.safetensors weights"),
     ],
-    ids=["no config", "broken config", "config is a list", "config without type", "other model", "pickles only"],
+    ids=[
+        "no config",
+        "broken config",
+        "config is a list",
+        "config without type",
+        "other model",
+        "unknown rule",
+        "pickles only",
+    ],
 )
 def test_folder_that_is_no_model_is_named(folder: Path, damage: object, said: str) -> None:
     damage(folder)
