@@ -57,7 +57,7 @@ class Float32Factor(float):
 
     __array_ufunc__ = None  # numpy leaves the product to this class
 
-    def __rmul__(self, grids: np.ndarray) -> np.ndarray:
+    def __rmul__(self, grids: np.ndarray) -> np.ndarray:  # type: ignore[override]
         return grids.astype(np.float32) * np.float32(self)
 
 
@@ -152,14 +152,13 @@ class VllmEngine:
         for turn in self._turns.values():
             turn.seconds += seconds
         for output in outputs:
-            if (turn := self._turns.get(output.request_id)) is not None:
-                completion = output.outputs[0]
-                turn.ids += completion.token_ids
-                pairs = zip(completion.logprobs, completion.token_ids, strict=True)
-                turn.logprobs += [row[token].logprob for row, token in pairs]
-                turn.prompt_ids = output.prompt_token_ids
-                if output.finished:
-                    yield self._outcome(output.request_id, completion.finish_reason)
+            turn, completion = self._turns[output.request_id], output.outputs[0]
+            turn.ids += completion.token_ids
+            pairs = zip(completion.logprobs, completion.token_ids, strict=True)
+            turn.logprobs += [row[token].logprob for row, token in pairs]
+            turn.prompt_ids = output.prompt_token_ids
+            if output.finished:
+                yield self._outcome(output.request_id, completion.finish_reason)
         late = [turn_id for turn_id, turn in self._turns.items() if turn.ids and turn.seconds > turn.max_seconds]
         for turn_id in late:
             self._engine.abort_request([turn_id])
