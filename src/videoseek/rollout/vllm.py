@@ -53,10 +53,7 @@ class VllmSampler:
     """Implements `Sampler` on `workers`. `weights_dir` takes the weights for `sync=disk`; workers must see it too."""
 
     def __init__(
-        self,
-        workers: Sequence[RemoteWorker],
-        vocabulary: Vocabulary,
-        weights_dir: Path | None = None,
+        self, workers: Sequence[RemoteWorker], vocabulary: Vocabulary, weights_dir: Path | None = None
     ) -> None:
         """`weights_dir` None sends weights as tensors over the connection."""
         self._workers = workers
@@ -80,10 +77,9 @@ class VllmSampler:
         """Appends tokens to a sequence and asks its worker for the next turn."""
         sequence = self._sequences.get(sequence_id)
         if sequence is None:
-            loads = Counter(sequence.worker for sequence in self._sequences.values())
-            emptiest = min(range(len(self._workers)), key=lambda worker: loads[worker])
-            sequence = self._sequences[sequence_id] = _Sequence(emptiest)
-            self.num_sequences[emptiest] += 1
+            worker = self.num_sequences.index(min(self.num_sequences))
+            sequence = self._sequences[sequence_id] = _Sequence(worker)
+            self.num_sequences[worker] += 1
         sequence.ids += new_ids
         sequence.short_ids += with_one_pad(new_ids, new_clips, self._vocabulary.video_pad)
         sequence.clips += new_clips

@@ -149,10 +149,12 @@ class VllmEngine:
         outputs = self._engine.step()
         # Time is shared evenly: vLLM does not tell how many tokens of a step belong to which turn.
         seconds = (time.perf_counter() - started) / len(self._turns)
-        for turn in self._turns.values():
-            turn.seconds += seconds
+        for running in self._turns.values():
+            running.seconds += seconds
         for output in outputs:
-            turn, completion = self._turns[output.request_id], output.outputs[0]
+            turn, completion = self._turns.get(output.request_id), output.outputs[0]
+            if turn is None:
+                continue  # the end of a cancelled turn
             turn.ids += completion.token_ids
             pairs = zip(completion.logprobs, completion.token_ids, strict=True)
             turn.logprobs += [row[token].logprob for row, token in pairs]
