@@ -64,12 +64,6 @@ class VllmSampler:
         self.num_sequences = [0] * len(workers)
         self._clip_users: Counter[tuple[int, Clip]] = Counter()
         self._version = FOLDER_VERSION
-        try:
-            for opening in [worker.open() for worker in workers]:
-                opening.result()
-        except BaseException:  # also Ctrl-C: a start takes a minute, which nobody should wait for then
-            self.close()
-            raise
 
     def submit(
         self, sequence_id: str, new_ids: Sequence[int], new_clips: Sequence[Clip], settings: TurnSettings

@@ -67,7 +67,8 @@ class Weights:
 class RemoteWorker:
     """Sends turns and weights to the worker at `place`. One thread of its own does all talking, one job at a time.
 
-    A lost worker is started again at most `max_restarts` times, with the last weights.
+    The first job starts the worker, which may take a minute. A lost worker is started again at most `max_restarts`
+    times, with the last weights.
     """
 
     def __init__(self, place: Place, token: str, silence_seconds: float, max_restarts: int) -> None:
@@ -80,10 +81,6 @@ class RemoteWorker:
         self._clip_ids: dict[Clip, str] = {}
         self._requests: dict[Future[Message], Future[Message]] = {}
         self._is_closed = False
-
-    def open(self) -> Future[Connection]:
-        """Starts the worker in the background, which may take a minute."""
-        return self._lane.submit(self._connected)
 
     def ask(self, ids: Sequence[int], clips: Sequence[Clip], settings: dict[str, Any]) -> Future[Message]:
         """Asks for the turn after `ids`, which hold one pad for each clip.

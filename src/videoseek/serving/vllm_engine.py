@@ -104,7 +104,6 @@ class VllmEngine:
             raise RuntimeError(f"vLLM {vllm.__version__} samples by an unknown class {type(self._runner.sampler)}")
         self._runner.sampler.__class__ = TemperedSampler
         Qwen2_5_VLForConditionalGeneration.iter_mm_grid_thw = grids_of
-        self.info = {"engine": f"vllm {vllm.__version__}", "model": model, "version": FOLDER_VERSION}
         self._turns: dict[str, _Turn] = {}
         self._engine.set_weight_version(str(FOLDER_VERSION))
 

@@ -143,9 +143,10 @@ def test_work_that_takes_longer_than_the_silence_is_no_fault(world: TinyWorld, o
 
 
 @pytest.mark.parametrize(("script", "token"), [("refuses", TOKEN), ("good", "wrong")])
-def test_a_wrong_token_is_refused_at_once(open_sampler: Callable, script: str, token: str) -> None:
+def test_a_wrong_token_is_refused_at_once(world: TinyWorld, open_sampler: Callable, script: str, token: str) -> None:
+    sampler, _ = open_sampler(script, token=token)
     with pytest.raises(WorkerError, match="refused the token") as caught:
-        open_sampler(script, token=token)
+        ask(sampler, world)
     assert TOKEN not in str(caught.value)
 
 
@@ -153,5 +154,5 @@ def test_a_worker_that_ends_at_its_start_is_named_with_its_ending(world: TinyWor
     place = ScriptedPlace(FakeWorker(list), ["dies"], ended="exit status 3; its output is in worker.log")
     place.worker.welcome = lambda peer: peer.close()  # type: ignore[method-assign]
     with pytest.raises(WorkerLostError, match="exit status 3; its output is in worker.log"):
-        VllmSampler([RemoteWorker(place, TOKEN, 5.0, 3)], world.vocabulary)
+        ask(VllmSampler([RemoteWorker(place, TOKEN, 5.0, 3)], world.vocabulary), world)
     assert place.num_starts == 1, "the same start would fail again"
