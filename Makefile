@@ -14,14 +14,14 @@ test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 test-vllm: $(READY) $(VENV)-vllm/.ready  ## rollout.engine=vllm with a vLLM for CPUs, in an environment of its own
-	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest tests/vllm $(ARGS)
+	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest tests/real_vllm $(ARGS)
 
-$(VENV)-vllm/.ready: $(wildcard tests/vllm/*.txt) tests/vllm/sitecustomize.py
+$(VENV)-vllm/.ready: $(wildcard tests/real_vllm/*.txt) tests/real_vllm/sitecustomize.py
 	$(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip install --quiet -c constraints.txt torch
-	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/vllm/engine.txt
-	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
-	cp tests/vllm/sitecustomize.py $(VENV)-vllm/lib/python3*/site-packages/
+	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/real_vllm/engine.txt
+	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps -r tests/real_vllm/requirements.txt
+	cp tests/real_vllm/sitecustomize.py $(VENV)-vllm/lib/python3*/site-packages/
 	touch $@
 
 test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
