@@ -110,6 +110,7 @@ def test_restarts_are_counted_over_the_run(world: TinyWorld, open_sampler: Calla
             r"sequence 0/0: vLLM expanded the prompt to 2 tokens, the trainer to \d+; they differ from token 0",
         ),
         ("stale", "sampled with weights of version 3, not of version 4"),
+        ("gives_up", "vLLM ended the turn for an unknown reason, 'error'"),
     ],
 )
 def test_another_prompt_or_version_is_an_error_and_no_reason_to_start_again(
