@@ -229,7 +229,7 @@ def test_a_worker_lost_in_mid_batch_is_replaced_and_the_batch_is_the_same(
     policy: Policy,
     how: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = replace(SETTINGS, temperature=2.0)
     undisturbed = rollout(world, sampler, policy, settings)
@@ -247,7 +247,7 @@ def test_a_worker_lost_in_mid_batch_is_replaced_and_the_batch_is_the_same(
     monkeypatch.setattr(worker, "ask", ask_and_kill)
     disturbed = rollout(world, sampler, policy, settings)
     assert place.pid != lost
-    assert "is lost" in capsys.readouterr().err
+    assert "is lost" in caplog.text
     assert [episode.token_ids for episode in disturbed] == [episode.token_ids for episode in undisturbed]
     assert gap(disturbed, policy, world.packing, 2.0) < TOLERANCE
     assert not Path(f"/proc/{lost}").exists()
