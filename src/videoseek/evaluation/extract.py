@@ -24,11 +24,16 @@ _LATEX_SIGNS = re.compile(r"\$|\\[()\[\]]|\\(?:displaystyle|quad|left|right|,|;|
 _LINE_MARKS = re.compile(r"^[ \t]*(?:(?:[#>]+|[-*+\u2022])[ \t]+)+", re.MULTILINE)
 _EMPHASIS = re.compile(r"[*`]+|~~|(?<![^\W_])_+|_+(?![^\W_])")
 # An apostrophe inside a word stays: the I of "I'm" is no option.
-_QUOTES = re.compile(r"[\"\u201c\u201d\u00ab\u00bb\u300c\u300d\u300e\u300f]|(?<!\w)['\u2018\u2019]|['\u2018\u2019](?!\w)")
+_QUOTES = re.compile(
+    r"[\"\u201c\u201d\u00ab\u00bb\u300c\u300d\u300e\u300f]|(?<!\w)['\u2018\u2019]|['\u2018\u2019](?!\w)"
+)
 _BRACKETS = str.maketrans("\u3010\u3011\u3014\u3015\u3016\u3017\u3008\u3009\u300a\u300b", "()" * 5)
 
 # Letters of other scripts may touch an option: Chinese and Korean write no space.
-_LEFT, _RIGHT = r"(?<![A-Za-z0-9_\u00c0-\u024f'\u2019])(?<![A-Za-z0-9][-.])", r"(?![A-Za-z0-9_\u00c0-\u024f'\u2019]|[-.][A-Za-z0-9])"
+_LEFT, _RIGHT = (
+    r"(?<![A-Za-z0-9_\u00c0-\u024f'\u2019])(?<![A-Za-z0-9][-.])",
+    r"(?![A-Za-z0-9_\u00c0-\u024f'\u2019]|[-.][A-Za-z0-9])",
+)
 _WHOLE = re.compile(r"[(\[{<]*\s*([A-Za-z])\s*[)\]}>]*\s*[.:,;!\u3002]?\s*[)\]}>]*")
 _LINE_LETTER = re.compile(
     r"^ ?(?:[(\[{] ?)?([A-Za-z]) ?(?:[)\]}] ?[.:]?|[.:](?=\s|$|[A-Z][a-z]|[^\x00-\x7f]))(.*)$", re.MULTILINE
@@ -74,12 +79,35 @@ _TIME = (
 _ONE_TIME = re.compile(rf"(?<![\w.:]){_TIME.format(1)}(?![\w:]|-\w|\.\d)", re.IGNORECASE)
 _JOIN = r"\s*(?:-+>?|\u2013|\u2014|~|\u2192|,|\bto\b|\buntil\b|\btill\b|\bthrough\b|\band\b)+\s*"
 _TIME_PAIR = re.compile(rf"(?<![\w.:]){_TIME.format(1)}{_JOIN}{_TIME.format(2)}(?![\w:]|-\w|\.\d)", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.])[-\u2212]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\w))?(?!\d|[eE][-+]?\d)")
+_NUMBER = re.compile(
+    r"(?<![\w.])[-\u2212]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\w))?(?!\d|[eE][-+]?\d)"
+)
 _WORDS = {
     word: float(value)
     for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen twenty".split()
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
     )
 }
 _NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
@@ -213,7 +241,9 @@ def _contains(text: str, option: str, letter: str) -> bool:
     if not words:
         return False
     left, right = (r"(?<!\S)" if words[0] < "\u2e80" else ""), (r"(?!\S)" if words[-1] < "\u2e80" else "")
-    mentions = re.finditer(rf"(\b(?:not|never|no|isnt|wasnt)\s+(?:(?:an?|the)\s+)?)?{left}{re.escape(words)}{right}", normalise(text))
+    mentions = re.finditer(
+        rf"(\b(?:not|never|no|isnt|wasnt)\s+(?:(?:an?|the)\s+)?)?{left}{re.escape(words)}{right}", normalise(text)
+    )
     return any(mention[1] is None for mention in mentions)
 
 

@@ -6,9 +6,8 @@ Both read differently by benchmark. Where a harness draws an option at random, n
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from videoseek.evaluation.extract import Extraction, extract_letter
@@ -17,11 +16,13 @@ MODES = ("ours", "lmms", "vlmevalkit")
 
 # lmms-eval hands the four letters to its reader for every set, also for sets with more options.
 _FOUR, _FIVE = "ABCD", "ABCDE"
-#: Phrases of lmms-eval after which every capital counts, and the last one wins. Longer forms contain these.
+#: Phrases of lmms-eval: every capital after their first place counts, and the last of these wins.
 _LMMS_PHRASES = (
-    *("answer is", "correct option is", "best option is", "choice is", "i choose", "i select", "i pick"),
-    *("\uc635\uc158", "\uc815\ub2f5\uc740", "\ub2f5\uc740", "\ub2f5:"),
-    *("\ub2f5\uc548", "\u7b54\u6848\u662f", "\u7b54\u6848\u4e3a", "\u9009", "\u7b54\u3048\u306f"),
+    *(f"{before}answer is" for before in ("", "the ", "my ", "correct ", "the correct ", "best ", "the best ")),
+    *(f"{before}option is" for before in ("correct ", "the correct ", "best ", "the best ")),
+    *(f"{before}choice is" for before in ("", "the ", "my ", "correct ", "the correct ")),
+    *("i choose", "i select", "i pick", "\uc635\uc158", "\uc815\ub2f5\uc740", "\ub2f5\uc740", "\ub2f5:"),
+    *("\u7b54\u6848\u662f", "\u7b54\u6848\u4e3a", "\u9009", "\u7b54\u3048\u306f"),
 )
 #: Places of a letter in lmms-eval, from the strongest to the weakest.
 _LMMS_SUFFIXES = ((6, "({})"), (5, "{}."), (4, "{}:"), (3, "{})"), (2, "{} "))
@@ -53,6 +54,8 @@ def parity_letter(
             return _read(_lmms_mmmu(reply, letters, options), "drawn")
         return _read(_lmms_ranked(reply, _FOUR), "no_answer")
     if mode == "vlmevalkit":
+        if "Failed to obtain answer via API" in reply:  # the harness drops such questions from its mean
+            return Extraction(None, "no_answer")
         known = _FIVE if benchmark == "longvideobench" else _FOUR
         letter = _first_capital(reply, known, _VLMEVALKIT_PREFIXES) or _contained_option(reply, letters, options)
         return _read(letter, "no_answer")
