@@ -24,16 +24,12 @@ _LATEX_SIGNS = re.compile(r"\$|\\[()\[\]]|\\(?:displaystyle|quad|left|right|,|;|
 _LINE_MARKS = re.compile(r"^[ \t]*(?:(?:[#>]+|[-*+\u2022])[ \t]+)+", re.MULTILINE)
 _EMPHASIS = re.compile(r"[*`]+|~~|(?<![^\W_])_+|_+(?![^\W_])")
 # An apostrophe inside a word stays: the I of "I'm" is no option.
-_QUOTES = re.compile(
-    r"[\"\u201c\u201d\u00ab\u00bb\u300c\u300d\u300e\u300f]|(?<!\w)['\u2018\u2019]|['\u2018\u2019](?!\w)"
-)
+_QUOTES = re.compile(r"[\"\u201c\u201d\u00ab\u00bb\u300c-\u300f]|(?<!\w)['\u2018\u2019]|['\u2018\u2019](?!\w)")
 _BRACKETS = str.maketrans("\u3010\u3011\u3014\u3015\u3016\u3017\u3008\u3009\u300a\u300b", "()" * 5)
 
 # Letters of other scripts may touch an option: Chinese and Korean write no space.
-_LEFT, _RIGHT = (
-    r"(?<![A-Za-z0-9_\u00c0-\u024f'\u2019])(?<![A-Za-z0-9][-.])",
-    r"(?![A-Za-z0-9_\u00c0-\u024f'\u2019]|[-.][A-Za-z0-9])",
-)
+_LEFT = r"(?<![A-Za-z0-9_\u00c0-\u024f'\u2019])(?<![A-Za-z0-9][-.])"
+_RIGHT = r"(?![A-Za-z0-9_\u00c0-\u024f'\u2019]|[-.][A-Za-z0-9])"
 _WHOLE = re.compile(r"[(\[{<]*\s*([A-Za-z])\s*[)\]}>]*\s*[.:,;!\u3002]?\s*[)\]}>]*")
 _LINE_LETTER = re.compile(
     r"^ ?(?:[(\[{] ?)?([A-Za-z]) ?(?:[)\]}] ?[.:]?|[.:](?=\s|$|[A-Z][a-z]|[^\x00-\x7f]))(.*)$", re.MULTILINE
@@ -54,8 +50,8 @@ _AFTER_LETTER = re.compile(
 _AFTER_ARTICLE = {"A": re.compile(r"\s+(?!and\b|or\b)[a-z]"), "I": re.compile(r"\s+(?!and\b|or\b)[A-Za-z]{2}")}
 _ADVERB = r"(?:clearly|definitely|obviously|therefore|thus|also|probably|likely|most likely)"
 _REJECTED_BEFORE = re.compile(
-    r"(?:\b(?:not|cannot|never|neither|nor|except|excluding|unlike|eliminate|exclude|reject|rather than|instead of)|n['\u2019]t)"
-    r"(?:\s+be)?\s+(?:the\s+)?(?:(?:option|choice|answer)\s+)?[(\[]?\s*$",
+    r"(?:\b(?:not|cannot|never|neither|nor|except|excluding|unlike|eliminate|exclude|reject|rather than|instead of)"
+    r"|n['\u2019]t)(?:\s+be)?\s+(?:the\s+)?(?:(?:option|choice|answer)\s+)?[(\[]?\s*$",
     re.IGNORECASE,
 )
 _REJECTED_AFTER = re.compile(
@@ -82,34 +78,7 @@ _TIME_PAIR = re.compile(rf"(?<![\w.:]){_TIME.format(1)}{_JOIN}{_TIME.format(2)}(
 _NUMBER = re.compile(
     r"(?<![\w.])[-\u2212]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\w))?(?!\d|[eE][-+]?\d)"
 )
-_WORDS = {
-    word: float(value)
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
 _NUMBER_PHRASE = re.compile(r"\banswer\s*(?:is\b|:|=)?\s*:?\s*", re.IGNORECASE)
 
@@ -241,14 +210,13 @@ def _contains(text: str, option: str, letter: str) -> bool:
     if not words:
         return False
     left, right = (r"(?<!\S)" if words[0] < "\u2e80" else ""), (r"(?!\S)" if words[-1] < "\u2e80" else "")
-    mentions = re.finditer(
-        rf"(\b(?:not|never|no|isnt|wasnt)\s+(?:(?:an?|the)\s+)?)?{left}{re.escape(words)}{right}", normalise(text)
-    )
+    denied = r"\b(?:not|never|no|isnt|wasnt) (?:an? |the )?"
+    mentions = re.finditer(rf"({denied})?{left}{re.escape(words)}{right}", normalise(text))
     return any(mention[1] is None for mention in mentions)
 
 
 def extract_number(reply: str) -> Extraction:
-    """Reads the only number, in digits or as a word up to twenty, or the number right after the last "answer is"."""
+    """Reads the only number, in digits or as a word up to twelve, or the number right after the last "answer is"."""
     text = plain(scope(reply))
     if not text:
         return Extraction(None, "empty")
@@ -263,8 +231,8 @@ def extract_number(reply: str) -> Extraction:
 
 
 def _number(text: str) -> float:
-    word = _WORDS.get(text.casefold())
-    return word if word is not None else float(text.replace(",", "").replace("\u2212", "-"))
+    word = text.casefold()
+    return float(_WORDS.index(word)) if word in _WORDS else float(text.replace(",", "").replace("\u2212", "-"))
 
 
 def extract_span(reply: str) -> Extraction:
@@ -275,10 +243,9 @@ def extract_span(reply: str) -> Extraction:
     spans = {_pair(match) for match in _TIME_PAIR.finditer(text)}
     if not spans:
         times = list(_ONE_TIME.finditer(text))
-        if len(times) == 2:
-            spans = {(_seconds(times[0], 1), _seconds(times[1], 1))}
-        elif len(times) != 2:
+        if len(times) != 2:
             return Extraction(None, "several_answers" if len(times) > 2 else "no_answer")
+        spans = {(_seconds(times[0], 1), _seconds(times[1], 1))}
     if len(spans) > 1:
         return Extraction(None, "several_answers")
     start_seconds, end_seconds = spans.pop()

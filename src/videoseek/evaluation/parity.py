@@ -1,7 +1,7 @@
 """How two public harnesses read letters, in our own words, to explain the distance between their tables and ours.
 
-`lmms` follows lmms-eval 0.7, `vlmevalkit` follows VLMEvalKit of August 2026 under exact matching (without a judge model).
-Both read differently by benchmark. Where a harness draws an option at random, nothing is read, with the reason `drawn`.
+`lmms` follows lmms-eval 0.7, `vlmevalkit` follows VLMEvalKit of August 2026 under exact matching (no judge model).
+Both read differently by benchmark. Where a harness draws an option at random, nothing is read, for the reason `drawn`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _lmms_ranked(reply: str, letters: str) -> str | None:
 
 
 def _lmms_mmmu(reply: str, letters: Sequence[str], options: Sequence[str]) -> str | None:
-    """Reads as lmms-eval does on Video-Holmes: the last of the bracketed letters, else of those before a space or point.
+    """Reads as lmms-eval does on Video-Holmes: the last bracketed letter, else the last before a space or a point.
 
     A reply of more than five words without such a letter names the last contained option text.
     """

@@ -37,9 +37,10 @@ def test_the_table_is_large_and_holds_every_reason() -> None:
     assert {row.reason for row in rows()} == {*READ, *UNREAD}
 
 
-@pytest.mark.parametrize(
-    "unit", ["A. ", "A.", "(", "the ", "answer ", "answer is ", "<answer>", "\\boxed{", "_", "' ", "1:", "3 - "]
-)
+UNITS = ("A. ", "A.", "(", "the ", "answer ", "answer is ", "<answer>", "\\boxed{", "_", "' ", "1:", "3 - ", " ", "\n")
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_long_replies_take_linear_time(unit: str) -> None:
     started = time.process_time()
     for kind in ("letter", "number", "span"):
