@@ -31,7 +31,9 @@ rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rol
 rollout.top_p rollout.episodes_per_batch rollout.deadline_seconds
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
-evaluate.num_questions evaluate.samples
+evaluate.num_questions evaluate.samples evaluate.tasks evaluate.data_root evaluate.limit evaluate.mode
+evaluate.prompt_style evaluate.subtitles evaluate.final_answer evaluate.votes evaluate.evidence evaluate.shard
+evaluate.papers
 """
 
 
