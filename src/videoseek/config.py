@@ -198,6 +198,10 @@ class EvaluateConfig:
         "score the crops, or also run with each crop swapped for as long a clip from elsewhere in the film",
         choices=("score", "swap"),
     )
+    judge: str | None = option(
+        None, "model that judges open answers (null: an open answer counts if its words equal the key's)"
+    )
+    judge_endpoint: str = option("http://127.0.0.1:8000/v1", "base URL of the judge's OpenAI-compatible endpoint")
     shard: str | None = option(None, "part of the films as INDEX/COUNT, such as 1/3; a run without shard merges them")
     papers: bool = option(False, "print the papers' rows below the table, each with its protocol")
 

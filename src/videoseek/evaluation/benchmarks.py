@@ -129,4 +129,4 @@ def run_folder(config: TrainConfig, model_folder: Path, output_dir: Path) -> Pat
 
 
 #: Keys of `evaluate` that decide answers.
-_DECIDING = ("mode", "prompt_style", "subtitles", "final_answer", "votes", "limit")
+_DECIDING = ("mode", "prompt_style", "subtitles", "final_answer", "votes", "limit", "judge")

@@ -45,7 +45,6 @@ def make_prompt(question: Question, task: Task, config: TrainConfig) -> Prompt:
     Raises UsageError for a prompt style that the task lacks, and SubtitleError.
     """
     evaluate, sample = config.evaluate, question.sample
-    system = SYSTEM.get(evaluate.mode) or FORMATS[config.prompt.format](config.prompt.style).system_prompt()
     heading, timed = _SUBTITLES, True
     if evaluate.prompt_style == "ours":
         text = question_text(config.prompt.style, sample)
@@ -59,10 +58,19 @@ def make_prompt(question: Question, task: Task, config: TrainConfig) -> Prompt:
             raise UsageError(f"evaluate.prompt_style={evaluate.prompt_style}: task {task.name} has {known} for {form}")
         options = [style.option.format(letter=letter, text=option) for letter, option in sample.lettered_options]
         text = template.format(question=sample.question, options="\n".join(options))
-        system = system if evaluate.mode == "tool" else style.system
         heading, timed = _PARITY_SUBTITLES, False
     lines = _prompt_lines(question, config)
+    system = system_prompt(task, config)
     return Prompt(system, f"{heading}{subtitle_text(lines, timed)}\n{text}" if lines else text)
+
+
+def system_prompt(task: Task, config: TrainConfig) -> str:
+    """Returns the system turn: the tool's, or that of the mode or of the other harness."""
+    evaluate = config.evaluate
+    if evaluate.mode == "tool":
+        return FORMATS[config.prompt.format](config.prompt.style).system_prompt()
+    style = task.styles.get(evaluate.prompt_style)
+    return style.system if style is not None else SYSTEM[evaluate.mode]
 
 
 def subtitle_text(lines: Sequence[Line], timed: bool = True) -> str:

@@ -45,7 +45,7 @@ def outcomes_of(lines: Sequence[Line]) -> list[Outcome]:
             line["id"],
             line["film"],
             line["right"],
-            "engine_error" if line["error"] else "unanswered" if line["extracted"] is None else "answered",
+            line["status"],
             {name: tuple(groups) for name, groups in line["groups"].items()},
         )
         for line in lines

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Protocol
 
 from videoseek.config import TrainConfig
 from videoseek.distributed import barrier, gather, rank_indices
-from videoseek.evaluation.answers import Line, Shard, append_answers, read_answers, require_same_prompts
+from videoseek.evaluation.answers import Line, append_answers, parse_shard, read_answers, require_same_prompts
 from videoseek.evaluation.evidence import SwappedCrop, clue_scores, crops
-from videoseek.evaluation.prompts import Prompt, WindowSubtitles, make_prompt, with_prompts
-from videoseek.evaluation.scoring import Scored, score_reply
+from videoseek.evaluation.prompts import Prompt, WindowSubtitles, make_prompt, system_prompt, with_prompts
+from videoseek.evaluation.scoring import Scored, judge_open, majority, score_reply
 from videoseek.evaluation.tasks.task import Question, Task
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import SamplingSettings
@@ -69,17 +68,16 @@ class TaskRun:
             prompts = {question.sample.id: _prompt(question, self) for question in self.questions}
             hashes = {name: prompt.hash for name, prompt in prompts.items() if prompt is not None}
             require_same_prompts(answers, hashes, self.folder)
-        films = {film: number for number, film in enumerate(dict.fromkeys(q.sample.video for q in self.questions))}
-        shard = Shard.parse(evaluate.shard)
-        own = [question for question in self.questions if shard.takes(films[question.sample.video])]
+        index, count = parse_shard(evaluate.shard)
+        films = set(list(dict.fromkeys(question.sample.video for question in self.questions))[index - 1 :: count])
+        own = [question for question in self.questions if question.sample.video in films]
         return [question for question in own if question.sample.id not in answers]
 
     def ask(self, model: Model, pending: Sequence[Question]) -> None:
         """Asks `pending` in batches over all ranks. Every batch is on disk before the next one begins."""
         evaluate = self.config.evaluate
         texts: dict[str, str] = {}
-        system = next((prompt.system for q in pending[:1] if (prompt := _prompt(q, self))), "")
-        engine = model.engine(self._environment(model.environment, system, texts))
+        engine = model.engine(self._environment(model.environment, texts))
         size = max(1, self.config.rollout.episodes_per_batch // evaluate.votes) * world_size()
         name = f"{self.task.name}{' swapped' if self.swap else ''}"
         with Progress(name, len(pending)) as progress:
@@ -90,18 +88,18 @@ class TaskRun:
                 if rank() == 0:
                     by_id = {line["id"]: line for line in lines}
                     in_order = [by_id[question.sample.id] for question in batch]
-                    append_answers(self.folder, Shard.parse(evaluate.shard), in_order)
+                    append_answers(self.folder, parse_shard(evaluate.shard), in_order)
                 progress.track(first + len(batch), len(pending))
         barrier()
 
-    def _environment(self, environment: Environment, system: str, texts: dict[str, str]) -> Environment:
+    def _environment(self, environment: Environment, texts: dict[str, str]) -> Environment:
         """Returns the environment of the mode. Without a tool an episode is one turn."""
         evaluate = self.config.evaluate
         has_tool = evaluate.mode == "tool"
         questions = {question.sample.id: question for question in self.questions}
         return replace(
             environment,
-            fmt=with_prompts(environment.fmt, system, texts),
+            fmt=with_prompts(environment.fmt, system_prompt(self.task, self.config), texts),
             tool=SwappedCrop(self.config.video, self.config.seed) if self.swap else environment.tool,
             max_turns=environment.max_turns if has_tool else 1,
             final_answer=evaluate.final_answer and has_tool,
@@ -109,50 +107,65 @@ class TaskRun:
         )
 
     def _answer(self, engine: Engine, questions: Sequence[Question], texts: dict[str, str]) -> list[Line]:
+        """Asks the questions, and returns their lines."""
         config, started = self.config, time.monotonic()
-        prompts = {question.sample.id: _prompt(question, self) for question in questions}
-        asked = [question for question in questions if prompts[question.sample.id] is not None]
+        prompts = [_prompt(question, self) for question in questions]
         texts.clear()
-        texts.update({name: prompt.text for name, prompt in prompts.items() if prompt is not None})
+        texts.update({q.sample.id: prompt.text for q, prompt in zip(questions, prompts, strict=True) if prompt})
         votes = config.evaluate.votes
         settings = sampling_settings(config, config.rollout.temperature if votes > 1 else 0.0)
-        samples = [question.sample for question in asked]
-        groups = engine.rollout(samples, votes, config.seed, settings, skip_unreadable=True) if asked else []
-        seconds = (time.monotonic() - started) / max(1, len(questions))
-        by_id = {question.sample.id: group for question, group in zip(asked, groups, strict=True)}
-        return [
-            self._line(question, prompts[question.sample.id], by_id.get(question.sample.id, []), seconds)
-            for question in questions
-        ]
+        samples = [question.sample for question in questions if question.sample.id in texts]
+        rolled = engine.rollout(samples, votes, config.seed, settings, skip_unreadable=True) if samples else []
+        groups = {sample.id: group for sample, group in zip(samples, rolled, strict=True)}
+        asked = [question for question in questions if groups.get(question.sample.id)]
+        scored = {q.sample.id: [score_reply(q, reply(episode)) for episode in groups[q.sample.id]] for q in asked}
+        chosen = {name: majority(scores) for name, scores in scored.items()}
+        best = [scored[question.sample.id][chosen[question.sample.id]] for question in asked]
+        final = judge_open(asked, best, config.evaluate, self.task.rubric, self.folder.parent / "judge_cache")
+        verdicts = {question.sample.id: score for question, score in zip(asked, final, strict=True)}
+        seconds = round((time.monotonic() - started) / max(1, len(questions)), 3)
+        lines = []
+        for question, prompt in zip(questions, prompts, strict=True):
+            line, name = self._head(question, prompt) | {"seconds": seconds}, question.sample.id
+            if name in chosen:
+                line |= _verdict(verdicts[name]) | _facts(groups[name][chosen[name]])
+                line |= {"votes": [vote.extracted for vote in scored[name]]} if votes > 1 else {}
+                line |= clue_scores(question, groups[name][chosen[name]])
+            lines.append(line)
+        return lines
 
-    def _line(self, question: Question, prompt: Prompt | None, group: list[Episode], seconds: float) -> Line:
+    def _head(self, question: Question, prompt: Prompt | None) -> Line:
+        """Returns the line of a question that got no episode."""
         sample, root = question.sample, self.config.evaluate.data_root
-        line: Line = {
+        reason = "unreadable_film" if prompt else "unreadable_film_or_subtitles"
+        return {
             "id": sample.id,
             "film": os.path.relpath(sample.video, root) if root else sample.video,
-            "prompt_hash": prompt.hash if prompt else None,
             "groups": {name: list(values) for name, values in question.groups.items()},
-            "seconds": round(seconds, 3),
-            "error": not group,
+            "prompt_hash": prompt.hash if prompt else None,
+            **_verdict(Scored(None, reason, 0.0, "engine_error")),
         }
-        if not group:
-            reason = "unreadable_film" if prompt else "unreadable_film_or_subtitles"
-            return line | {"text": None, "extracted": None, "reason": reason, "right": 0.0}
-        replies = [episode.assistant_texts()[-1] for episode in group]
-        scored = [score_reply(question, reply) for reply in replies]
-        chosen = majority(scored)
-        episode, score = group[chosen], scored[chosen]
-        line |= {"text": replies[chosen], "extracted": score.extracted, "reason": score.reason, "right": score.right}
-        line |= {"votes": [vote.extracted for vote in scored]} if len(group) > 1 else {}
-        line |= {
-            "stop": str(episode.stop_reason),
-            "calls": sum(record.call is not None for record in episode.calls),
-            "turns": len(episode.assistant_texts()),
-            "tokens": len(episode.token_ids),
-            "new_tokens": sum(episode.loss_mask),
-            "windows": [[round(second, 3) for second in window] for window in crops(episode)],
-        }
-        return line | clue_scores(question, episode)
+
+
+def reply(episode: Episode) -> str:
+    """Returns the text that holds the answer: the last assistant turn."""
+    return episode.assistant_texts()[-1]
+
+
+def _verdict(score: Scored) -> Line:
+    return {"extracted": score.extracted, "reason": score.reason, "status": score.status, "right": score.right}
+
+
+def _facts(episode: Episode) -> Line:
+    return {
+        "text": reply(episode),
+        "stop": str(episode.stop_reason),
+        "calls": sum(record.call is not None for record in episode.calls),
+        "turns": len(episode.assistant_texts()),
+        "tokens": len(episode.token_ids),
+        "new_tokens": sum(episode.loss_mask),
+        "windows": [[round(second, 3) for second in window] for window in crops(episode)],
+    }
 
 
 def _prompt(question: Question, run: TaskRun) -> Prompt | None:
@@ -161,15 +174,3 @@ def _prompt(question: Question, run: TaskRun) -> Prompt | None:
         return make_prompt(question, run.task, run.config)
     except (VideoError, SubtitleError):
         return None
-
-
-def majority(votes: Sequence[Scored]) -> int:
-    """Returns the index of the first vote for the commonest answer; of equally common ones, the first.
-
-    Unread replies have no vote unless all replies are unread.
-    """
-    counts = Counter(str(vote.extracted) for vote in votes if vote.extracted is not None)
-    if not counts:
-        return 0
-    most = max(counts.values())
-    return next(index for index, vote in enumerate(votes) if counts.get(str(vote.extracted)) == most)

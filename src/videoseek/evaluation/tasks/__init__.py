@@ -50,7 +50,7 @@ def find_task(name: str) -> Task:
     source = parse_source(name)
     if source.is_generated or Path(source.name).is_file():
         label = source.name if source.is_generated else Path(source.name).stem
-        return SourceTask(name=label, citation="the user's questions", source=name)
+        return SourceTask(name=label, citation="the user's questions", files=(name,))
     raise UsageError(
         f"task {name!r} is none of {', '.join([*TASKS, *GENERATED])}, no existing data file and no FILE.py:NAME"
     )

@@ -6,6 +6,8 @@ option). Films in videos/, subtitles in subtitles/. `position` holds the frames 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from videoseek.evaluation.tasks.task import PromptStyle, Question, Row, Subtitles, Task, multiple_choice
 from videoseek.samples.schema import RecordError
 
@@ -37,7 +39,7 @@ def read(row: Row) -> Question:
     start = float(row.values.get("starting_timestamp_for_subtitles") or 0)
     position = row.values.get("position") or []
     frames = tuple(frame for frame in position if type(frame) is int) if isinstance(position, list) else ()
-    return Question(question.sample, question.groups, Subtitles(path, start, 1.0) if path else None, frames)
+    return replace(question, subtitles=Subtitles(path, start, 1.0) if path else None, clue_frames=frames)
 
 
 TASK = Task(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from videoseek.config import TrainConfig
 from videoseek.evaluation.tasks.task import Loaded, Question, Task, without_repeated_ids
@@ -13,26 +12,17 @@ from videoseek.samples.sources import Loading, load_samples
 from videoseek.types import Sample
 
 
-@dataclass(frozen=True, kw_only=True)
 class SourceTask(Task):
-    """The questions of a source as in `data.eval`."""
-
-    source: str
+    """The questions of a source as in `data.eval`; `files` holds the source."""
 
     def load(self, config: TrainConfig) -> Loaded:
-        """Reads or generates all samples; kind and missing films are found without opening a film."""
-        data = config.data
-        paths = VideoPaths.of(data.video_root, data.video_prefixes)
-        samples = load_samples([self.source], Loading(config.seed, held_out=True, paths=paths, skip_bad=True))
-        problems = list(samples.bad())
-        questions = []
-        for sample in samples:
-            problem = _problem(sample)
-            if problem is None:
-                questions.append(Question(sample, {"kind": (sample.kind,)}))
-            else:
-                problems.append((sample.id, problem))
-        return without_repeated_ids(Loaded(questions, problems))
+        """Reads or generates all samples; kinds and missing films are found without opening a film."""
+        paths = VideoPaths.of(config.data.video_root, config.data.video_prefixes)
+        samples = load_samples(self.files, Loading(config.seed, held_out=True, paths=paths, skip_bad=True))
+        found = [(sample, _problem(sample)) for sample in samples]
+        questions = [Question(sample, {"kind": (sample.kind,)}) for sample, problem in found if problem is None]
+        problems = [(sample.id, problem) for sample, problem in found if problem is not None]
+        return without_repeated_ids(Loaded(questions, [*samples.bad(), *problems]))
 
 
 def _problem(sample: Sample) -> Problem | None:
@@ -40,5 +30,4 @@ def _problem(sample: Sample) -> Problem | None:
         return Problem("perception", "a sample of kind 'perception' asks no question")
     if not os.path.exists(sample.video.partition("#fps=")[0]):
         return Problem("missing_film", f"film {sample.video!r} does not exist")
-    found = next((problem for problem in question_problems(sample) if is_error(problem.code)), None)
-    return Problem("bad_key", found.message) if found and found.code == "bad_option" else found
+    return next((problem for problem in question_problems(sample) if is_error(problem.code)), None)

@@ -71,7 +71,7 @@ class Row:
 
     def find(self, name: str, folders: Sequence[str]) -> Path | None:
         """Returns the first existing `FOLDER/name`, with or without a suffix of films."""
-        if ".." in PurePosixPath(name).parts:
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
             raise RecordError("outside_root", f"the name {name!r} leaves the folder of the set")
         paths = (self.folder / folder / f"{name}{suffix}" for folder in folders for suffix in FILM_SUFFIXES)
         return next((path for path in paths if path.is_file()), None)
@@ -99,18 +99,19 @@ class Task:
     `files` are globs below the set's folder; the first that matches gives the files. `read` turns a row into a question
     and raises RecordError; `unfold` turns a record of a file into rows. `numbers` adds the set's own metrics to those
     of `metrics.summarize`; `metric` names the number that heads the table. `question_only` names the task that asks the
-    same without the film.
+    same without the film. `rubric` is the judge's scale for open answers.
     """
 
     name: str
     citation: str
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...]
     read: Callable[[Row], Question] | None = None
     folders: tuple[str, ...] = ()
     unfold: Callable[[Any], Iterable[Any]] = lambda record: [record]
     numbers: Callable[[Sequence[Outcome]], dict[str, float]] = lambda outcomes: {}
     metric: str = "accuracy"
     question_only: str | None = None
+    rubric: str = "binary"
     styles: Mapping[str, PromptStyle] = field(default_factory=dict)
 
     def load(self, config: TrainConfig) -> Loaded:
@@ -121,21 +122,18 @@ class Task:
         questions: list[Question] = []
         problems: list[tuple[str, Problem]] = []
         for file in files:
-            number = 0
-            for record in records_of(file):
-                error = record.value if isinstance(record.value, RecordError) else None
-                for value in [None] if error else self.unfold(record.value):
-                    number += 1
-                    row = Row(value if isinstance(value, dict) else {}, f"{file.stem}-{number}", file, folder)
-                    try:
-                        if error is not None:
-                            raise error
-                        assert self.read is not None
-                        questions.append(self.read(row))
-                    except RecordError as problem:
-                        problems.append((row.name, Problem(problem.code, str(problem))))
-                    except (LookupError, TypeError, AttributeError) as problem:  # a field of another type
-                        problems.append((row.name, Problem("bad_row", f"{type(problem).__name__}: {problem}")))
+            values = (value for record in records_of(file) for value in self.unfold(record.value))
+            for number, value in enumerate(values, 1):
+                name = f"{file.stem}-{number}"
+                try:
+                    assert self.read is not None  # a task of rows has one
+                    if isinstance(value, RecordError):
+                        raise value
+                    questions.append(self.read(Row(value, name, file, folder)))
+                except RecordError as error:
+                    problems.append((name, Problem(error.code, str(error))))
+                except (LookupError, TypeError, AttributeError) as error:  # a field of another type
+                    problems.append((name, Problem("bad_row", f"{type(error).__name__}: {error}")))
         if not questions:
             where, first = problems[0] if problems else (str(files[0]), Problem("empty", "the file holds no rows"))
             raise DataError(f"task {self.name}: none of {len(problems)} rows can be asked; {where}: {first.message}")
@@ -210,11 +208,9 @@ def open_question(name: str, film: str, question: str, key: str, groups: Groups 
 def strip_letters(options: Sequence[str]) -> list[str]:
     """Returns the options without `A. `, `(A) ` or `A: ` if every option carries its own letter."""
     marks = [re.match(rf"\s*\(?{chr(ord('A') + index)}[.):]\s*", option) for index, option in enumerate(options)]
-    return (
-        [option[mark.end() :] if mark else option for option, mark in zip(options, marks, strict=True)]
-        if all(marks)
-        else list(options)
-    )
+    if not all(marks):
+        return list(options)
+    return [option[mark.end() :] for option, mark in zip(options, marks, strict=True) if mark]
 
 
 def split_options(text: str) -> tuple[str, list[str]]:

@@ -6,6 +6,8 @@ subtitle/<videoID>.srt.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from videoseek.evaluation.tasks.task import PromptStyle, Question, Row, Subtitles, Task, multiple_choice
 
 _ONLY_LETTER = "Respond with only the letter (A, B, C, or D) of the correct option."
@@ -28,7 +30,7 @@ def read(row: Row) -> Question:
         groups={key: (row.text(key),) for key in ("duration", "domain", "sub_category", "task_type")},
     )
     subtitles = row.find(f"{film}.srt", ("subtitle", "subtitles"))
-    return Question(question.sample, question.groups, Subtitles(subtitles) if subtitles else None)
+    return replace(question, subtitles=Subtitles(subtitles) if subtitles else None)
 
 
 TASK = Task(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from statistics import fmean
 
@@ -15,8 +16,8 @@ from videoseek.evaluation.metrics import Outcome
 from videoseek.evaluation.tasks.task import PromptStyle, Question, Row, Subtitles, Task, multiple_choice, split_options
 from videoseek.samples.schema import RecordError
 
-_INSTRUCTION = "Select the best answer to the following multiple-choice question based on the video. Respond with only \
-the letter (A, B, C, D, E, F, G, or H) of the correct option."
+_ASKED = "Question: {question}\n{options}\nSelect the best answer to the following multiple-choice question based on \
+the video. Respond with only the letter (A, B, C, D, E, F, G, or H) of the correct option."
 #: Structure of a group -> scores of 0 to 4 right answers, in percent. `relevance` counts right answers in any order.
 _SCORES = {
     "relevance": (0, 100 / 16, 400 / 16, 900 / 16, 100),
@@ -34,13 +35,11 @@ def read(row: Row) -> Question:
         raise RecordError("bad_key", f"group_structure {structure!r} is none of {', '.join(_SCORES)}")
     groups = {"group_type": (row.text("group_type"),), "structure": (structure,)}
     groups |= {key: (str(row.values[key]),) for key in ("level", "second_head", "third_head") if row.values.get(key)}
-    name = row.text("question_id")
-    question = multiple_choice(
-        name, row.film(film, "video", "videos", "data"), row.text("question"), options, row.text("answer"),
-        groups=groups,
-    )  # fmt: skip
+    path = row.film(film, "video", "videos", "data")
+    asked = (row.text("question_id"), path, row.text("question"))
+    question = multiple_choice(*asked, options, row.text("answer"), groups=groups)
     subtitles = row.find(f"{film}.jsonl", ("subtitle", "subtitle/subtitle"))
-    return Question(question.sample, groups, Subtitles(subtitles) if subtitles else None)
+    return replace(question, subtitles=Subtitles(subtitles) if subtitles else None)
 
 
 def numbers(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -75,13 +74,9 @@ TASK = Task(
     numbers=numbers,
     metric="group_score",
     styles={
-        "lmms": PromptStyle(
-            "lmms-eval, tasks/videomme_v2/utils.py", f"Question: {{question}}\n{{options}}\n{_INSTRUCTION}"
-        ),
+        "lmms": PromptStyle("lmms-eval, tasks/videomme_v2/utils.py", _ASKED),
         "vlmevalkit": PromptStyle(
-            "VLMEvalKit, dataset/videommev2.py",
-            f"These are the frames of a video.\nQuestion: {{question}}\n{{options}}\n{_INSTRUCTION}",
-            system="",
+            "VLMEvalKit, dataset/videommev2.py", f"These are the frames of a video.\n{_ASKED}", system=""
         ),
     },
 )

@@ -19,4 +19,5 @@ TASK = Task(
     folders=("VideoSIAH-Eval", "videosiah"),
     files=("test*.parquet", "data/test*.parquet", "*.jsonl", "*.json"),
     read=read,
+    rubric="graded",
 )
