@@ -202,6 +202,9 @@ class EvaluateConfig:
         None, "model that judges open answers (null: an open answer counts if its words equal the key's)"
     )
     judge_endpoint: str = option("http://127.0.0.1:8000/v1", "base URL of the judge's OpenAI-compatible endpoint")
+    judge_api_key_env: str | None = option(
+        "OPENAI_API_KEY", "environment variable that holds the judge's key (null: the endpoint needs none)"
+    )
     shard: str | None = option(None, "part of the films as INDEX/COUNT, such as 1/3; a run without shard merges them")
     papers: bool = option(False, "print the papers' rows below the table, each with its protocol")
 

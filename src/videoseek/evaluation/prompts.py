@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from videoseek.config import TrainConfig, UsageError
 from videoseek.evaluation.tasks.task import Question, Task
-from videoseek.rollout.environment import first_clip
 from videoseek.trajectory.grammar import FORMATS, CallFormat
 from videoseek.trajectory.wording import question_text
 from videoseek.types import CallRecord, Sample
+from videoseek.video.decode import probe
+from videoseek.video.quotas import overview_clip
 from videoseek.video.subtitles import Line, covering_frames, inside, read_subtitles, shifted
 
 #: System texts of the modes without a tool.
@@ -21,6 +22,8 @@ SYSTEM = {
     "think": "You answer questions about a video. Write your reasoning between <think> and </think>, and after it the "
     "answer alone between <answer> and </answer>.",
 }
+#: Ends the observation before a forced answer.
+FINAL_ANSWER = "\nThis was the last clip. Answer now, with the evidence that you have."
 _SUBTITLES = "Subtitles of the video, with their times in seconds:\n"
 #: Both harnesses put the subtitles, without times, before the question (A.4).
 _PARITY_SUBTITLES = "This video's subtitles are listed below:\n"
@@ -92,21 +95,26 @@ def _prompt_lines(question: Question, config: TrainConfig) -> list[Line]:
     lines = film_lines(question)
     if kind == "all":
         return lines
-    times = first_clip(question.sample, config.video).frame_seconds
+    times = overview_clip(probe(question.sample.video), config.video).frame_seconds
     return covering_frames(lines, times, question.subtitles.least_seconds)
 
 
 @dataclass(frozen=True, slots=True)
-class WindowSubtitles:
-    """The note of an observation: the subtitles inside the windows of its crops."""
+class Notes:
+    """The ends of observations: the subtitles of the crops, and after turn `last_call_turn` the demand to answer.
+
+    `last_call_turn` counts from 0; None demands no answer. `questions` is empty without subtitles of crops.
+    """
 
     questions: Mapping[str, Question]
+    last_call_turn: int | None
 
     def __call__(self, sample: Sample, records: Sequence[CallRecord]) -> str:
-        lines = film_lines(self.questions[sample.id])
+        lines = film_lines(self.questions[sample.id]) if self.questions else []
         clips = [record.clip for record in records if record.clip is not None]
         shown = [line for line in lines if any(inside([line], (c.start_seconds, c.end_seconds)) for c in clips)]
-        return f"\nSubtitles:\n{subtitle_text(shown)}" if shown else ""
+        note = f"\nSubtitles:\n{subtitle_text(shown)}" if shown else ""
+        return note + (FINAL_ANSWER if records[0].turn == self.last_call_turn else "")
 
 
 def with_prompts(fmt: CallFormat, system: str, texts: Mapping[str, str]) -> CallFormat:

@@ -17,6 +17,7 @@ import numpy as np
 from videoseek.config import TrainConfig
 from videoseek.distributed import environment_report
 from videoseek.evaluation.answers import Line
+from videoseek.evaluation.judge import prompt_hash as judge_prompt_hash
 from videoseek.evaluation.metrics import Outcome, film_interval, knowledge_gain, summarize
 from videoseek.evaluation.tasks.task import Loaded, Question, Task
 
@@ -78,6 +79,7 @@ def results_of(
         "values": {name: _finite(value) for name, value in values.items()},
         "reasons": dict(sorted(Counter(line["reason"] for line in lines).items())),
         "prompt_hash": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+        "judge_prompt_hash": judge_prompt_hash(task.rubric) if config.evaluate.judge else None,
         "settings": asdict(config),
         "environment": environment_report(),
     }

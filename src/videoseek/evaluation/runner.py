@@ -13,7 +13,7 @@ from videoseek.config import TrainConfig
 from videoseek.distributed import barrier, gather, rank_indices
 from videoseek.evaluation.answers import Line, append_answers, parse_shard, read_answers, require_same_prompts
 from videoseek.evaluation.evidence import SwappedCrop, clue_scores, crops
-from videoseek.evaluation.prompts import Prompt, WindowSubtitles, make_prompt, system_prompt, with_prompts
+from videoseek.evaluation.prompts import Notes, Prompt, make_prompt, system_prompt, with_prompts
 from videoseek.evaluation.scoring import Scored, judge_open, majority, score_reply
 from videoseek.evaluation.tasks.task import Question, Task
 from videoseek.rollout.environment import Environment
@@ -94,16 +94,16 @@ class TaskRun:
 
     def _environment(self, environment: Environment, texts: dict[str, str]) -> Environment:
         """Returns the environment of the mode. Without a tool an episode is one turn."""
-        evaluate = self.config.evaluate
-        has_tool = evaluate.mode == "tool"
-        questions = {question.sample.id: question for question in self.questions}
+        evaluate, calling_turns = self.config.evaluate, environment.max_turns
+        in_windows = self.questions if evaluate.subtitles == "window" else []
+        last_call_turn = calling_turns - 1 if evaluate.final_answer else None
         return replace(
             environment,
             fmt=with_prompts(environment.fmt, system_prompt(self.task, self.config), texts),
             tool=SwappedCrop(self.config.video, self.config.seed) if self.swap else environment.tool,
-            max_turns=environment.max_turns if has_tool else 1,
-            final_answer=evaluate.final_answer and has_tool,
-            note=WindowSubtitles(questions) if evaluate.subtitles == "window" else environment.note,
+            # The environment executes no call of the last turn: with one turn more, that turn must answer.
+            max_turns=calling_turns + evaluate.final_answer if evaluate.mode == "tool" else 1,
+            note=Notes({question.sample.id: question for question in in_windows}, last_call_turn),
         )
 
     def _answer(self, engine: Engine, questions: Sequence[Question], texts: dict[str, str]) -> list[Line]:

@@ -56,7 +56,11 @@ def judge_open(
         OpenAnswer(questions[i].sample.question, questions[i].sample.answer, scored[i].extracted) for i in open_ones
     ]
     settings = JudgeSettings(
-        model=evaluate.judge, endpoint=evaluate.judge_endpoint, rubric=rubric, cache_dir=str(cache_dir)
+        model=evaluate.judge,
+        endpoint=evaluate.judge_endpoint,
+        api_key_env=evaluate.judge_api_key_env,
+        rubric=rubric,
+        cache_dir=str(cache_dir),
     )
     judged = list(scored)
     for index, found in zip(open_ones, judge_answers(answers, settings), strict=True):

@@ -9,12 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from videoseek.config import VideoConfig
 from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.trajectory.grammar import CallFormat
 from videoseek.trajectory.vocabulary import Vocabulary
-from videoseek.trajectory.wording import FINAL_ANSWER
 from videoseek.types import Call, CallRecord, Clip, Episode, Fault, ParsedTurn, Sample, StopReason
 from videoseek.video.decode import prefetch, probe
 from videoseek.video.errors import VideoError
@@ -26,23 +24,21 @@ CallHandler = Callable[[str, Call], Clip | Fault]
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The rules of an episode. `max_turns` limits assistant turns, `max_context_tokens` all tokens of an episode.
-
-    With `final_answer`, `max_turns` limits the turns that may call: one more turn follows and must answer. `note` makes
-    the text after the clips of an observation.
-    """
+    """The rules of an episode: the most assistant turns, the most tokens, and the `note` at an observation's end."""
 
     vocabulary: Vocabulary
     fmt: CallFormat
     tool: VideoCrop
     max_turns: int
     max_context_tokens: int
-    final_answer: bool = False
     note: Callable[[Sample, Sequence[CallRecord]], str] = lambda sample, records: ""
 
     def prompt_clip(self, sample: Sample) -> Clip:
         """Returns the first clip of an episode. Raises VideoError for an unreadable video."""
-        return first_clip(sample, self.tool.limits)
+        info = probe(sample.video)
+        if sample.window is None:
+            return overview_clip(info, self.tool.limits)
+        return crop_clip(info, *sample.window, "medium", self.tool.limits)
 
     def open(self, sample: Sample) -> EpisodeBuilder:
         """Returns an episode with its prompt. Raises VideoError for an unreadable video."""
@@ -65,8 +61,7 @@ class Environment:
 
     def _ends(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> bool:
         """Returns whether a turn ends its episode without running its calls."""
-        is_over = builder.num_turns >= self.max_turns + self.final_answer
-        return parsed.answer is not None or builder.sample.kind == "perception" or is_over
+        return parsed.answer is not None or builder.sample.kind == "perception" or builder.num_turns >= self.max_turns
 
     def respond(self, builder: EpisodeBuilder, parsed: ParsedTurn) -> StopReason | None:
         """Answers the last turn: appends an observation and returns None, or returns the reason for the end."""
@@ -80,15 +75,13 @@ class Environment:
         if parsed.answer is not None or builder.sample.kind == "perception":
             return StopReason.ANSWERED
         # The last turn must answer: the observation of a call would have no reader.
-        if builder.num_turns >= self.max_turns + self.final_answer:
+        if builder.num_turns >= self.max_turns:
             return StopReason.TURN_LIMIT if parsed.calls else StopReason.NO_CALL_NO_ANSWER
         turn = builder.num_turns - 1
         records = [_record(turn, call, handler(builder.sample.video, call)) for call in parsed.calls]
         # A turn without a readable call is also recorded: the model reads the faults and may try again.
         records = records or [CallRecord(turn, None)]
-        note = self.note(builder.sample, records)
-        note += FINAL_ANSWER if self.final_answer and builder.num_turns == self.max_turns else ""
-        fits = builder.observe(records, parsed.faults, max_tokens=max_tokens, note=note)
+        fits = builder.observe(records, parsed.faults, max_tokens=max_tokens, note=self.note(builder.sample, records))
         return None if fits else StopReason.CONTEXT_FULL
 
     def replay(self, sample: Sample) -> Episode:
@@ -109,14 +102,6 @@ class Environment:
                 raise ValueError(f"turn {number} of {len(sample.turns)} ends the episode of {sample.id!r}: {reason}")
         builder.assistant_text(last)
         return builder.finish(StopReason.REFERENCE)
-
-
-def first_clip(sample: Sample, limits: VideoConfig) -> Clip:
-    """Returns the overview of a sample's film, or the view of its window. Raises VideoError."""
-    info = probe(sample.video)
-    if sample.window is None:
-        return overview_clip(info, limits)
-    return crop_clip(info, *sample.window, "medium", limits)
 
 
 def _record(turn: int, call: Call, result: Clip | Fault) -> CallRecord:

@@ -87,7 +87,7 @@ class EpisodeBuilder:
     def observe(
         self, records: Sequence[CallRecord], faults: Sequence[Fault] = (), *, max_tokens: int, note: str = ""
     ) -> bool:
-        """Appends the user turn with the outcome of each call, in order: a clip, or a fault in words; then `note`.
+        """Appends the user turn with the outcome of each call, in order: a clip or a fault in words. `note` is the end.
 
         A turn without a readable call has one record, and `faults` come from the parser. Returns False and appends
         nothing if the episode would reach `max_tokens`.

@@ -80,10 +80,6 @@ def observation_parts(style: str, index: int, clip_sentence: str) -> tuple[str, 
     return f"Observation {index}, the clip that you asked for:\n", after
 
 
-#: Ends the observation before a forced answer.
-FINAL_ANSWER = "\nThis was the last clip. Answer now, with the evidence that you have."
-
-
 def fault_sentence(style: str, codes: list[str], messages: list[str]) -> str:
     """Returns the observation of a turn without a clip. The brief style names the first fault only."""
     if style == "brief":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.benchmarks import LAYOUTS, Films, videomme
+from support.openai_server import serving
 from support.scripted_engine import Policy, ScriptedEngine, scripted
 
 from videoseek.config import TrainConfig, UsageError
@@ -285,7 +286,7 @@ def test_changed_questions_are_refused(tmp_path: Path, films: Films) -> None:
     run(config, right_unless(), tmp_path / "out")
     path = tmp_path / "Video-MME/test.jsonl"
     path.write_text(path.read_text().replace("Which colour is card 2", "What colour is card 2"))
-    with pytest.raises(UsageError, match="answers question '003-2' with prompt .* give another output_dir"):
+    with pytest.raises(UsageError, match="answers question '00[123]-2' with prompt .* give another output_dir"):
         run(config, right_unless(), tmp_path / "out")
 
 
@@ -458,3 +459,36 @@ def test_swapped_crops_show_other_frames_under_the_same_words(tmp_path: Path, fi
     assert [turn.text for turn in swapped.turns[:4]] == [turn.text for turn in plain.turns[:4]]
     assert swapped.clips[1].frame_seconds != plain.clips[1].frame_seconds
     assert result["values"]["accuracy"] == 1.0
+
+
+def test_a_judge_scores_open_answers_only_and_once(tmp_path: Path, films: Films) -> None:
+    """Six open answers: one has the key's words, and the judge gives 0.5 to the others; its faults are counted."""
+    LAYOUTS["videosiah"][1](tmp_path, films)
+
+    def grade(body: dict[str, Any]) -> str:
+        answer = json.loads(body["messages"][1]["content"])["answer"]
+        return '{"reason": "a part", "score": 0.5}' if answer != "nonsense" else "I cannot say."
+
+    replies = ["A dog barks.", "Some dog.", "Some dog.", "", "nonsense", "A dog, barking"]
+    policy: Policy = lambda sample, _: [replies[int(sample.id.rpartition("-")[2]) - 1]]  # noqa: E731
+    with serving(grade) as server:
+        keys = [
+            "evaluate.mode=direct",
+            "evaluate.judge=grader",
+            f"evaluate.judge_endpoint={server.url}",
+            "evaluate.judge_api_key_env=null",
+        ]
+        config = config_of(tmp_path, "videosiah", *keys)
+        result = run(config, policy, tmp_path / "out")
+        assert result is not None
+        asked = len(server.calls)
+        (file,) = (tmp_path / "out").glob("*/*/videosiah/answers.jsonl")
+        file.unlink()
+        (file.parent / "results.json").unlink()
+        again = run(config, policy, tmp_path / "out")
+        assert again is not None and len(server.calls) == asked == 4, "no answer is judged twice"
+    values = result["values"]
+    assert values["accuracy"] == pytest.approx((1 + 3 * 0.5) / 6) == again["values"]["accuracy"]
+    assert [values[f"num_{status}"] for status in ("answered", "unanswered", "judge_error")] == [4, 1, 1]
+    assert result["reasons"] == {"empty": 1, "equal_words": 1, "judged": 3, "unreadable": 1}
+    assert result["judge_prompt_hash"]
