@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from videoseek.config import TrainConfig
+from videoseek.config import TrainConfig, UsageError
 from videoseek.distributed import barrier
 from videoseek.evaluation.answers import merge_answers, read_answers
 from videoseek.evaluation.papers import papers_table
@@ -58,13 +58,11 @@ def evaluate_tasks(
 def load_task(task: Task, config: TrainConfig) -> Loaded:
     """Reads a task, and names the rows that cannot be asked."""
     loaded = task.load(config)
-    questions, missing = draw(loaded, config.evaluate.limit, config.seed)
-    whole, _ = draw(loaded, None, config.seed)
-    total = len(whole) + sum(problem.code == "missing_film" for _, problem in loaded.problems)
-    say(f"{task.name}: {len(questions) + missing:,} of {total:,} questions")
+    rows = len(loaded.questions) + loaded.num_missing
+    say(f"{task.name}: {min(config.evaluate.limit or rows, rows):,} of {rows:,} questions")
     if loaded.problems:
-        say("\n".join([f"  {len(loaded.problems)} rows cannot be asked; results.json names each"]))
-        say("\n".join(problem_lines(loaded.problems)))
+        head = f"  {len(loaded.problems)} rows cannot be asked; results.json names each"
+        say("\n".join([head, *problem_lines(loaded.problems)]))
     return loaded
 
 
@@ -72,6 +70,8 @@ def _evaluate_task(
     task: Task, config: TrainConfig, loaded: Loaded, load_model: Callable[[], Model], folder: Path
 ) -> dict[str, Any] | None:
     questions, num_missing = draw(loaded, config.evaluate.limit, config.seed)
+    if not questions:
+        raise UsageError(f"task {task.name}: evaluate.limit={config.evaluate.limit} drew only rows with a missing film")
     runs = [TaskRun(task, config, questions, folder)]
     runs += [TaskRun(task, config, questions, folder / "swapped", swap=True)] if _swaps(config) else []
     pending = [(run, run.pending()) for run in runs]

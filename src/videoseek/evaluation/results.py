@@ -22,7 +22,7 @@ from videoseek.evaluation.metrics import Outcome, film_interval, knowledge_gain,
 from videoseek.evaluation.tasks.task import Loaded, Question, Task
 
 #: Values of a line whose means stand in the results, over the lines that have them.
-_MEANS = ("calls", "turns", "tokens", "new_tokens", "seconds", "clue_recall", "clue_iou")
+_MEANS = ("calls", "turns", "tokens", "new_tokens", "seconds", "clue_recall", "clue_iou", "right_parity")
 
 
 def draw(loaded: Loaded, limit: int | None, seed: int) -> tuple[list[Question], int]:
@@ -30,12 +30,10 @@ def draw(loaded: Loaded, limit: int | None, seed: int) -> tuple[list[Question], 
 
     All questions about a film stand together.
     """
-    missing = sum(problem.code == "missing_film" for _, problem in loaded.problems)
     questions = sorted(loaded.questions, key=lambda question: question.sample.video)
     count = len(questions)
-    if limit is None or limit >= count + missing:
-        return questions, missing
-    chosen = sorted(np.random.default_rng(seed).permutation(count + missing)[:limit].tolist())
+    # The rows after `count` stand for those with a missing film.
+    chosen = sorted(np.random.default_rng(seed).permutation(count + loaded.num_missing)[:limit].tolist())
     return [questions[index] for index in chosen if index < count], sum(index >= count for index in chosen)
 
 
@@ -63,14 +61,13 @@ def results_of(
     values["accuracy_with_missing"] = sum(outcome.score for outcome in outcomes) / (len(outcomes) + num_missing)
     values |= {f"mean/{name}": fmean(found) for name in _MEANS if (found := [x[name] for x in lines if name in x])}
     values["tool_share"] = fmean(line.get("calls", 0) > 0 for line in lines)
-    hashes = "".join(str(line["prompt_hash"]) for line in lines)
-    missing = sum(problem.code == "missing_film" for _, problem in loaded.problems)
+    prompt_hash = hashlib.sha256("".join(str(line["prompt_hash"]) for line in lines).encode()).hexdigest()[:16]
     return {
         "task": task.name,
         "citation": task.citation,
         "model": config.model,
         "mode": config.evaluate.mode,
-        "questions": f"{len(lines) + num_missing:,} of {len(loaded.questions) + missing:,}",
+        "questions": f"{len(lines) + num_missing:,} of {len(loaded.questions) + loaded.num_missing:,}",
         "missing_films": num_missing,
         "problems": [[where, problem.code, problem.message] for where, problem in loaded.problems],
         "metric": task.metric,
@@ -78,11 +75,29 @@ def results_of(
         "interval": [_finite(value) for value in _interval(task.metric, outcomes, config.seed)],
         "values": {name: _finite(value) for name, value in values.items()},
         "reasons": dict(sorted(Counter(line["reason"] for line in lines).items())),
-        "prompt_hash": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+        "prompt_hash": prompt_hash,
+        "protocol": f"{protocol(config)}; prompts {prompt_hash}",
         "judge_prompt_hash": judge_prompt_hash(task.rubric) if config.evaluate.judge else None,
         "settings": asdict(config),
         "environment": environment_report(),
     }
+
+
+def protocol(config: TrainConfig) -> str:
+    """Returns the settings that tables of other protocols differ in."""
+    video, evaluate, rollout = config.video, config.evaluate, config.rollout
+    crops = f", crops of {video.coarse_tokens}, {video.medium_tokens} or {video.fine_tokens}" if _tool(config) else ""
+    forced = " and a forced answer" if evaluate.final_answer else ""
+    turns = f"{rollout.max_turns} turns{forced}" if _tool(config) else "1 turn"
+    answers = f"{evaluate.votes} votes at temperature {rollout.temperature:g}" if evaluate.votes > 1 else "greedy"
+    return (
+        f"{evaluate.mode}: {video.overview_fps:g} fps, at most {video.max_frames} frames, {video.overview_tokens} "
+        f"tokens{crops}; {turns}, {answers}; subtitles {evaluate.subtitles}; words {evaluate.prompt_style}"
+    )
+
+
+def _tool(config: TrainConfig) -> bool:
+    return config.evaluate.mode == "tool"
 
 
 def _interval(metric: str, outcomes: Sequence[Outcome], seed: int) -> tuple[float, float]:
@@ -130,7 +145,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         cells += [f"{values['mean/seconds']:.1f}", _percent(values.get("mean/clue_recall"))]
         cells += [_percent(result.get("necessity", {}).get("drop"))]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"{result['task']}: {result['protocol']}" for result in results)])
 
 
 def _percent(share: float | None) -> str:

@@ -14,7 +14,7 @@ from videoseek.distributed import barrier, gather, rank_indices
 from videoseek.evaluation.answers import Line, append_answers, parse_shard, read_answers, require_same_prompts
 from videoseek.evaluation.evidence import SwappedCrop, clue_scores, crops
 from videoseek.evaluation.prompts import Notes, Prompt, make_prompt, system_prompt, with_prompts
-from videoseek.evaluation.scoring import Scored, judge_open, majority, score_reply
+from videoseek.evaluation.scoring import Scored, judge_open, majority, parity_right, score_reply
 from videoseek.evaluation.tasks.task import Question, Task
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import SamplingSettings
@@ -131,6 +131,7 @@ class TaskRun:
                 line |= _verdict(verdicts[name]) | _facts(groups[name][chosen[name]])
                 line |= {"votes": [vote.extracted for vote in scored[name]]} if votes > 1 else {}
                 line |= clue_scores(question, groups[name][chosen[name]])
+                line |= parity_right(question, line["text"], config.evaluate.prompt_style, self.task.name)
             lines.append(line)
         return lines
 

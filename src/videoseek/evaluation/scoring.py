@@ -11,6 +11,7 @@ from typing import Any
 from videoseek.config import EvaluateConfig
 from videoseek.evaluation.extract import extract_letter, extract_span, normalise, scope
 from videoseek.evaluation.judge import JudgeSettings, OpenAnswer, judge_answers
+from videoseek.evaluation.parity import parity_letter
 from videoseek.evaluation.tasks.task import Question
 from videoseek.rewards.clue_score import overlap
 
@@ -43,6 +44,15 @@ def score_reply(question: Question, reply: str) -> Scored:
 
 def _scored(extracted: Any, reason: str, right: float) -> Scored:
     return Scored(extracted, reason, right) if extracted is not None else Scored(None, reason, 0.0, "unanswered")
+
+
+def parity_right(question: Question, reply: str, style: str, task: str) -> dict[str, float]:
+    """Returns the score of a reply as the harness of a prompt style reads it, or {} for `ours` and without options."""
+    sample = question.sample
+    if style == "ours" or not sample.options:
+        return {}
+    letters = [letter for letter, _ in sample.lettered_options]
+    return {"right_parity": float(parity_letter(style, reply, letters, sample.options, task).value == sample.answer)}
 
 
 def judge_open(

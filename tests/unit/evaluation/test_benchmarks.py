@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.benchmarks import LAYOUTS, Films, videomme
 from support.openai_server import serving
@@ -16,10 +17,11 @@ from videoseek.config import TrainConfig, UsageError
 from videoseek.config_merge import load_config
 from videoseek.evaluation.answers import read_answers
 from videoseek.evaluation.benchmarks import evaluate_tasks, run_folder
+from videoseek.evaluation.evidence import swap_seconds
 from videoseek.evaluation.runner import Model
 from videoseek.files import shipped_folder
 from videoseek.trajectory.grammar import FORMATS
-from videoseek.types import Call, Sample, StopReason
+from videoseek.types import Call, Clip, Sample, StopReason
 
 MODEL = shipped_folder("tiny_base", "data/tiny_base")
 FORMAT = FORMATS["grounding"]("brief")
@@ -191,8 +193,8 @@ def content(out: Path) -> dict[str, Any]:
 
 def test_a_killed_run_resumes_to_the_same_files(tmp_path: Path, films: Films) -> None:
     """A kill between batches, and one in the middle of a line; no question is asked twice."""
-    LAYOUTS["lvbench_meta"][1](tmp_path, films)
-    config = config_of(tmp_path, "lvbench", "rollout.episodes_per_batch=2")
+    LAYOUTS["videomme_v2"][1](tmp_path, films)
+    config = config_of(tmp_path, "videomme_v2", "rollout.episodes_per_batch=2")
     asked: list[str] = []
     limit = 0
 
@@ -200,12 +202,12 @@ def test_a_killed_run_resumes_to_the_same_files(tmp_path: Path, films: Films) ->
         if len(asked) == limit:
             raise Killed
         asked.append(sample.id)
-        return right_unless("keyA1")(sample, index)
+        return right_unless("001-3")(sample, index)
 
     limit = 100
     run(config, policy, tmp_path / "whole")
     expected, order = content(tmp_path / "whole"), list(asked)
-    for limit in range(1, 6):
+    for limit in range(1, 12):
         asked.clear()
         out = tmp_path / f"out{limit}"
         with pytest.raises(Killed):
@@ -426,6 +428,7 @@ def test_prompt_styles_and_their_hashes(tmp_path: Path, films: Films) -> None:
     assert "based on the video and the subtitles" in texts["lmms"][1], "the harness says so without subtitles too"
     assert texts["lmms"][1].endswith("\nA. red\nB. green\nC. blue\nD. black\nThe best answer is:")
     assert texts["vlmevalkit"][1].endswith("D. black\nAnswer: ")
+    assert result["values"]["mean/right_parity"] == 5 / 6, "VLMEvalKit reads no E"
     assert "Options:\nA. red" in texts["ours"][1] and "Reply with the answer alone" in texts["ours"][0]
     LAYOUTS["lvbench_meta"][1](tmp_path, films)
     config = config_of(tmp_path, "lvbench", "evaluate.prompt_style=vlmevalkit")
@@ -492,3 +495,26 @@ def test_a_judge_scores_open_answers_only_and_once(tmp_path: Path, films: Films)
     assert [values[f"num_{status}"] for status in ("answered", "unanswered", "judge_error")] == [4, 1, 1]
     assert result["reasons"] == {"empty": 1, "equal_words": 1, "judged": 3, "unreadable": 1}
     assert result["judge_prompt_hash"]
+
+
+@pytest.mark.parametrize("window", [(0.0, 4.0), (10.0, 14.0), (26.0, 30.0), (3.0, 20.0), (5.0, 28.0), (0.0, 30.0)])
+def test_a_swap_avoids_the_asked_window(window: tuple[float, float]) -> None:
+    """As many seconds elsewhere in a film of 30 seconds, or as far away as the film allows; the seed chooses."""
+    clips = [Clip(f"{name}.mp4", *window, (window[0], window[1] - 1), 28, 28, 1.0) for name in "abcdefgh"]
+    shifts = [swap_seconds(clip, 30.0, seed=0) for clip in clips]
+    moved = [(window[0] + shift, window[1] + shift) for shift in shifts]
+    assert all(start >= -1e-9 and end <= 30 + 1e-9 for start, end in moved)
+    if window[1] - window[0] < 12:
+        assert all(end <= window[0] + 1e-9 or start >= window[1] - 1e-9 for start, end in moved)
+        assert len(set(shifts)) == len(shifts)
+        assert swap_seconds(clips[0], 30.0, seed=1) != shifts[0] == swap_seconds(clips[0], 30.0, seed=0)
+    else:
+        assert len(set(moved)) == 1 and 0.0 in (moved[0][0], 30.0 - moved[0][1])
+
+
+def test_a_draw_without_a_film_is_refused(tmp_path: Path, films: Films) -> None:
+    LAYOUTS["videosiah"][1](tmp_path, films)
+    seeds = [seed for seed in range(40) if np.random.default_rng(seed).permutation(7)[0] == 6]
+    config = config_of(tmp_path, "videosiah", "evaluate.limit=1", f"seed={seeds[0]}")
+    with pytest.raises(UsageError, match="evaluate.limit=1 drew only rows with a missing film"):
+        run(config, right_unless(), tmp_path / "out")

@@ -22,22 +22,8 @@ from videoseek.evaluation.tasks.own import SourceTask
 from videoseek.evaluation.tasks.task import Task
 from videoseek.samples.sources import GENERATED, parse_source
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        videomme.TASK,
-        videomme_v2.TASK,
-        mlvu.TASK,
-        lvbench.TASK,
-        longvideobench.TASK,
-        videommmu.TASK,
-        videommmu.QUESTION_ONLY,
-        mmvu.TASK,
-        video_holmes.TASK,
-        videosiah.TASK,
-        charades.TASK,
-    )
-}
+_FILES = (videomme, videomme_v2, mlvu, lvbench, longvideobench, videommmu, mmvu, video_holmes, videosiah, charades)
+TASKS: dict[str, Task] = {task.name: task for task in (*(file.TASK for file in _FILES), videommmu.QUESTION_ONLY)}
 
 
 def find_task(name: str) -> Task:

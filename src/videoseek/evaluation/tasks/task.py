@@ -91,6 +91,11 @@ class Loaded:
     questions: list[Question]
     problems: list[tuple[str, Problem]]
 
+    @property
+    def num_missing(self) -> int:
+        """Returns the number of rows that only lack their film."""
+        return sum(problem.code == "missing_film" for _, problem in self.problems)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
