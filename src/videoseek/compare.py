@@ -35,8 +35,10 @@ _COLUMNS = ("accuracy_tool", "accuracy_greedy_tool", "clue_iou", "calls_per_epis
 #: `stages.run_folder` moves an earlier run to such a name.
 _SET_ASIDE = re.compile(r"\.old-\d+$")
 _MAX_IDS = 20
-_PAIR_COLUMNS = ("pair", "questions", "films", "of one run only", "accuracy", "of the first", "difference, 95 %")
-_PAIR_COLUMNS += ("gained", "lost", "McNemar p")
+_PAIR_COLUMNS = (
+    *("pair", "questions", "films", "of one run only", "accuracy", "of the first", "difference, 95 %"),
+    *("gained", "lost", "McNemar p"),
+)
 #: The picture's label column and its plot, in units of the SVG.
 _LEFT, _WIDTH = 320.0, 400.0
 
@@ -153,10 +155,10 @@ def pair_runs(runs: Sequence[FinishedRun]) -> tuple[dict[str, Paired], list[str]
         if len(base.models) == len(run.models) == 1:
             models = [(base.models[0], run.models[0])]
         for first, second in models:
-            files = [base.greedy_file(first), run.greedy_file(second)]
+            files = (base.greedy_file(first), run.greedy_file(second))
             if missing := [file for file in files if not file.is_file()]:
                 problems.append(f"{second} of {run.folder} has no pair: {missing[0]} is missing")
-            elif (result := compare_verdicts(*map(read_verdicts, files))) is None:
+            elif (result := compare_verdicts(read_verdicts(files[0]), read_verdicts(files[1]))) is None:
                 problems.append(f"{second} of {run.folder} has no pair: no question in common with {base.folder}")
             else:
                 pairs[f"{labels[run.folder]} {second} - {labels[base.folder]} {first}"] = result

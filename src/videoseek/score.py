@@ -100,8 +100,8 @@ def read_line(line: str, settings: ScoreSettings, call_format: str) -> Line | No
     trajectory = Trajectory(kind, answer, clues, turns, executed)
     parts = score(trajectory, settings.variant, settings.decay, call_format)
     options = _list_of("options", record.get("options", []), str)
-    names = [str(record.get(name, "")) for name in ("id", "video", "question")]
-    sample = Sample(*names, answer, kind, tuple(options), tuple(clues))
+    id_, video, question = (str(record.get(name, "")) for name in ("id", "video", "question"))
+    sample = Sample(id_, video, question, answer, kind, tuple(options), tuple(clues))
     texts = [Turn("assistant", text, index, index + 1) for index, text in enumerate(turns)]
     episode = Episode(sample, [], [], [], [], [], [], texts, [], StopReason.REFERENCE, prompt_length=0)
     return Line(parts, episode)
@@ -121,21 +121,10 @@ def recorded_episode(record: TrajectoryRecord) -> Episode:
         if turn.role == "user" and prompt_length == 0:
             prompt_length = start
     blank = [0] * len(record.token_ids)
-    return Episode(
-        sample=record.sample,
-        token_ids=list(record.token_ids),
-        roles=blank,
-        turn_kinds=blank,
-        loss_mask=[False] * len(blank),
-        rollout_logprobs=[0.0] * len(blank),
-        clips=list(record.clips),
-        turns=turns,
-        calls=list(record.calls),
-        stop_reason=StopReason(record.stop_reason),
-        prompt_length=prompt_length,
-        answer=record.prediction,
-        weight_version=record.weight_version,
-    )
+    false, zero = [False] * len(blank), [0.0] * len(blank)
+    clips, calls, reason = list(record.clips), list(record.calls), StopReason(record.stop_reason)
+    ids = list(record.token_ids)
+    return Episode(record.sample, ids, blank, blank, false, zero, clips, turns, calls, reason, prompt_length)
 
 
 def _format_of(path: Path, settings: ScoreSettings) -> str:
@@ -173,8 +162,7 @@ def main(arguments: list[str]) -> None:
         for row, value in zip(rows, function([line.episode for line in lines]), strict=True):
             row[function.name] = value
     sys.stdout.writelines(json.dumps(row) + "\n" for row in rows)
-    names = list(rows[0]) if rows else []
-    known = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    known = {name: [value for row in rows if (value := row[name]) is not None] for name in (rows[0] if rows else ())}
     means = [f"{name} {sum(values) / len(values):.3f}" for name, values in known.items() if values]
     print(f"videoseek: means of {len(rows)} trajectories: {', '.join(means)}", file=sys.stderr)
 
