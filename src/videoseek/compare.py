@@ -35,10 +35,10 @@ _COLUMNS = ("accuracy_tool", "accuracy_greedy_tool", "clue_iou", "calls_per_epis
 #: `stages.run_folder` moves an earlier run to such a name.
 _SET_ASIDE = re.compile(r"\.old-\d+$")
 _MAX_IDS = 20
-_PAIR_COLUMNS = ("pair", "questions", "films", "of one run only", "accuracy", "of the first", "difference, 95 %")
-_PAIR_COLUMNS += ("gained", "lost", "McNemar p")
-#: The picture's label column and its plot, in units of the SVG.
-_LEFT, _WIDTH = 320.0, 400.0
+_PAIR_COLUMNS = (
+    *("pair", "questions", "films", "of one run only", "accuracy", "of the first", "difference, 95 %"),
+    *("gained", "lost", "McNemar p"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +153,10 @@ def pair_runs(runs: Sequence[FinishedRun]) -> tuple[dict[str, Paired], list[str]
         if len(base.models) == len(run.models) == 1:
             models = [(base.models[0], run.models[0])]
         for first, second in models:
-            files = [base.greedy_file(first), run.greedy_file(second)]
+            files = (base.greedy_file(first), run.greedy_file(second))
             if missing := [file for file in files if not file.is_file()]:
                 problems.append(f"{second} of {run.folder} has no pair: {missing[0]} is missing")
-            elif (result := compare_verdicts(*map(read_verdicts, files))) is None:
+            elif (result := compare_verdicts(read_verdicts(files[0]), read_verdicts(files[1]))) is None:
                 problems.append(f"{second} of {run.folder} has no pair: no question in common with {base.folder}")
             else:
                 pairs[f"{labels[run.folder]} {second} - {labels[base.folder]} {first}"] = result
@@ -183,32 +183,20 @@ def paired_table(pairs: dict[str, Paired]) -> str:
 
 
 def paired_page(pairs: dict[str, Paired]) -> str:
-    """Returns a page: the differences with their intervals as a picture, the table, and all questions that changed."""
-    from videoseek.pages.charts import MODEL_COLOURS, Axis, number_text
+    """Returns a page: the accuracies and the interval of each difference as a picture, and all changed questions."""
+    from videoseek.pages.charts import MODEL_COLOURS, Bar, bar_chart
     from videoseek.pages.page import document, tag
 
-    # A run with a single film has no interval, only its difference.
-    spans = [(d, *((d, d) if math.isnan(r.low) else (r.low, r.high))) for r in pairs.values() for d in (r.difference,)]
-    axis = Axis.fit([0.0, *(value for span in spans for value in span)])
-    x = [_LEFT + axis.place(tick) * _WIDTH for tick in axis.ticks]
-    bottom = 24.0 * len(pairs) + 6
-    marks = []
-    for tick, place in zip(axis.ticks, x, strict=True):
-        marks.append(tag("line", x1=place, x2=place, y1=0, y2=bottom, class_="grid" if abs(tick) > 1e-9 else "axis"))
-        marks.append(tag("text", number_text(tick), x=place, y=bottom + 14, text_anchor="middle"))
-    for index, (name, span) in enumerate(zip(pairs, spans, strict=True)):
-        y = 24.0 * index + 15
-        middle, low, high = (_LEFT + axis.place(value) * _WIDTH for value in span)
-        marks.append(tag("text", name, x=_LEFT - 12, y=y + 4, text_anchor="end"))
-        marks.append(tag("line", x1=low, x2=high, y1=y, y2=y, class_="whisker"))
-        marks.append(tag("circle", cx=middle, cy=y, r=4, fill=MODEL_COLOURS[2]))
-    size = f"0 0 {_LEFT + _WIDTH + 20:.0f} {bottom + 22:.0f}"
-    title = tag("figcaption", tag("strong", "Difference of greedy accuracy, 95 % over films"))
-    drawing = tag("svg", *marks, viewBox=size, role="img", aria_label="differences with intervals")
-    picture = tag("figure", title, drawing, class_="chart")
+    bars = []
+    for name, result in pairs.items():
+        second, _, first = name.partition(" - ")
+        error = None if math.isnan(result.low) else (result.high - result.low) / 2
+        bars.append(Bar(first, MODEL_COLOURS[0], result.accuracies[0]))
+        bars.append(Bar(second, MODEL_COLOURS[2], result.accuracies[1], error))
+    note = "Greedy accuracy on the common questions. The line is the 95 % interval, over films, of the difference."
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in _PAIR_COLUMNS)))
     rows = [tag("tr", *(tag("td", cell) for cell in _cells(name, result))) for name, result in pairs.items()]
-    sections = [picture, tag("div", tag("table", head, tag("tbody", *rows)), class_="wide")]
+    sections = [bar_chart(bars), tag("p", note), tag("div", tag("table", head, tag("tbody", *rows)), class_="wide")]
     for name, result in pairs.items():
         gained, lost = (tag("p", ", ".join(ids) or "none") for ids in (result.gained, result.lost))
         sections.append(tag("section", tag("h2", name), tag("h3", "Gained"), gained, tag("h3", "Lost"), lost))

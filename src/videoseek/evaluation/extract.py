@@ -29,10 +29,11 @@ _BRACKETS = str.maketrans("\u3010\u3011\u3014\u3015\u3016\u3017\u3008\u3009\u300
 
 # Letters of other scripts may touch an option: Chinese and Korean write no space.
 _LEFT = r"(?<![A-Za-z0-9_\u00c0-\u024f'\u2019])(?<![A-Za-z0-9][-.])"
-_RIGHT = r"(?![A-Za-z0-9_\u00c0-\u024f'\u2019]|[-.][A-Za-z0-9])"
+_RIGHT = r"(?![A-Za-z0-9_\u00c0-\u024f'\u2019]|-[A-Za-z0-9]|(?-i:\.[a-z0-9]|\.[A-Z]\.))"
 _WHOLE = re.compile(r"[(\[{<]*\s*([A-Za-z])\s*[)\]}>]*\s*[.:,;!\u3002]?\s*[)\]}>]*")
 _LINE_LETTER = re.compile(
-    r"^ ?(?:[(\[{] ?)?([A-Za-z]) ?(?:[)\]}] ?[.:]?|[.:](?=\s|$|[A-Z][a-z]|[^\x00-\x7f]))(.*)$", re.MULTILINE
+    r"^ ?(?:[(\[{] ?)?([A-Za-z]) ?(?:[)\]}] ?[.:]?|[.:](?=\s|$|[A-Z][a-z]|[^\x00-\x7f])|(?<=[A-Z])$)(.*)$",
+    re.MULTILINE,
 )
 _LABELS_ONLY = re.compile(r"(?:[ ,;/&.:()\[\]]*\b[A-Za-z]\b)+[ ,;/&.:()\[\]]*")
 _PHRASE = re.compile(
@@ -104,7 +105,7 @@ def plain(text: str) -> str:
     text = "".join(character for character in text if unicodedata.category(character) != "Cf")
     text = _TAG.sub("", text)
     for _ in range(8):  # from the innermost braces outwards
-        text = _LATEX.sub(r"\1", text)
+        text = _LATEX.sub(r" \1", text)
     text = re.sub(r"[^\S\n]+", " ", _LATEX_SIGNS.sub("", text))
     text = re.sub(r" ?\n[\n ]*", "\n", text)
     return _QUOTES.sub("", _EMPHASIS.sub("", _LINE_MARKS.sub("", text))).strip()
@@ -185,8 +186,11 @@ def _lone_letters(text: str) -> set[str]:
 
 
 def _is_article(letter: str, rest: str) -> bool:
-    """Returns whether a capital is the article A before a lower-case word, or the pronoun I before any word."""
-    return letter in _AFTER_ARTICLE and _AFTER_ARTICLE[letter].match(rest) is not None
+    """Returns whether a capital is the article A before a lower-case word, or the pronoun I before any word.
+
+    "A because .." and "A is correct" name the option.
+    """
+    return bool(letter in _AFTER_ARTICLE and _AFTER_ARTICLE[letter].match(rest) and not _CONCLUDED.match(rest))
 
 
 def normalise(text: str) -> str:

@@ -5,6 +5,7 @@ A question that a reply does not answer is wrong. Errors of the engine and of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -58,8 +59,8 @@ def accuracy(outcomes: Sequence[Outcome]) -> Accuracy:
     """Returns the accuracy with both denominators. `of_all` is the one to report."""
     counts = {status: sum(outcome.status == status for outcome in outcomes) for status in STATUSES}
     total = sum(outcome.score for outcome in outcomes)
-    means = (total / number if number else float("nan") for number in (len(outcomes), counts["answered"]))
-    return Accuracy(*means, len(outcomes), counts)
+    of_all, of_answered = (total / n if n else math.nan for n in (len(outcomes), counts["answered"]))
+    return Accuracy(of_all, of_answered, len(outcomes), counts)
 
 
 def by_group(outcomes: Sequence[Outcome], division: str) -> dict[str, Accuracy]:
@@ -71,7 +72,7 @@ def by_group(outcomes: Sequence[Outcome], division: str) -> dict[str, Accuracy]:
 def macro_average(outcomes: Sequence[Outcome], division: str) -> float:
     """Returns the mean over groups of the accuracy of all questions (MLVU's M-Avg); NaN without groups."""
     groups = by_group(outcomes, division)
-    return fmean(group.of_all for group in groups.values()) if groups else float("nan")
+    return fmean(group.of_all for group in groups.values()) if groups else math.nan
 
 
 def summarize(outcomes: Sequence[Outcome], divisions: Sequence[str] = (), seed: int = 0) -> dict[str, float]:
@@ -112,7 +113,7 @@ def film_interval(
         raise ValueError(f"values, films and groups must have equal lengths, got {len(values)} values")
     names, film_index = np.unique(np.asarray(films, dtype=str), return_inverse=True)
     if len(names) < 2:
-        return float("nan"), float("nan")
+        return math.nan, math.nan
     group_names, group_index = np.unique(np.asarray(groups or [""] * len(values), dtype=str), return_inverse=True)
     sums, counts = np.zeros((2, len(names), len(group_names)))
     np.add.at(sums, (film_index, group_index), np.asarray(values, np.float64))

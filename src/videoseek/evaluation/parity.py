@@ -6,7 +6,6 @@ Both read differently by benchmark. Where a harness draws an option at random, n
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -139,47 +138,42 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Readings of the same replies in all modes. `pairs` counts equal readings of two modes, of `num_replies`."""
+    """The letters, and the reasons, of all modes for the same replies."""
 
-    num_replies: int
-    pairs: dict[tuple[str, str], int]
-    num_read: dict[str, int]
-    num_drawn: dict[str, int]
-    disagreements: list[tuple[Question, dict[str, str | None]]]
+    readings: list[tuple[Question, dict[str, Extraction]]]
+
+    def num_equal(self, first: str, second: str) -> int:
+        """Counts the replies that give two modes the same letter, or that neither can read."""
+        return sum(read[first].value == read[second].value for _, read in self.readings)
+
+    def num_read(self, mode: str) -> int:
+        return sum(read[mode].value is not None for _, read in self.readings)
+
+    def num_drawn(self, mode: str) -> int:
+        return sum(read[mode].reason == "drawn" for _, read in self.readings)
+
+    @property
+    def disagreements(self) -> list[tuple[Question, dict[str, Extraction]]]:
+        """Returns the replies that not all modes read alike."""
+        return [(question, read) for question, read in self.readings if len({r.value for r in read.values()}) > 1]
 
     def table(self) -> str:
-        """Returns Markdown: how often two modes agree, then every reply that they read differently."""
-        lines = [f"| of {self.num_replies} replies | {' | '.join(MODES)} |", f"|---|{'---|' * len(MODES)}"]
-        for row in MODES:
-            lines.append(f"| {row} | {' | '.join(str(self.pairs[row, column]) for column in MODES)} |")
-        lines.append(f"| a letter is read | {' | '.join(str(self.num_read[mode]) for mode in MODES)} |")
-        lines.append(f"| the harness draws | {' | '.join(str(self.num_drawn[mode]) for mode in MODES)} |")
-        lines += ["", f"| reply | {' | '.join(MODES)} |", f"|---|{'---|' * len(MODES)}"]
-        for question, letters in self.disagreements:
+        """Returns Markdown: the number of equal readings of each two modes, then every disagreement."""
+        rows: list[list[object]] = [[f"of {len(self.readings)} replies", *MODES], ["---"] * (len(MODES) + 1)]
+        rows += [[mode, *(self.num_equal(mode, other) for other in MODES)] for mode in MODES]
+        rows += [["a letter is read", *map(self.num_read, MODES)], ["the harness draws", *map(self.num_drawn, MODES)]]
+        rows += [[], ["reply", *MODES], ["---"] * (len(MODES) + 1)]
+        for question, read in self.disagreements:
             reply = ascii(question.reply)[1:-1].replace("|", "\\|")
-            lines.append(f"| `{reply}` | {' | '.join(letters[mode] or '-' for mode in MODES)} |")
-        return "\n".join(lines)
+            rows.append([f"`{reply}`", *(read[mode].value or "-" for mode in MODES)])
+        return "\n".join(f"| {' | '.join(map(str, row))} |" if row else "" for row in rows)
 
 
 def agreement(questions: Iterable[Question]) -> Agreement:
-    """Reads every reply in every mode. Two modes agree on equal letters, and on two replies that neither can read."""
-    pairs: Counter[tuple[str, str]] = Counter()
-    num_read: Counter[str] = Counter()
-    num_drawn: Counter[str] = Counter()
-    disagreements = []
-    num_replies = 0
-    for question in questions:
-        num_replies += 1
-        read = {
-            mode: parity_letter(mode, question.reply, question.letters, question.options, question.benchmark)
-            for mode in MODES
-        }
-        for first in MODES:
-            num_read[first] += read[first].value is not None
-            num_drawn[first] += read[first].reason == "drawn"
-            for second in MODES:
-                pairs[first, second] += read[first].value == read[second].value
-        letters = {mode: None if found.value is None else str(found.value) for mode, found in read.items()}
-        if len(set(letters.values())) > 1:
-            disagreements.append((question, letters))
-    return Agreement(num_replies, dict(pairs), dict(num_read), dict(num_drawn), disagreements)
+    """Reads every reply in every mode."""
+    return Agreement(
+        [
+            (q, {mode: parity_letter(mode, q.reply, q.letters, q.options, q.benchmark) for mode in MODES})
+            for q in questions
+        ]
+    )

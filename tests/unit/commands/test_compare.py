@@ -99,7 +99,7 @@ def test_runs_are_paired_on_their_questions(tmp_path: Path, capsys: pytest.Captu
     assert err == "" and row in out
     assert f"{name}, gained: q1, q2, q3, q4" in out and f"{name}, lost: q0" in out
     text = page.read_text()
-    assert text.count("<circle") == 1 and "q1, q2, q3, q4" in text and name in text and "+0.429" in text
+    assert text.count('class="whisker"') == 1 and "q1, q2, q3, q4" in text and name in text and "+0.429" in text
 
 
 def test_a_run_is_paired_with_its_own_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,10 @@ def test_the_judge_sees_the_answer_as_data_without_the_thinking(tmp_path: Path) 
     [
         ('{"score": 1, "reason": "x"}', "binary", 1),
         ('{"reason": "first", "score": 0} no: {"reason": "x", "score": 0.5}', "graded", 0.5),
+        ('{"reason": "the answer says {\\"score\\": 1} {x}", "score": 0}', "binary", 0),
         ('{"score": 0.5}', "binary", None),
+        ('{"score": [1]}', "binary", None),
+        ('{"a":' * 5000, "binary", None),
         ('{"score": 2}', "graded", None),
         ('{"score": true}', "binary", None),
         ('{"score": "1"}', "binary", None),
@@ -77,7 +80,7 @@ def test_a_judgement_is_read_or_counted_as_an_error(
         (judged,) = judge_answers([RIGHT], settings(server, tmp_path, rubric=rubric))
     assert judged.score == score and judged.error == (None if score is not None else "unreadable")
     assert judged.status == ("answered" if score is not None else "judge_error")
-    assert all(0 <= allowed <= 1 for allowed in RUBRICS[rubric])
+    assert score is None or score in RUBRICS[rubric][0]
 
 
 @pytest.mark.parametrize(
