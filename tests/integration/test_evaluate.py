@@ -92,13 +92,13 @@ def test_benchmarks_by_the_command(benchmarks: list[str], tmp_path: Path) -> Non
     """The papers' rows below the model's own, a call that adds nothing, and a killed run with the same answers."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     said = run([*benchmarks, f"output_dir={whole}", "papers=true"], launcher=EVALUATE)
-    assert "videomme: 4 of 7 questions" in said and "clueworld: 4 of 6 questions" in said
+    assert "videomme: 4 of 7 questions" in said and "clueworld_6: 4 of 6 questions" in said
     assert "1  missing_film" in said and "1  bad_key" in said
     assert "| videomme | tool | 4 of 7 | accuracy |" in said and "Video-o3-7B (SFT and RL) | 66.5 | - |" in said
-    results = json.loads(next(whole.glob("tiny/tool-*/clueworld/results.json")).read_text())
+    results = json.loads(next(whole.glob("tiny/tool-*/clueworld_6/results.json")).read_text())
     assert results["settings"]["video"] and results["environment"]["versions"]["torch"]
     assert "tool: 0.5 fps, at most" in results["protocol"] and results["prompt_hash"] in results["protocol"]
-    lines = answers(whole)["clueworld"]
+    lines = answers(whole)["clueworld_6"]
     assert [set(line) for line in lines] == [{*LINE.split(), "windows", "clue_recall", "clue_iou"}] * 4
     assert all(line["text"] for line in lines)
 

@@ -21,7 +21,7 @@ from videoseek.config import TrainConfig, UsageError
 from videoseek.distributed import barrier
 from videoseek.evaluation.answers import merge_answers, read_answers
 from videoseek.evaluation.papers import papers_table
-from videoseek.evaluation.results import draw, gain_of_knowledge, outcomes_of, results_of, table
+from videoseek.evaluation.results import draw, gain_of_knowledge, ids_hash, outcomes_of, results_of, table
 from videoseek.evaluation.runner import Model, TaskRun
 from videoseek.evaluation.tasks import find_task
 from videoseek.evaluation.tasks.task import Loaded, Task
@@ -42,7 +42,10 @@ def evaluate_tasks(
     """
     load_model = cache(load_model)
     folder = run_folder(config, model_folder, output_dir)
+    _check_tool_keys(config)
     tasks = [find_task(name) for name in config.evaluate.tasks]
+    if len({task.name for task in tasks}) < len(tasks):
+        raise UsageError(f"evaluate.tasks names a task twice: {', '.join(task.name for task in tasks)}")
     loaded = [load_task(task, config) for task in tasks]
     results = []
     for task, questions in zip(tasks, loaded, strict=True):
@@ -53,6 +56,15 @@ def evaluate_tasks(
         if config.evaluate.papers:
             print("\n" + papers_table([result["task"] for result in results]))
     return results
+
+
+def _check_tool_keys(config: TrainConfig) -> None:
+    evaluate = config.evaluate
+    tool_keys = {"evidence=swap": evaluate.evidence == "swap", "final_answer=true": evaluate.final_answer}
+    tool_keys |= {"subtitles=window": evaluate.subtitles == "window"}
+    for key, is_set in tool_keys.items():
+        if is_set and evaluate.mode != "tool":
+            raise UsageError(f"evaluate.{key} acts on crops; evaluate.mode={evaluate.mode} makes none")
 
 
 def load_task(task: Task, config: TrainConfig) -> Loaded:
@@ -72,38 +84,38 @@ def _evaluate_task(
     questions, num_missing = draw(loaded, config.evaluate.limit, config.seed)
     if not questions:
         raise UsageError(f"task {task.name}: evaluate.limit={config.evaluate.limit} drew only rows with a missing film")
+    ids = [question.sample.id for question in questions]
+    path = folder / "results.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if stored is not None and stored["ids_hash"] != ids_hash(ids):
+        raise UsageError(f"{path} is of other questions of a task {task.name}; give another output_dir")
+    swaps = config.evaluate.evidence == "swap"
     runs = [TaskRun(task, config, questions, folder)]
-    runs += [TaskRun(task, config, questions, folder / "swapped", swap=True)] if _swaps(config) else []
+    runs += [TaskRun(task, config, questions, folder / "swapped", swap=True)] if swaps else []
     pending = [(run, run.pending()) for run in runs]
     barrier()  # every rank has read the files before rank 0 writes
     for run, open_questions in pending:
         if open_questions:
             run.ask(load_model(), open_questions)
-    ids = [question.sample.id for question in questions]
     num_open = [len(set(ids) - read_answers(run.folder).keys()) for run in runs]
     barrier()
     if any(num_open):
         say(f"{task.name}: {sum(num_open):,} answers are open, of other shards; {folder} has no results yet")
         return None
-    path = folder / "results.json"
-    if rank() == 0 and not any(open_questions for _, open_questions in pending) and path.is_file():
-        say(f"{task.name}: all {len(ids):,} questions are answered already; nothing was added to {folder}")
-        return dict(json.loads(path.read_text(encoding="utf-8")))
     if rank() != 0:
         return None
+    if stored is not None and not any(open_questions for _, open_questions in pending):
+        say(f"{task.name}: all {len(ids):,} questions are answered already; nothing was added to {folder}")
+        return dict(stored)
     result = results_of(task, config, loaded, merge_answers(folder, ids), num_missing)
     if task.question_only is not None:
         other = folder.parent / task.question_only / "results.json"
         result["values"] |= gain_of_knowledge(result, other)
-    if _swaps(config):
+    if swaps:
         result["necessity"] = necessity(result, merge_answers(folder / "swapped", ids))
     write_json(path, result)
     say(f"{task.name}: {path}")
     return result
-
-
-def _swaps(config: TrainConfig) -> bool:
-    return config.evaluate.evidence == "swap" and config.evaluate.mode == "tool"
 
 
 def necessity(result: dict[str, Any], swapped: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -76,11 +76,17 @@ def results_of(
         "values": {name: _finite(value) for name, value in values.items()},
         "reasons": dict(sorted(Counter(line["reason"] for line in lines).items())),
         "prompt_hash": prompt_hash,
+        "ids_hash": ids_hash([line["id"] for line in lines]),
         "protocol": f"{protocol(config)}; prompts {prompt_hash}",
         "judge_prompt_hash": judge_prompt_hash(task.rubric) if config.evaluate.judge else None,
         "settings": asdict(config),
         "environment": environment_report(),
     }
+
+
+def ids_hash(ids: Sequence[str]) -> str:
+    """Returns 16 hexadecimal digits of the questions' ids, in order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
 def protocol(config: TrainConfig) -> str:

@@ -518,3 +518,30 @@ def test_a_draw_without_a_film_is_refused(tmp_path: Path, films: Films) -> None:
     config = config_of(tmp_path, "videosiah", "evaluate.limit=1", f"seed={seeds[0]}")
     with pytest.raises(UsageError, match="evaluate.limit=1 drew only rows with a missing film"):
         run(config, right_unless(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (
+            ["evaluate.mode=think", "evaluate.evidence=swap"],
+            "evaluate.evidence=swap acts on crops; evaluate.mode=think",
+        ),
+        (["evaluate.mode=direct", "evaluate.final_answer=true"], "evaluate.final_answer=true acts on crops"),
+        (["evaluate.mode=direct", "evaluate.subtitles=window"], "evaluate.subtitles=window acts on crops"),
+        (["evaluate.tasks=[videosiah, videosiah]"], "evaluate.tasks names a task twice: videosiah, videosiah"),
+    ],
+)
+def test_keys_without_effect_are_refused(keys: list[str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        run(config_of(tmp_path, "videosiah", *keys), right_unless(), tmp_path / "out")
+
+
+def test_results_of_other_questions_are_never_overwritten(tmp_path: Path, films: Films) -> None:
+    videomme(tmp_path, films, file="test.jsonl")
+    config = config_of(tmp_path, "videomme")
+    run(config, right_unless(), tmp_path / "out")
+    path = tmp_path / "Video-MME/test.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    with pytest.raises(UsageError, match="results.json is of other questions of a task videomme"):
+        run(config, right_unless(), tmp_path / "out")

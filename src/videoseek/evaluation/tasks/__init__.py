@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 from videoseek.config import UsageError
@@ -35,7 +36,7 @@ def find_task(name: str) -> Task:
         return _load_task(Path(path).expanduser(), member)
     source = parse_source(name)
     if source.is_generated or Path(source.name).is_file():
-        label = source.name if source.is_generated else Path(source.name).stem
+        label = re.sub(r"[^\w.-]+", "_", name).strip("_")
         return SourceTask(name=label, citation="the user's questions", files=(name,))
     raise UsageError(
         f"task {name!r} is none of {', '.join([*TASKS, *GENERATED])}, no existing data file and no FILE.py:NAME"
