@@ -78,7 +78,7 @@ class TaskRun:
         evaluate = self.config.evaluate
         texts: dict[str, str] = {}
         engine = model.engine(self._environment(model.environment, texts))
-        size = max(1, self.config.rollout.episodes_per_batch // evaluate.votes) * world_size()
+        size = evaluate.questions_per_batch * world_size()
         name = f"{self.task.name}{' swapped' if self.swap else ''}"
         with Progress(name, len(pending)) as progress:
             for first in range(0, len(pending), size):
