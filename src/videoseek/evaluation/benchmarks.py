@@ -39,11 +39,17 @@ _DECIDING += ("evaluate.votes", "evaluate.limit", "evaluate.judge")
 
 
 def evaluate_tasks(
-    config: TrainConfig, model_folder: Path, load_model: Callable[[], Model], output_dir: Path
+    config: TrainConfig,
+    model_folder: Path,
+    load_model: Callable[[], Model],
+    output_dir: Path,
+    *,
+    dry_run: bool = False,
 ) -> list[dict[str, Any]]:
     """Asks the open questions of all tasks, and prints the table. Returns the results of the finished tasks.
 
-    `load_model` is called only if a question is open. Raises UsageError and DataError before any question.
+    `load_model` is called only if a question is open. A dry run only counts. Raises UsageError and DataError before any
+    question.
     """
     load_model = cache(load_model)
     folder = run_folder(config, model_folder, output_dir)
@@ -53,7 +59,7 @@ def evaluate_tasks(
         raise UsageError(f"evaluate.tasks names a task twice: {', '.join(task.name for task in tasks)}")
     loaded = [load_task(task, config) for task in tasks]
     results = []
-    for task, questions in zip(tasks, loaded, strict=True):
+    for task, questions in zip(tasks, loaded, strict=True) if not dry_run else ():
         result = _evaluate_task(task, config, questions, load_model, folder / task.name)
         results += [result] if result is not None else []
     if rank() == 0 and results:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from videoseek.config import TrainConfig
 from videoseek.distributed import barrier, gather, rank_indices
 from videoseek.evaluation.answers import Line, append_answers, parse_shard, read_answers, require_same_prompts
@@ -16,9 +18,10 @@ from videoseek.evaluation.evidence import SwappedCrop, clue_scores, crops
 from videoseek.evaluation.prompts import Notes, Prompt, make_prompt, system_prompt, with_prompts
 from videoseek.evaluation.scoring import Scored, judge_open, majority, parity_right, score_reply
 from videoseek.evaluation.tasks.task import Question, Task
+from videoseek.model.load import tokens_per_second
 from videoseek.rollout.environment import Environment
-from videoseek.rollout.native import SamplingSettings
-from videoseek.rollout.setup import sampling_settings
+from videoseek.rollout.native import NativeEngine, SamplingSettings
+from videoseek.rollout.setup import load_policy, sampling_settings
 from videoseek.runtime import Progress, rank, world_size
 from videoseek.types import Episode, Sample
 from videoseek.video.errors import VideoError
@@ -46,6 +49,13 @@ class Model:
 
     environment: Environment
     engine: Callable[[Environment], Engine]
+
+
+def native_model(config: TrainConfig, folder: Path, device: torch.device) -> Model:
+    """Loads the model of a folder with the native engine. Raises ModelError."""
+    policy, environment = load_policy(folder, config, device)
+    rate = tokens_per_second(policy.model.config)
+    return Model(environment, lambda changed: NativeEngine(policy, changed, rate))
 
 
 @dataclass(frozen=True, slots=True)
