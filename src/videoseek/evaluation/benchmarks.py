@@ -32,7 +32,14 @@ from videoseek.samples.readers.rows import problem_lines
 #: A file of weights up to this size is hashed whole. Of a larger one, 4 KiB of each MiB are: no matrix goes unseen.
 _WHOLE_BYTES = 2**26
 #: Keys that decide answers, beside those that decide the frames.
-_DECIDING = ("seed", "dtype", "prompt.format", "prompt.style", "rollout.max_turns", "rollout.max_new_tokens_per_turn")
+_DECIDING: tuple[str, ...] = (
+    "seed",
+    "dtype",
+    "prompt.format",
+    "prompt.style",
+    "rollout.max_turns",
+    "rollout.max_new_tokens_per_turn",
+)
 _DECIDING += ("rollout.max_context_tokens", "rollout.temperature", "rollout.top_p", "rollout.deadline_seconds")
 _DECIDING += ("evaluate.mode", "evaluate.prompt_style", "evaluate.subtitles", "evaluate.final_answer")
 _DECIDING += ("evaluate.votes", "evaluate.limit", "evaluate.judge")

@@ -549,3 +549,13 @@ def test_results_of_other_questions_are_never_overwritten(tmp_path: Path, films:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
     with pytest.raises(UsageError, match="results.json is of other questions of a task videomme"):
         run(config, right_unless(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["all", "window", "covering_frames"])
+def test_broken_subtitles_are_errors_of_their_film_only(kind: str, tmp_path: Path, films: Films) -> None:
+    videomme(tmp_path, films)
+    (tmp_path / "Video-MME/subtitle/ytshort.srt").write_text("no subtitles")
+    result = run(config_of(tmp_path, "videomme", f"evaluate.subtitles={kind}"), right_unless(), tmp_path / "out")
+    assert result is not None
+    assert result["reasons"] == {"letter": 4, "unreadable_film_or_subtitles": 2}
+    assert result["values"]["accuracy"] == pytest.approx(4 / 6)
