@@ -34,7 +34,7 @@ def sweep(hopper: bool, num_tokens: int = 16384) -> Iterator[dict[str, Any]]:
         if stage == "forward":
             return forward_launch((q, k, v), (out, lse), block_mask, scale, config)
         if stage in HOPPER_CANDIDATES:
-            return hopper_launch((q, k, v), (out, lse), block_mask, scale, config)
+            return hopper_launch((q, k, v), (out, lse), block_mask, scale, config, alternate=stage.endswith("turns"))
         if stage == "dq":
             return dq_launch((q, k, v), (out, lse), (d_out, None), (dq, delta), block_mask, scale, config)
         return dkdv_launch((q, k, v), (d_out, lse, delta), (dk, dv), block_mask, scale, config)
