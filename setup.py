@@ -27,7 +27,8 @@ CORE = [
     "tensorboard",
 ]
 EXTRAS = {
-    "gpu": ["triton>=3.6", "flash-attn"],
+    "gpu": ["triton>=3.6"],
+    "flash-attn": ["flash-attn"],  # its build imports torch and needs nvcc: pip install --no-build-isolation
     "vllm": ["vllm>=0.33"],  # serves a model on this machine to `data synthesize`
     "lora": ["peft>=0.17"],
     "trackers": ["swanlab>=0.10", "trackio>=0.43", "wandb>=0.31"],

@@ -93,7 +93,7 @@ class Report:
     def num_overlaps(self) -> int:
         """Counts softmaxes with P V under way: a wait for all but one product, exponentials, the wait for all."""
         runs = [int(count) for count in re.findall(r"W1 (\d+)E W0", self.order)]
-        # A thread takes one exponential per score and row: a tile of 64 rows gives half of block_n to each of 128 threads.
+        # 128 threads take the exponentials of 64 rows: a thread takes half of block_n.
         return sum(count >= self.case.launch.config.block_n // 2 for count in runs)
 
 
@@ -109,7 +109,9 @@ def attention_cases(capability: int, dtype: torch.dtype, head_dim: int, heads: t
 def hopper_case(dtype: torch.dtype, head_dim: int, heads: tuple[int, int]) -> Case:
     """The forward with specialised warps."""
     launch = _attention_launch("forward, Hopper", TILES[head_dim], dtype, head_dim, heads, 1)
-    return Case(f"forward, Hopper {_TYPE_NAMES[dtype]} D{head_dim} {heads[0]}:{heads[1]}", 90, launch, "HGMMA", overlaps=2)
+    return Case(
+        f"forward, Hopper {_TYPE_NAMES[dtype]} D{head_dim} {heads[0]}:{heads[1]}", 90, launch, "HGMMA", overlaps=2
+    )
 
 
 def candidate_cases() -> Iterator[Case]:

@@ -9,10 +9,10 @@ import torch
 from videoseek_kernels.block_mask import build_block_mask
 from videoseek_kernels.impl.hopper.forward import CANDIDATES as HOPPER_CANDIDATES
 from videoseek_kernels.impl.hopper.forward import hopper_launch
-from videoseek_kernels.impl.triton.autograd import empty_parts
 from videoseek_kernels.impl.triton.backward import dkdv_launch, dq_launch
 from videoseek_kernels.impl.triton.forward import forward_launch
 from videoseek_kernels.impl.triton.launch import CANDIDATES, Launch, TileConfig
+from videoseek_kernels.impl.triton.operator import empty_parts
 
 from kernel_bench.measure import interleave
 from kernel_bench.testing import random_inputs, trajectory_mask

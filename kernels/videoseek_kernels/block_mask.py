@@ -7,7 +7,7 @@ always exact. A PARTIAL block may in truth be empty or full.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,6 +65,19 @@ class BlockMask:
     @property
     def device(self) -> torch.device:
         return self.mask.device
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Returns all tensors on the device. `of` builds an equal block mask from the tensors."""
+        mask = self.mask
+        return [mask.end, mask.key_class, mask.visible, self.key_word, *self.by_query.tensors, *self.by_key.tensors]
+
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor], blocks: Sequence[int]) -> BlockMask:
+        """Returns the block mask of `tensors` with `blocks` (block_m, block_n)."""
+        end, key_class, visible, key_word, *lists = tensors
+        mask = TokenMask(end, key_class, visible)
+        return cls(mask, *blocks, key_word, BlockLists(*lists[:4]), BlockLists(*lists[4:]))
 
     @property
     def num_bytes(self) -> int:
