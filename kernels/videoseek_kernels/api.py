@@ -61,8 +61,9 @@ def tdam_attention(
 
     mask: a `BlockMask`, built once per batch, or a `TokenMask` (each call then builds a new `BlockMask`).
     scale: factor on the scores, D ** -0.5 if None.
-    impl: "auto" (the rule of `dispatch`), "triton", "hopper" (another forward, only for Hopper), "dense" (calls of
-    torch's SDPA, without a log-sum-exp) or "reference". A forced choice never falls back, and raises ValueError or
+    impl: "auto" (the rule of `dispatch`), "triton", "hopper" (another forward, only for Hopper), "flex"
+    (FlexAttention of torch, on a GPU over FlashAttention 4), "dense" (calls of torch's SDPA, without a log-sum-exp) or
+    "reference". A forced choice never falls back, and raises ValueError or
     RuntimeError if the choice cannot run. Wrong shapes, types and devices raise ValueError.
 
     k and v must be finite at hidden keys too: a hidden key has weight 0, and 0 * NaN is NaN.
@@ -103,6 +104,10 @@ def _attend(
         if q.device.type == "cuda":
             return segmented_attention(q, k, v, block_mask.segments, scale), None
         return padded_attention(q, k, v, block_mask.documents, scale), None
+    if chosen == "flex":
+        from videoseek_kernels.impl import flex
+
+        return flex.attend(q, k, v, block_mask.flex, factor)
     # Triton is an optional package, so only a call that chooses Triton imports the Triton modules.
     if chosen == "triton":
         check_triton_inputs(q)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,6 +96,13 @@ class BlockMask:
     def segments(self) -> list[Segment]:
         """Returns the mask cut into causal and full calls, for the dense path on a GPU."""
         return [segment.to(self.device) for segment in find_segments(self.host_mask or self.mask.to("cpu"))]
+
+    @cached_property
+    def flex(self) -> Any:
+        """Returns the mask for FlexAttention, whose module takes a second to import."""
+        from videoseek_kernels.impl.flex import flex_mask
+
+        return flex_mask(self)
 
     def to(self, device: torch.device | str) -> BlockMask:
         return BlockMask(

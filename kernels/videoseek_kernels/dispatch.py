@@ -1,4 +1,4 @@
-"""Chooses an implementation by a rule: `triton`, `hopper`, `dense` or `reference`.
+"""Chooses an implementation by a rule: `triton`, `hopper`, `flex`, `dense` or `reference`.
 
 `impl` overrules the rule, and a forced choice never falls back. Only the choice of Triton imports Triton.
 """
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 
-IMPLEMENTATIONS = ("auto", "triton", "hopper", "dense", "reference")
+IMPLEMENTATIONS = ("auto", "triton", "hopper", "flex", "dense", "reference")
 TRITON_HEAD_DIMS = (32, 64, 128)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Types of the other implementations.
