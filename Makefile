@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-tf457 lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -12,6 +12,15 @@ train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 # One worker more than two cores: much of a test is waiting for processes to start.
 test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+
+test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
+	VIDEOSEEK_TF457_PYTHON=$(VENV)-tf457/bin/python $(BIN)/python -m pytest -m tf457 $(ARGS)
+
+$(VENV)-tf457/.ready:
+	$(PYTHON) -m venv $(VENV)-tf457
+	$(VENV)-tf457/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)-tf457/bin/python -m pip install --quiet "transformers==4.57.*"
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check src kernels tests setup.py
@@ -30,4 +39,4 @@ $(READY): setup.py pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist src/videoseek.egg-info
+	rm -rf $(VENV) $(VENV)-tf457 build dist src/videoseek.egg-info

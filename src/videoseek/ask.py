@@ -56,7 +56,8 @@ def main(arguments: list[str]) -> None:
         kind="clue_single_w_tool",
         options=tuple(settings.options),
     )
-    policy, environment = load_policy(model_folder(config.model), config, choose_device(config.device))
+    folder = model_folder(config.model, config.position_rule)
+    policy, environment = load_policy(folder, config, choose_device(config.device))
     engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
     [[episode]] = engine.rollout([sample], 1, config.seed, sampling_settings(config, temperature=0.0))
     sys.stdout.writelines(f"{line}\n" for line in trail(episode))

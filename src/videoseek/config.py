@@ -21,6 +21,7 @@ def option(default: Any, help: str, **limits: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+POSITION_RULES = ("max_all", "hf5")
 FREEZES = ("none", "tower", "all")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 DECODER_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -212,6 +213,12 @@ class TrainConfig:
     grad_clip: float = option(1.0, "largest gradient norm of an optimizer step", above=0)
     max_skipped_steps: int = option(
         5, "optimizer steps in a row that may be skipped because loss or gradient are not finite", at_least=1
+    )
+    position_rule: str | None = option(
+        None,
+        "where text goes on after a clip: past all three position axes, or past height and width as in transformers 5 "
+        "(null: as the model's config.json says, else max_all)",
+        choices=POSITION_RULES,
     )
     gradient_checkpointing: bool = option(False, "compute activations anew in the backward pass: slower, less memory")
     data: DataConfig = field(default_factory=DataConfig)

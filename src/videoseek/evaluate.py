@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
 
     started = time.monotonic()
     context = start_run(config)
-    folder = model_folder(config.model)
+    folder = model_folder(config.model, config.position_rule)
     samples = load_split(config, "eval")[: config.evaluate.num_questions]
     if options.dry_run:
         say(f"  {len(samples)} questions are in order")

@@ -94,6 +94,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def give_usual_modes(folder: Path) -> None:
+    """Gives all files of a folder the mode of a new file. Safetensors writes files that only the owner can read."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        (Path(own) / "new").touch()
+        mode = (Path(own) / "new").stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yields a new folder beside `folder`. Renames the folder at the end, or removes the folder after a failure.

@@ -18,6 +18,7 @@ import torch
 from videoseek.batches.order import cut_rows
 from videoseek.batches.positions import mrope_positions
 from videoseek.model.kv_cache import KVCache, SequenceCache, fork
+from videoseek.model.load import position_rule
 from videoseek.model.policy import Policy
 from videoseek.rollout.clip_features import ClipFeatures
 from videoseek.rollout.environment import Environment
@@ -277,7 +278,12 @@ class NativeEngine:
         for row, (sequence, (ids, clips)) in enumerate(zip(sequences, pending, strict=True)):
             token_ids[row, : len(ids)] = torch.tensor(ids)
             positions[:, row, : len(ids)], sequence.next_position = mrope_positions(
-                ids, clips, vocabulary.video_pad, self.tokens_per_second, start=sequence.next_position
+                ids,
+                clips,
+                vocabulary.video_pad,
+                self.tokens_per_second,
+                start=sequence.next_position,
+                rule=position_rule(self.policy.model.config),
             )
             sequence.num_cached_tokens += len(ids)
             features += self.features.of(clips)

@@ -28,7 +28,7 @@ from videoseek.distributed import all_max
 from videoseek.engine import BatchSums, OptimizerSettings, TrainEngine
 from videoseek.metrics import MetricsLog, RunError
 from videoseek.model.adapters import add_adapters, load_adapters
-from videoseek.model.load import tokens_per_second
+from videoseek.model.load import model_folder, position_rule, tokens_per_second
 from videoseek.model.policy import Policy
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeEngine
@@ -79,6 +79,8 @@ class StageRun:
         state = read_state(resumed_from) if resumed_from is not None else None
         if state is not None and state.seed != config.seed:
             raise CheckpointError(f"{resumed_from} is of a run with seed={state.seed}, this one has seed={config.seed}")
+        if resumed_from is not None:
+            model_folder(str(resumed_from), config.position_rule)
         policy, environment = cls._load(context, source, resumed_from, frozen)
         return cls(
             context=context,
@@ -153,6 +155,7 @@ class StageRun:
             tdam_rule=rule,
             tdam_share=tdam.share,
             seed=self.config.seed,
+            position_rule=position_rule(self.policy.model.config),
             reference_tags=tags,
         )
 
