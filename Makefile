@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# vLLM pins other versions of the same libraries: it has an environment of its own.
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 
-.PHONY: train test test-tf457 lint bench clean
+.PHONY: train test test-tf457 test-vllm lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -22,6 +25,9 @@ $(VENV)-tf457/.ready:
 	$(VENV)-tf457/bin/python -m pip install --quiet "transformers==4.57.*"
 	touch $@
 
+test-vllm: $(READY) $(VLLM_READY)  ## tests of rollout.engine=vllm, with a real vLLM on the CPU
+	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/vllm $(ARGS)
+
 lint: $(READY)
 	$(BIN)/ruff check src kernels tests setup.py
 	$(BIN)/ruff format --check src kernels tests setup.py
@@ -38,5 +44,14 @@ $(READY): setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(VLLM_READY): tests/vllm/requirements.txt tests/vllm/engine.txt tests/vllm/sitecustomize.py
+	@echo "setting up $(VLLM); this takes about three minutes and 3 GB"
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/vllm/engine.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
+	cp tests/vllm/sitecustomize.py $(VLLM)/lib/python3*/site-packages/
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-tf457 build dist src/videoseek.egg-info
+	rm -rf $(VENV) $(VENV)-tf457 $(VLLM) build dist src/videoseek.egg-info

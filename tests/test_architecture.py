@@ -22,15 +22,15 @@ SOURCES = {
 #: Rooms on the ground floor may also import from each other.
 FLOORS = (
     {"types", "trajectory_record", "config", "config_merge", "command"}
-    | {"files", "metrics", "trackers", "runtime", "distributed", "timing"},
+    | {"files", "metrics", "trackers", "runtime", "distributed", "timing", "wire"},
     {"algorithms", "video"},
     {"trajectory"},
     {"rewards", "batches"},
-    {"model", "samples"},
+    {"model", "samples", "serving"},
     {"rollout", "engine"},
     {"checkpoint", "evaluation", "pages"},
     {"stages", "data_tools", "synthesis"},
-    {"train", "evaluate", "ask", "score", "compare", "report", "data"},
+    {"train", "evaluate", "ask", "score", "compare", "report", "data", "serve"},
 )  # fmt: skip
 #: Libraries that one room imports, so that a new version or an absence of the library concerns one room.
 SEAMS = {
@@ -38,6 +38,7 @@ SEAMS = {
     "videoseek_kernels": ("videoseek.model", "kernel_bench"),
     "kernel_bench": (),
     "deepspeed": ("videoseek.engine",),
+    "vllm": ("videoseek.serving",),
 }
 
 #: The learning core: what a training run on a real checkpoint imports from these rooms.

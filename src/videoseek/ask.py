@@ -41,11 +41,10 @@ def main(arguments: list[str]) -> None:
     # torch and transformers take seconds to import: errors in the arguments come first.
     from videoseek.distributed import choose_device
     from videoseek.files import write_text
-    from videoseek.model.load import model_folder, tokens_per_second
+    from videoseek.model.load import model_folder
     from videoseek.pages.page import document
     from videoseek.pages.viewer import record_article
-    from videoseek.rollout.native import NativeEngine
-    from videoseek.rollout.setup import load_policy, sampling_settings
+    from videoseek.rollout.setup import load_policy, rollout_engine, sampling_settings
     from videoseek.trajectory_record import TrajectoryRecord
 
     sample = Sample(
@@ -58,7 +57,7 @@ def main(arguments: list[str]) -> None:
     )
     folder = model_folder(config.model, config.position_rule)
     policy, environment = load_policy(folder, config, choose_device(config.device))
-    engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
+    engine = rollout_engine(policy, environment, config)
     [[episode]] = engine.rollout([sample], 1, config.seed, sampling_settings(config, temperature=0.0))
     sys.stdout.writelines(f"{line}\n" for line in trail(episode))
     if settings.out is not None:

@@ -152,8 +152,29 @@ class RolloutConfig:
     max_context_tokens: int = option(32768, "most tokens of an episode, video included", at_least=1)
     temperature: float = option(1.0, "sampling temperature", above=0)
     top_p: float = option(1.0, "share of the probability mass that is sampled from", above=0, at_most=1)
-    episodes_per_batch: int = option(64, "episodes generated side by side on a rank", at_least=1)
-    deadline_seconds: float = option(600.0, "most seconds an episode may take", above=0)
+    cache_tokens: int | None = option(
+        None, "tokens whose keys and values a rank holds at a time; further episodes wait (null: by memory)", at_least=1
+    )
+    deadline_seconds: float | None = option(
+        None, "most seconds of the model's own time for an episode, without tools and company (null: no limit)", above=0
+    )
+    engine: str = option(
+        "native", "native samples with the training model; vllm in workers of vLLM", choices=("native", "vllm")
+    )
+    sync: str = option(
+        "tensors",
+        "vllm: how weights reach the workers, over the connection or through a folder in output_dir",
+        choices=("tensors", "disk"),
+    )
+    vllm_python: str | None = option(None, "vllm: interpreter of the environment with vLLM (null: this one)")
+    vllm_options: list[str] = option([], "vllm: arguments of vLLM's engine in workers started here, as NAME=VALUE")
+    servers: list[str] = option(
+        [], "vllm: workers that run already, as HOST:PORT, dealt out to the ranks (none: each rank starts one)"
+    )
+    worker_restarts: int = option(2, "vllm: how often a worker that is lost is started again", at_least=0)
+    worker_silence_seconds: float = option(
+        600.0, "vllm: a worker that says nothing for so long while asked, also at its start, is lost", above=0
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from videoseek.model.attention import PackedAttention, install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
 from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
+from videoseek.rollout.native import NativeSampler
 from videoseek.samples import clueworld
 from videoseek.trajectory.grammar import FORMATS, CallFormat
 from videoseek.trajectory.vocabulary import Vocabulary
@@ -85,6 +87,12 @@ def tiny_world() -> TinyWorld:
     )
     _FOLDERS.append(folder)
     return world
+
+
+def native_engine(policy: Policy, environment: Environment, **options: int | bool) -> RolloutEngine:
+    """Returns the rollout engine on a policy of the tiny world's scale. `options` go to the native sampler."""
+    sampler = NativeSampler(policy, environment.vocabulary, TOKENS_PER_SECOND, **options)  # type: ignore[arg-type]
+    return RolloutEngine(environment, sampler, sampler.features)
 
 
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []

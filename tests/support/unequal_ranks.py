@@ -18,7 +18,7 @@ from typing import cast
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.tiny_world import TinyWorld, answer, look, tiny_world, tree_length
+from support.tiny_world import TinyWorld, answer, look, native_engine, tiny_world, tree_length
 
 from videoseek.algorithms.losses import sft_loss
 from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, plan_micro_batches
@@ -32,7 +32,6 @@ from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, tiny_config
 from videoseek.rewards.functions import RewardFunction
-from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import rank
 from videoseek.stages.grpo import Objective, join_updates
 from videoseek.stages.rollouts import (
@@ -87,7 +86,7 @@ def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float
     config = replace(config, grpo=grpo, rollout=replace(config.rollout, max_turns=4, max_new_tokens_per_turn=48))
     engine = engine_of(world, stage)
     reference = large_policy(world, seed=1).requires_grad_(False).eval()
-    sampler = NativeEngine(engine.policy, world.environment, world.packing.tokens_per_second)
+    sampler = native_engine(engine.policy, world.environment)
     objective = Objective(config, engine, sampler, reference)
     groups = [
         [world.replay(index, look(4, 8), answer("A")), world.replay(index, answer("B" * (index % 3)))]
@@ -149,7 +148,7 @@ def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     config = replace(config, grpo=grpo, rollout=rollout)
     policy = Policy(large_policy(world, seed=0).model, freeze_vision="all")
     engine = TrainEngine(policy.train(), OptimizerSettings(), stage=stage)
-    sampler = NativeEngine(policy, world.environment, world.packing.tokens_per_second, keep_features=True)
+    sampler = native_engine(policy, world.environment, keep_features=True)
     samples = [world.samples[0], replace(world.samples[1], video="missing.mp4")]
     run = cast(StageRun, SimpleNamespace(config=config, device=CPU))
     by_ids = RewardFunction("ids", lambda completion_ids, **_: [sum(ids) % 97 for ids in completion_ids])

@@ -10,14 +10,15 @@ from typing import Any
 from videoseek.config import TrainConfig
 from videoseek.rewards.clue_score import overlap
 from videoseek.rewards.trajectory_guided import write_rewards
-from videoseek.rollout.native import NativeEngine, SamplingSettings
+from videoseek.rollout.engine import RolloutEngine
+from videoseek.rollout.sampler import SamplingSettings
 from videoseek.types import Episode, Sample, StopReason
 
 Groups = list[list[Episode]]
 
 
 def answer_questions(
-    engine: NativeEngine,
+    engine: RolloutEngine,
     samples: Sequence[Sample],
     samples_per_prompt: int,
     seed: int,

@@ -1,4 +1,4 @@
-"""Builds the policy, the environment and the sampling settings of a rollout from a configuration."""
+"""Builds the policy, the environment, the engine and the sampling settings of a rollout from a configuration."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from transformers import GenerationConfig
 
 from videoseek.config import TrainConfig
 from videoseek.distributed import choose_dtype
-from videoseek.model.load import ModelError, load_model, load_tokenizer, position_rule
+from videoseek.model.load import ModelError, load_model, load_tokenizer, position_rule, tokens_per_second
 from videoseek.model.policy import Policy
 from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
-from videoseek.rollout.native import SamplingSettings
+from videoseek.rollout.native import NativeSampler
+from videoseek.rollout.sampler import SamplingSettings
 from videoseek.trajectory.chat_template import chat_template
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.vocabulary import Vocabulary
@@ -58,6 +60,20 @@ def generation_config(known: GenerationConfig, vocabulary: Vocabulary) -> Genera
     )
 
 
+def rollout_engine(
+    policy: Policy, environment: Environment, config: TrainConfig, *, keep_features: bool = False
+) -> RolloutEngine:
+    """Returns the rollout engine on a policy. `keep_features` is for a trainer with a frozen vision tower."""
+    sampler = NativeSampler(
+        policy,
+        environment.vocabulary,
+        tokens_per_second(policy.model.config),
+        keep_features=keep_features,
+        cache_tokens=config.rollout.cache_tokens,
+    )
+    return RolloutEngine(environment, sampler, sampler.features)
+
+
 def sampling_settings(config: TrainConfig, temperature: float) -> SamplingSettings:
     """Returns the sampling settings of a configuration at `temperature`."""
     rollout = config.rollout
@@ -66,5 +82,4 @@ def sampling_settings(config: TrainConfig, temperature: float) -> SamplingSettin
         top_p=rollout.top_p,
         max_new_tokens_per_turn=rollout.max_new_tokens_per_turn,
         deadline_seconds=rollout.deadline_seconds,
-        episodes_per_batch=rollout.episodes_per_batch,
     )

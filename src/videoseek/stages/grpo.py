@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -24,7 +25,7 @@ from videoseek.distributed import all_sum, split_minibatches
 from videoseek.engine import OptimizerSettings, TrainEngine, learning_rate
 from videoseek.model.policy import Policy
 from videoseek.rewards.functions import RewardFunction
-from videoseek.rollout.native import NativeEngine
+from videoseek.rollout.engine import RolloutEngine
 from videoseek.runtime import Progress
 from videoseek.stages.rollouts import filler_group, prefetch_prompts, rollout_metrics, sample_groups, with_advantages
 from videoseek.stages.stage_run import StageRun
@@ -42,12 +43,12 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
     grpo = run.config.grpo
     reference = run.reference_policy() if grpo.kl_coef > 0 else None
     engine = run.engine(OptimizerSettings((0.9, 0.999), grpo.weight_decay, run.config.grad_clip))
-    sampler = run.native_engine()
+    sampler = run.rollout_engine()
     objective = Objective(run.config, engine, sampler, reference)
     packing = run.pack_settings(masked=False)
     run.policy.train()
-    load = partial(prefetch_prompts, run.environment, run.config, samples)
-    with Progress(run.name, grpo.steps, run.first_step) as progress, AheadLoader(load) as loader:
+    loader = AheadLoader(partial(prefetch_prompts, run.environment, run.config, samples))
+    with closing(sampler.sampler), loader, Progress(run.name, grpo.steps, run.first_step) as progress:
         for step in range(run.first_step, grpo.steps):
             started = time.perf_counter()
             loader.get(step)
@@ -104,7 +105,7 @@ class Objective:
 
     config: TrainConfig
     engine: TrainEngine
-    sampler: NativeEngine
+    sampler: RolloutEngine
     reference: Policy | None
 
     def count(self, minibatch: Sequence[MicroBatch]) -> tuple[int, int]:
@@ -119,7 +120,7 @@ class Objective:
         if self.engine.policy.vision_is_frozen:
             clips = [clip for minibatch in minibatches for micro in minibatch for clip in micro.batch.clips]
             with self.engine.whole_weights():
-                self.sampler.features.encode(clips, skip_unreadable=False)
+                self.sampler.features.encode(clips)
 
     @torch.no_grad()
     def write_old_logprobs(self, micro_batches: Sequence[MicroBatch], filler: MicroBatch | None) -> None:

@@ -16,9 +16,10 @@ from videoseek.distributed import all_max, all_sum, gather, rank_indices
 from videoseek.engine import TrainEngine
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rewards.trajectory_guided import REWARD_NAMES, write_rewards
+from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.episode_metrics import episode_sums, means
-from videoseek.rollout.native import NativeEngine
+from videoseek.rollout.sampling import draw_numbers
 from videoseek.rollout.setup import sampling_settings
 from videoseek.stages.stage_run import StageRun
 from videoseek.types import Episode, Sample
@@ -48,7 +49,7 @@ class Rollouts:
 def sample_groups(
     run: StageRun,
     engine: TrainEngine,
-    sampler: NativeEngine,
+    sampler: RolloutEngine,
     functions: Sequence[RewardFunction],
     samples: Sequence[Sample],
     step: int,
@@ -68,7 +69,7 @@ def sample_groups(
         if num_missing == 0:
             break
         indices = step_prompts(step, attempt, grpo, len(samples), config.seed)[:num_missing]
-        own = rank_indices(len(indices))
+        own, draws = rank_indices(len(indices)), draw_numbers(indices)
         with engine.whole_weights():
             sampled = sampler.rollout(
                 [samples[indices[i]] for i in own],
@@ -76,6 +77,7 @@ def sample_groups(
                 stream_seed(config.seed, step, attempt),
                 sampling,
                 weight_version=step,
+                draws=[draws[i] for i in own],
                 skip_unreadable=True,
             )
         reward_episodes(config, functions, [episode for group in sampled for episode in group])

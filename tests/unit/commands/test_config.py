@@ -28,7 +28,9 @@ grpo.weight_decay grpo.clip_low grpo.clip_high grpo.kl_coef grpo.kl_kind grpo.ov
 grpo.max_resample_rounds grpo.save_every_steps grpo.updates_per_batch grpo.importance_cap
 grpo.max_tokens_per_micro_batch grpo.freeze_vision
 rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
-rollout.top_p rollout.episodes_per_batch rollout.deadline_seconds
+rollout.top_p rollout.cache_tokens rollout.deadline_seconds
+rollout.engine rollout.sync rollout.vllm_python rollout.vllm_options rollout.servers rollout.worker_restarts
+rollout.worker_silence_seconds
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
 evaluate.num_questions evaluate.samples
@@ -181,7 +183,7 @@ def test_yaml_words_stay_words(tmp_path: Path, text: str) -> None:
         ("deepspeed.stage=4", ["deepspeed.stage must be one of 0, 1, 2, 3", "got 4"]),
         ("deepspeed.offload=true", ["deepspeed.offload=true needs a deepspeed.stage of 1 or more"]),
         ("grpo.updates_per_batch=99", ["grpo.updates_per_batch 99 exceeds grpo.prompts_per_step 32"]),
-        ("rollout.episodes_per_batch=15", ["rollout.episodes_per_batch 15 is less than grpo.group_size 16"]),
+        ("rollout.cache_tokens=0", ["rollout.cache_tokens must be at least 1", "got 0"]),
         ("resume=nowhere", ["resume must be no, auto or an existing checkpoint folder", "got 'nowhere'"]),
         ("model=${nowhere}", ["cannot be resolved", "nowhere"]),
         ("model=${open", ["model must be text", "got '${open'"]),
