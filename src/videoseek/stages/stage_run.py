@@ -153,6 +153,7 @@ class StageRun:
             tdam_rule=rule,
             tdam_share=tdam.share,
             seed=self.config.seed,
+            share_films=self.config.data.group_by_film,
             reference_tags=tags,
         )
 
