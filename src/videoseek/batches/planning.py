@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from videoseek.batches.sharing import shared_lengths
 from videoseek.types import Episode
@@ -18,18 +18,22 @@ from videoseek.types import Episode
 class GroupShape:
     """Lengths in tokens of the episodes of group `index` on rank `rank`.
 
-    Episode i shares its first shared_lengths[i] tokens with episode i - 1. The episodes answer one prompt, or several
-    prompts about one film in the order of their token ids.
+    Episode i answers prompt prompts[i], and shares its first shared_lengths[i] tokens with episode i - 1. A group has
+    one prompt, or several prompts about one film in the order of their token ids.
     """
 
     rank: int
     index: int
+    prompts: tuple[int, ...]
     lengths: tuple[int, ...]
     shared_lengths: tuple[int, ...]
 
     @classmethod
     def of(cls, rank: int, index: int, group: Sequence[Episode]) -> GroupShape:
-        return cls(rank, index, tuple(len(episode.token_ids) for episode in group), tuple(shared_lengths(group)))
+        shared = shared_lengths(group)
+        opens = [num_shared < e.prompt_length - 1 for e, num_shared in zip(group, shared, strict=True)]
+        lengths = tuple(len(episode.token_ids) for episode in group)
+        return cls(rank, index, tuple(accumulate(opens)), lengths, tuple(shared))
 
     @property
     def tokens_apart(self) -> int:
@@ -61,16 +65,13 @@ class Tree:
 Row = list[Tree]
 
 
-def first_fit_decreasing(
-    lengths: Sequence[int], capacity: int, length_of: Callable[[list[int]], int] | None = None
-) -> list[list[int]]:
-    """Packs indices into bins of at most `capacity` by first-fit decreasing. A longer item gets its own bin.
+def first_fit(order: Sequence[int], capacity: int, length_of: Callable[[list[int]], int]) -> list[list[int]]:
+    """Packs indices, in `order`, each into the first bin that `length_of` gives at most `capacity` with the index.
 
-    `length_of` gives the length of a bin's items together: by default the sum of their lengths.
+    An index that fits no bin opens a new one.
     """
-    length_of = length_of or (lambda members: sum(lengths[i] for i in members))
     bins: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in order:
         fitting = next((members for members in bins if length_of([*members, index]) <= capacity), None)
         if fitting is None:
             bins.append([index])
@@ -82,10 +83,19 @@ def first_fit_decreasing(
 def split_into_trees(shape: GroupShape, max_tokens: int) -> list[Tree]:
     """Cuts a group into few trees of at most `max_tokens` tokens, with at least one episode per tree.
 
-    Every further tree repeats the prompt or the film: few trees mean few tokens.
+    Every further tree repeats the film and its prompts: few trees with few prompts mean few tokens.
     """
-    bins = first_fit_decreasing(shape.lengths, max_tokens, shape.tree_length)
+    order = sorted(range(len(shape.lengths)), key=lambda i: (shape.prompts[i], -shape.lengths[i]))
+    bins = first_fit(order, max_tokens, shape.tree_length)
     return [Tree(shape, tuple(sorted(episodes))) for episodes in bins]
+
+
+def pack_trees(trees: Sequence[Tree], max_tokens: int) -> list[Row]:
+    """Packs trees into rows of at most `max_tokens` tokens by first-fit decreasing. A longer tree gets its own row."""
+    lengths = [tree.length for tree in trees]
+    order = sorted(range(len(trees)), key=lambda i: -lengths[i])
+    bins = first_fit(order, max_tokens, lambda members: sum(lengths[i] for i in members))
+    return [[trees[i] for i in sorted(members)] for members in bins]
 
 
 def plan_rows(shapes: Sequence[GroupShape], max_tokens: int, num_ranks: int) -> list[list[Row]]:
@@ -97,8 +107,7 @@ def plan_rows(shapes: Sequence[GroupShape], max_tokens: int, num_ranks: int) -> 
     plan: list[list[Row]] = []
     for number in range(num_ranks):
         trees = [tree for shape in shapes if shape.rank == number for tree in split_into_trees(shape, max_tokens)]
-        bins = first_fit_decreasing([tree.length for tree in trees], max_tokens)
-        plan.append([[trees[i] for i in sorted(row)] for row in bins])
+        plan.append(pack_trees(trees, max_tokens))
     while True:
         counts = [len(rows) for rows in plan]
         fullest, emptiest = counts.index(max(counts)), counts.index(min(counts))
