@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 from videoseek.batches.sharing import shared_lengths
 from videoseek.types import Episode
@@ -83,10 +83,14 @@ def first_fit(order: Sequence[int], capacity: int, length_of: Callable[[list[int
 def split_into_trees(shape: GroupShape, max_tokens: int) -> list[Tree]:
     """Cuts a group into few trees of at most `max_tokens` tokens, with at least one episode per tree.
 
-    Every further tree repeats the film and its prompts: few trees with few prompts mean few tokens.
+    Every further tree repeats the film and its prompts. The prompts of a group share trees where that takes no more
+    tokens than trees of one prompt each.
     """
     order = sorted(range(len(shape.lengths)), key=lambda i: (shape.prompts[i], -shape.lengths[i]))
-    bins = first_fit(order, max_tokens, shape.tree_length)
+    prompts = [list(indices) for _, indices in groupby(order, key=lambda i: shape.prompts[i])]
+    joined = first_fit(order, max_tokens, shape.tree_length)
+    apart = [episodes for prompt in prompts for episodes in first_fit(prompt, max_tokens, shape.tree_length)]
+    bins = min(joined, apart, key=lambda bins: sum(map(shape.tree_length, bins)))
     return [Tree(shape, tuple(sorted(episodes))) for episodes in bins]
 
 

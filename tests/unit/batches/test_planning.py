@@ -61,6 +61,18 @@ def test_first_fit_decreasing_fills_rows(lengths: list[int], capacity: int) -> N
     assert len(fillings) < 2 or fillings[0] + fillings[1] > capacity
 
 
+@given(groups=shapes(), max_tokens=st.integers(1, 200))
+def test_a_film_takes_no_more_tokens_than_its_questions_apart(groups: list[GroupShape], max_tokens: int) -> None:
+    for shape in groups:
+        apart = 0
+        for prompt in set(shape.prompts):
+            own = [i for i, number in enumerate(shape.prompts) if number == prompt]
+            shared = [0, *(shape.shared_lengths[i] for i in own[1:])]
+            question = GroupShape(0, 0, (0,) * len(own), tuple(shape.lengths[i] for i in own), tuple(shared))
+            apart += sum(tree.length for tree in split_into_trees(question, max_tokens))
+        assert sum(tree.length for tree in split_into_trees(shape, max_tokens)) <= apart
+
+
 @pytest.mark.parametrize(
     ("max_tokens", "trees"),
     [(33, {(0, 1, 2): 33}), (32, {(0, 1): 24, (2,): 19}), (23, {(0,): 18, (1,): 19, (2,): 19})],
