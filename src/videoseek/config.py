@@ -55,6 +55,10 @@ class DataConfig:
         at_least=0,
         at_most=1,
     )
+    group_by_film: bool = option(
+        False,
+        "bring up to 8 questions about one film together in a batch, and train the film's tokens once per packed row",
+    )
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,11 @@ def barrier() -> None:
         dist.barrier()
 
 
-def rank_indices(count: int) -> range:
-    """Returns this rank's indices of a global batch: every world_size-th. Ranks differ by at most 1 index."""
+def rank_indices(count: int, *, contiguous: bool = False) -> range:
+    """Returns this rank's indices of a global batch: every world_size-th, or `contiguous` ones.
+
+    Numbers of indices differ by at most 1 between ranks.
+    """
+    if contiguous:
+        return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
     return range(rank(), count, world_size())

@@ -22,6 +22,7 @@ from support.tiny_world import TinyWorld, answer, look, native_engine, tiny_worl
 
 from videoseek.algorithms.losses import sft_loss
 from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, plan_micro_batches
+from videoseek.batches.order import SampleOrder
 from videoseek.batches.packing import pack_documents
 from videoseek.config import TrainConfig
 from videoseek.config_merge import load_config
@@ -152,7 +153,7 @@ def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     samples = [world.samples[0], replace(world.samples[1], video="missing.mp4")]
     run = cast(StageRun, SimpleNamespace(config=config, device=CPU))
     by_ids = RewardFunction("ids", lambda completion_ids, **_: [sum(ids) % 97 for ids in completion_ids])
-    rollouts = sample_groups(run, engine, sampler, [by_ids], samples, 0)
+    rollouts = sample_groups(run, engine, sampler, [by_ids], samples, SampleOrder(len(samples), 0), 0)
     filler_episode = filler_group(rollouts, CPU)
     assert filler_episode is not None and len(filler_episode[0]) == 1
     filler = pack_micro_batch([filler_episode], world.packing, CPU)

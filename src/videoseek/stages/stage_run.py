@@ -158,6 +158,7 @@ class StageRun:
             tdam_share=tdam.share,
             seed=self.config.seed,
             position_rule=position_rule(self.policy.model.config),
+            share_films=self.config.data.group_by_film,
             reference_tags=tags,
         )
 

@@ -15,6 +15,7 @@ FROZEN_KEYS = """
 recipe model output_dir seed resume stages save_every_steps save_every_minutes keep_checkpoints tracker device dtype
 grad_clip max_skipped_steps position_rule gradient_checkpointing
 data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples data.max_unreadable_share
+data.group_by_film
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
 video.min_frames video.max_frames video.max_tokens_per_grid video.min_window_seconds video.frame_policy
 video.cache_megabytes video.stall_seconds video.prefetch
