@@ -22,7 +22,7 @@ SOURCES = {
 #: Rooms on the ground floor may also import from each other.
 FLOORS = (
     {"types", "trajectory_record", "config", "config_merge", "command"}
-    | {"files", "metrics", "trackers", "runtime", "distributed", "timing", "wire"},
+    | {"files", "metrics", "trackers", "runtime", "distributed", "timing", "wire", "endpoint"},
     {"algorithms", "video"},
     {"trajectory"},
     {"rewards", "batches"},
