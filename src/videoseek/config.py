@@ -198,6 +198,41 @@ class DeepSpeedConfig:
 class EvaluateConfig:
     num_questions: int = option(256, "held-out questions", at_least=1)
     samples: int = option(4, "sampled episodes per question, beside one greedy one", at_least=1)
+    tasks: list[str] = option(
+        [],
+        "benchmarks (videomme, mlvu, ..), data sources as in data.eval, or tasks of your own as FILE.py:NAME",
+    )
+    data_root: str | None = option(None, "folder of the benchmarks' released files")
+    limit: int | None = option(None, "questions of a task, drawn by the seed (null: the whole files)", at_least=1)
+    mode: str = option(
+        "tool",
+        "with the crop tool, or one turn without a tool: the answer alone (direct), or reasoning and answer (think)",
+        choices=("tool", "direct", "think"),
+    )
+    prompt_style: str = option(
+        "ours", "words of the question: ours, or those of another harness", choices=("ours", "lmms", "vlmevalkit")
+    )
+    subtitles: str = option(
+        "none",
+        "subtitles in the question: of the overview's frames or all; window: of each crop, in its observation",
+        choices=("none", "covering_frames", "all", "window"),
+    )
+    final_answer: bool = option(False, "after the last turn that may call, one more turn that must answer")
+    votes: int = option(1, "answers per question, by majority; 1 is greedy, more are sampled", at_least=1)
+    evidence: str = option(
+        "score",
+        "score the crops, or also run with each crop swapped for as long a clip from elsewhere in the film",
+        choices=("score", "swap"),
+    )
+    judge: str | None = option(
+        None, "model that judges open answers (null: an open answer counts if its words equal the key's)"
+    )
+    judge_endpoint: str = option("http://127.0.0.1:8000/v1", "base URL of the judge's OpenAI-compatible endpoint")
+    judge_api_key_env: str | None = option(
+        "OPENAI_API_KEY", "environment variable that holds the judge's key (null: the endpoint needs none)"
+    )
+    shard: str | None = option(None, "part of the films as INDEX/COUNT, such as 1/3; a run without shard merges them")
+    papers: bool = option(False, "print the papers' rows below the table, each with its protocol")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,14 @@
-"""`python -m videoseek.evaluate model=DIR data.eval=[FILE.jsonl]`: scores a model on held-out questions.
+"""`python -m videoseek.evaluate model=DIR tasks=[videomme, mlvu] data_root=DIR`: scores a model on benchmarks.
 
 The command takes every key of a training run: prompt, quotas and limits can match the training. A model in a run's
-folder loads the run's config.yaml; `recipe=` names another recipe.
+folder loads the run's config.yaml; `recipe=` names another recipe. The keys of `evaluate.` may stand without their
+group: `limit=256` is `evaluate.limit=256`.
+
+output_dir/MODEL/MODE-HASH/TASK/
+    answers.jsonl  results.json
+
+A second call continues an interrupted one, and adds nothing to a finished one. Without tasks the command scores the
+sampled and greedy episodes on the held-out questions of `data.eval`, as training does at its end.
 
 output_dir/
     config.yaml  env.json  summary.json  trajectories/eval_NAME.jsonl  report.html
@@ -10,18 +17,30 @@ output_dir/
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from videoseek.command import FLAGS, parse, recipe_of_model, run_command
+from videoseek.config import EvaluateConfig, TrainConfig
 from videoseek.runtime import rank
 
-USAGE = "python -m videoseek.evaluate model=DIR [data.eval=[FILE.jsonl, ...]] [output_dir=DIR] [key=value ...]"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+USAGE = "python -m videoseek.evaluate model=DIR [tasks=[NAME, ...] data_root=DIR] [data.eval=[FILE.jsonl, ...]] \
+[output_dir=DIR] [key=value ...]"
 #: Defaults stronger than the run's own recipe: an evaluation must not write to the run's folder by accident.
 DEFAULTS = ["output_dir=runs/evaluate", "resume=no"]
+#: The folder of benchmarks, which no evaluation on `data.eval` moves aside.
+BENCHMARKS_DIR = "output_dir=runs/benchmarks"
 
 
 def main(arguments: list[str]) -> None:
     flags = [argument for argument in arguments if argument in FLAGS or argument == "-h"]
-    rest = [argument for argument in arguments if argument not in flags]
+    rest = with_group([argument for argument in arguments if argument not in flags])
     options, config = parse([*flags, *with_defaults(recipe_of_model(rest))], USAGE)
     # torch and transformers take seconds to import: errors in the arguments come first.
     from videoseek.distributed import choose_accelerator
@@ -41,6 +60,9 @@ def main(arguments: list[str]) -> None:
     started = time.monotonic()
     context = start_run(config)
     folder = model_folder(config.model, config.position_rule)
+    if config.evaluate.tasks:
+        score_tasks(config, folder, context.device, context.output_dir, dry_run=options.dry_run)
+        return end_distributed()
     samples = load_split(config, "eval")[: config.evaluate.num_questions]
     if options.dry_run:
         say(f"  {len(samples)} questions are in order")
@@ -56,10 +78,46 @@ def main(arguments: list[str]) -> None:
     end_distributed()
 
 
+def score_tasks(
+    config: TrainConfig, folder: Path, device: torch.device, output_dir: Path, *, dry_run: bool = False
+) -> None:
+    """Asks the questions of all tasks that no file answers yet. A dry run counts the questions."""
+    from videoseek.evaluation.benchmarks import evaluate_tasks, load_task
+    from videoseek.evaluation.runner import Model
+    from videoseek.evaluation.tasks import find_task
+    from videoseek.model.load import tokens_per_second
+    from videoseek.rollout.native import NativeEngine
+    from videoseek.rollout.setup import load_policy
+
+    if dry_run:
+        for name in config.evaluate.tasks:
+            load_task(find_task(name), config)
+        return
+
+    def load_model() -> Model:
+        policy, environment = load_policy(folder, config, device)
+        rate = tokens_per_second(policy.model.config)
+        return Model(environment, lambda changed: NativeEngine(policy, changed, rate))
+
+    evaluate_tasks(config, folder, load_model, output_dir)
+
+
+def with_group(arguments: Sequence[str]) -> list[str]:
+    """Puts `evaluate.` before the keys of that group."""
+    names = {field.name for field in fields(EvaluateConfig)}
+    named = []
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        dashes = "--" if argument.startswith("--") else ""
+        named.append(f"{dashes}evaluate.{key}{equals}{value}" if key in names and (dashes or equals) else argument)
+    return named
+
+
 def with_defaults(arguments: list[str]) -> list[str]:
     """Puts the command's defaults before the arguments, except for keys already among the arguments."""
     given_keys = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
-    return [*(default for default in DEFAULTS if default.partition("=")[0] not in given_keys), *arguments]
+    defaults = [BENCHMARKS_DIR, *DEFAULTS[1:]] if "evaluate.tasks" in given_keys else DEFAULTS
+    return [*(default for default in defaults if default.partition("=")[0] not in given_keys), *arguments]
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ rollout.engine rollout.sync rollout.vllm_python rollout.vllm_options rollout.ser
 rollout.worker_silence_seconds
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
-evaluate.num_questions evaluate.samples
+evaluate.num_questions evaluate.samples evaluate.tasks evaluate.data_root evaluate.limit evaluate.mode
+evaluate.prompt_style evaluate.subtitles evaluate.final_answer evaluate.votes evaluate.evidence evaluate.judge
+evaluate.judge_endpoint evaluate.judge_api_key_env evaluate.shard evaluate.papers
 """
 
 
