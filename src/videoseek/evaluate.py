@@ -22,7 +22,7 @@ DEFAULTS = ["output_dir=runs/evaluate", "resume=no"]
 def main(arguments: list[str]) -> None:
     flags = [argument for argument in arguments if argument in FLAGS or argument == "-h"]
     rest = [argument for argument in arguments if argument not in flags]
-    options, config = parse([*flags, *with_defaults(recipe_of_model(rest))], USAGE)
+    options, config = parse([*flags, *recipe_of_model(rest)], USAGE, defaults=DEFAULTS)
     # torch and transformers take seconds to import: errors in the arguments come first.
     from videoseek.distributed import choose_accelerator
 
@@ -54,12 +54,6 @@ def main(arguments: list[str]) -> None:
             write_json(context.output_dir / "summary.json", summary)
             say(f"report: {write_report(context.output_dir)}")
     end_distributed()
-
-
-def with_defaults(arguments: list[str]) -> list[str]:
-    """Puts the command's defaults before the arguments, except for keys already among the arguments."""
-    given_keys = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
-    return [*(default for default in DEFAULTS if default.partition("=")[0] not in given_keys), *arguments]
 
 
 if __name__ == "__main__":
