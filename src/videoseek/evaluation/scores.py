@@ -42,10 +42,13 @@ def answer_questions(
     return sampled, rollout(1, seed, greedily, on_progress=shifted(first_greedy))
 
 
-def scores(sampled: Groups, greedy: Groups, variant: str, decay: float, call_format: str) -> dict[str, float]:
+def scores(
+    sampled: Groups, greedy: Groups, variant: str, decay: float, call_format: str, min_window_seconds: float
+) -> dict[str, float]:
     """Rewards every episode. Returns `summarize` of the sampled episodes and the accuracies of the greedy episodes."""
     episodes = [episode for group in [*sampled, *greedy] for episode in group]
-    write_rewards([e for e in episodes if e.sample.kind != "perception"], variant, decay, call_format)
+    scored = [episode for episode in episodes if episode.sample.kind != "perception"]
+    write_rewards(scored, variant, decay, call_format, min_window_seconds)
     for episode in episodes:
         if episode.sample.kind == "perception":
             right = _parts(episode.assistant_texts()[0]) == _parts(episode.sample.turns[0])
