@@ -11,6 +11,8 @@ import platform
 import random
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,8 @@ import torch.distributed as dist
 from videoseek.config import UsageError
 from videoseek.runtime import local_rank, rank, say, world_size
 
+#: A network file system may show a new file of another machine this late.
+_MOST_SECONDS_UNSEEN = 10.0
 PACKAGES = ("torch", "transformers", "deepspeed", "triton", "av", "numpy", "omegaconf", "safetensors", "tokenizers")
 
 
@@ -157,6 +161,27 @@ def split_minibatches(items: Sequence[T], draws: Sequence[int], num_minibatches:
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
+
+
+def check_shared(folder: Path) -> None:
+    """Raises UsageError on all ranks unless all ranks see one folder: every rank reads the files of other ranks."""
+    if world_size() == 1:
+        return
+    (name,) = gather([f".seen-by-all-{uuid.uuid4().hex}"] if rank() == 0 else [])
+    if rank() == 0:
+        (folder / name).touch()
+    barrier()
+    until = time.monotonic() + _MOST_SECONDS_UNSEEN
+    while not (folder / name).exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    blind = gather([] if (folder / name).exists() else [f"rank {rank()} on {platform.node()}"])
+    if rank() == 0:
+        (folder / name).unlink()
+    if blind:
+        raise UsageError(
+            f"output_dir {folder} must be one folder for all ranks, but {blind[0]} does not see the files of rank 0; "
+            "name a folder on a file system that all nodes share"
+        )
 
 
 def rank_indices(count: int) -> range:
