@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from videoseek.config import TrainConfig
-from videoseek.rewards.clue_score import overlap
+from videoseek.rewards.clue_score import MIN_WINDOW_SECONDS, overlap
 from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.rollout.native import NativeEngine, SamplingSettings
 from videoseek.types import Episode, Sample, StopReason
@@ -43,7 +43,12 @@ def answer_questions(
 
 
 def scores(
-    sampled: Groups, greedy: Groups, variant: str, decay: float, call_format: str, min_window_seconds: float
+    sampled: Groups,
+    greedy: Groups,
+    variant: str,
+    decay: float,
+    call_format: str,
+    min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> dict[str, float]:
     """Rewards every episode. Returns `summarize` of the sampled episodes and the accuracies of the greedy episodes."""
     episodes = [episode for group in [*sampled, *greedy] for episode in group]

@@ -71,7 +71,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     summary = {"recipe": "sft_rl", "seed": 3, "wall_seconds": 312.0}
     for name, sampled in groups.items():
-        for key, value in scores(sampled, [group[:1] for group in sampled], "strict", 0.05, "grounding", 1.0).items():
+        for key, value in scores(sampled, [group[:1] for group in sampled], "strict", 0.05, "grounding").items():
             summary[key if key.startswith("chance") else f"{key}/{name}"] = value
         write_trajectories(folder, f"eval_{name}", sampled)
     write_trajectories(folder, "grpo_step_000012", groups["sft"][:4])
