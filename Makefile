@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
-.PHONY: train test test-tf457 test-vllm lint bench clean
+.PHONY: train test test-slow test-tf457 test-vllm lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -15,6 +15,9 @@ train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 # One worker more than two cores: much of a test is waiting for processes to start.
 test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+
+test-slow: $(READY)  ## the tests too that `make test` leaves out because they take minutes
+	$(BIN)/python -m pytest --thorough -m thorough $(ARGS)
 
 test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
 	VIDEOSEEK_TF457_PYTHON=$(VENV)-tf457/bin/python $(BIN)/python -m pytest -m tf457 $(ARGS)

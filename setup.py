@@ -1,4 +1,4 @@
-"""Packages come from three places: src/, kernels/ and, as data, recipes/ and data/tiny_base/."""
+"""Packages come from four folders: src/ and kernels/ hold code, recipes/ and data/tiny_base/ hold data files."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "src/videoseek/__init__.p
 CORE = [
     "torch>=2.8",
     "transformers>=5.16,<6",
-    "deepspeed>=0.17",
+    "deepspeed>=0.19",
     "omegaconf>=2.3",
     "pyyaml",
     "numpy",
@@ -81,7 +81,7 @@ setup(
         "videoseek.tiny_base",
     ],
     package_data={
-        "videoseek": ["**/*.jinja", "**/*.html", "**/*.css", "**/*.js"],
+        "videoseek": ["**/*.jinja", "**/*.css", "**/*.js"],
         "videoseek.recipes": ["*.yaml"],
         "videoseek.tiny_base": ["*.safetensors", "*.json", "*.jinja"],
     },

@@ -78,12 +78,17 @@ class VideoConfig:
     stall_seconds: float | None = option(
         60.0, "most seconds of decoding without a frame, in a process that is then killed (null: no limit)", at_least=0
     )
-
+    overview_cache: str | None = option(
+        None, "folder on a local disk that keeps decoded overviews for later epochs and runs (null: none)"
+    )
+    overview_cache_gigabytes: float = option(
+        50.0, "bound of that folder, in GB; the overviews unused for longest are removed", above=0
+    )
     prefetch: bool = option(True, "decode the clips of the next step while this step trains")
 
     def shown_by(self) -> dict[str, Any]:
         """Returns the fields for the choice of frames and tokens, as part of a measurement's cache key."""
-        unrelated = {"cache_megabytes", "stall_seconds", "prefetch"}
+        unrelated = {"cache_megabytes", "stall_seconds", "prefetch", "overview_cache", "overview_cache_gigabytes"}
         return {name: value for name, value in asdict(self).items() if name not in unrelated}
 
 

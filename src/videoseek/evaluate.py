@@ -41,7 +41,9 @@ BENCHMARKS_DIR = "output_dir=runs/benchmarks"
 def main(arguments: list[str]) -> None:
     flags = [argument for argument in arguments if argument in FLAGS or argument == "-h"]
     rest = with_group([argument for argument in arguments if argument not in flags])
-    options, config = parse([*flags, *with_defaults(recipe_of_model(rest))], USAGE)
+    about_tasks = any(argument.removeprefix("--").startswith("evaluate.tasks=") for argument in rest)
+    defaults = [BENCHMARKS_DIR, *DEFAULTS[1:]] if about_tasks else DEFAULTS
+    options, config = parse([*flags, *recipe_of_model(rest)], USAGE, defaults=defaults)
     # torch and transformers take seconds to import: errors in the arguments come first.
     from videoseek.distributed import choose_accelerator
 
@@ -111,13 +113,6 @@ def with_group(arguments: Sequence[str]) -> list[str]:
         dashes = "--" if argument.startswith("--") else ""
         named.append(f"{dashes}evaluate.{key}{equals}{value}" if key in names and (dashes or equals) else argument)
     return named
-
-
-def with_defaults(arguments: list[str]) -> list[str]:
-    """Puts the command's defaults before the arguments, except for keys already among the arguments."""
-    given_keys = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
-    defaults = [BENCHMARKS_DIR, *DEFAULTS[1:]] if "evaluate.tasks" in given_keys else DEFAULTS
-    return [*(default for default in defaults if default.partition("=")[0] not in given_keys), *arguments]
 
 
 if __name__ == "__main__":

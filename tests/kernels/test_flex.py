@@ -33,7 +33,7 @@ def test_reference_and_flex_attention_agree(seed: int) -> None:
     check(seed)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_reference_and_flex_attention_agree_on_2000_masks() -> None:
     for seed in range(100, 2100):

@@ -34,7 +34,8 @@ def score_model(
             skip_unreadable=config.data.bad_samples == "skip",
         )
     sampled, greedy = gather(sampled), gather(greedy)
-    values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format)
+    shortest = config.video.min_window_seconds
+    values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format, shortest)
     if rank() == 0:
         write_trajectories(output_dir, f"eval_{name}", sampled)
         write_trajectories(output_dir, f"greedy_{name}", greedy)

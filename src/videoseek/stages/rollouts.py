@@ -130,7 +130,8 @@ def check_unreadable(num_unreadable: int, num_prompts: int, max_share: float) ->
 
 def reward_episodes(config: TrainConfig, functions: Sequence[RewardFunction], episodes: Sequence[Episode]) -> None:
     """Writes the reward and its parts into each episode: the rule's value plus the values of the user's functions."""
-    write_rewards(episodes, config.reward.variant, config.reward.decay, config.prompt.format)
+    shortest = config.video.min_window_seconds
+    write_rewards(episodes, config.reward.variant, config.reward.decay, config.prompt.format, shortest)
     for function in functions:
         for episode, value in zip(episodes, function(episodes), strict=True):
             if value is not None:

@@ -27,7 +27,7 @@ from videoseek.stages.stage_run import StageRun
 from videoseek.timing import CLOCK
 from videoseek.types import Episode, Sample
 from videoseek.video.decode import prefetch, read_frames
-from videoseek.video.errors import VideoError, error_metrics, warn_once
+from videoseek.video.errors import VideoError, warn_once
 
 
 def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = None) -> TrainEngine:
@@ -80,7 +80,7 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
             values |= plan_metrics([PlanAccount(num_row_tokens, num_tokens)]) if packing.share_films else {}
             values |= {"data/unreadable_samples": num_unreadable} if skip_bad else {}
             values |= {"perf/tokens_per_s": num_tokens / seconds}
-            run.metrics.write(run.name, step + 1, values | CLOCK.take() | error_metrics())
+            run.metrics.write(run.name, step + 1, values | CLOCK.take())
             progress.update(step + 1, {"loss": learnt["loss"]})
             run.save(engine, step + 1)
     return engine

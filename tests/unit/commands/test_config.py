@@ -18,7 +18,7 @@ data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples 
 data.group_by_film
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
 video.min_frames video.max_frames video.max_tokens_per_grid video.min_window_seconds video.frame_policy
-video.cache_megabytes video.stall_seconds video.prefetch
+video.cache_megabytes video.stall_seconds video.overview_cache video.overview_cache_gigabytes video.prefetch
 tdam.rule tdam.share
 prompt.format prompt.style
 lora.rank lora.alpha lora.targets
