@@ -38,7 +38,7 @@ class SampleOrder:
         films: list[Hashable] = []
         draws: Counter[str] = Counter()
         for sample in samples:
-            # The draws of a sample that a mixture repeats lie in different stretches, hence in different batches.
+            # A mixture repeats samples. Draws of one sample lie in different stretches, and rarely share a batch.
             films.append((sample.video, sample.window, draws[sample.id]))
             draws[sample.id] += 1
         return cls(len(samples), seed, films)

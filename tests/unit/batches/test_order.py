@@ -64,7 +64,7 @@ def test_a_film_with_many_questions_does_not_fill_a_batch() -> None:
 
 
 def test_windows_and_repeated_draws_are_films_of_their_own() -> None:
-    """A window has a clip of its own. A mixture repeats a sample, which a batch must not hold twice."""
+    """A window has a clip of its own. A mixture repeats samples, which no stretch holds twice."""
     samples = asked_about(0, 2) * 2 + [replace(asked_about(0, 3)[2], window=(0.0, 8.0))]
     epochs = [SampleOrder.of(samples, seed, by_film=True).batch(0, 5) for seed in range(20)]
     found = {frozenset(frozenset(part) for part in (epoch[:2], epoch[2:4])) for epoch in epochs if epoch[4] == 4}
