@@ -87,9 +87,7 @@ def score_tasks(
     from videoseek.evaluation.benchmarks import evaluate_tasks, load_task
     from videoseek.evaluation.runner import Model
     from videoseek.evaluation.tasks import find_task
-    from videoseek.model.load import tokens_per_second
-    from videoseek.rollout.native import NativeEngine
-    from videoseek.rollout.setup import load_policy
+    from videoseek.rollout.setup import load_policy, rollout_engine
 
     if dry_run:
         for name in config.evaluate.tasks:
@@ -98,8 +96,7 @@ def score_tasks(
 
     def load_model() -> Model:
         policy, environment = load_policy(folder, config, device)
-        rate = tokens_per_second(policy.model.config)
-        return Model(environment, lambda changed: NativeEngine(policy, changed, rate))
+        return Model(environment, lambda changed: rollout_engine(policy, changed, config))
 
     evaluate_tasks(config, folder, load_model, output_dir)
 

@@ -17,7 +17,7 @@ from videoseek.evaluation.prompts import Notes, Prompt, make_prompt, system_prom
 from videoseek.evaluation.scoring import Scored, judge_open, majority, parity_right, score_reply
 from videoseek.evaluation.tasks.task import Question, Task
 from videoseek.rollout.environment import Environment
-from videoseek.rollout.native import SamplingSettings
+from videoseek.rollout.sampler import SamplingSettings
 from videoseek.rollout.setup import sampling_settings
 from videoseek.runtime import Progress, rank, world_size
 from videoseek.types import Episode, Sample

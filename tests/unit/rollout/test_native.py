@@ -83,7 +83,7 @@ def test_logprobs_of_an_untrained_model_agree_too(world: TinyWorld) -> None:
 def test_rollout_and_trainer_follow_the_models_position_rule(world: TinyWorld) -> None:
     policy = world.policy(seed=3)
     policy.model.config.position_rule = "hf5"
-    rolled = engine_of(policy, world.environment).rollout(world.samples[:3], 3, 1, SETTINGS)
+    rolled = native_engine(policy, world.environment).rollout(world.samples[:3], 3, 1, SETTINGS)
     with torch.no_grad():
         for rule, least, most in (("hf5", 0, 1e-4), ("max_all", 1e-3, 9)):
             batch = pack_groups(rolled, replace(world.packing, position_rule=rule))
