@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from videoseek_kernels.api import tdam_attention
 from videoseek_kernels.block_mask import BlockMask
 from videoseek_kernels.dense import CUDNN_FIRST, FLASH_FIRST, document_bounds, segmented_attention
+from videoseek_kernels.impl.flex import flex_mask
 from videoseek_kernels.mask import TokenMask
 
 from kernel_bench import cudnn_flex
@@ -175,7 +176,7 @@ def _flex_flash(block_mask: BlockMask) -> Contestant:
     if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
         raise RuntimeError("flash-attn-4 is not installed")
     start = time.perf_counter()
-    _ = block_mask.flex
+    block_mask.forms["flex"] = flex_mask(block_mask)
     seconds = time.perf_counter() - start
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -107,7 +107,7 @@ def _attend(
     if chosen == "flex":
         from videoseek_kernels.impl import flex
 
-        return flex.attend(q, k, v, block_mask.flex, factor)
+        return flex.attend(q, k, v, block_mask, factor)
     # Triton is an optional package, so only a call that chooses Triton imports the Triton modules.
     if chosen == "triton":
         check_triton_inputs(q)

@@ -8,7 +8,7 @@ always exact. A PARTIAL block may in truth be empty or full.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -59,6 +59,8 @@ class BlockMask:
     by_query: BlockLists
     by_key: BlockLists
     host_mask: TokenMask | None = None
+    #: Forms of this mask for other libraries, by name, each made at its first use.
+    forms: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -96,13 +98,6 @@ class BlockMask:
     def segments(self) -> list[Segment]:
         """Returns the mask cut into causal and full calls, for the dense path on a GPU."""
         return [segment.to(self.device) for segment in find_segments(self.host_mask or self.mask.to("cpu"))]
-
-    @cached_property
-    def flex(self) -> Any:
-        """Returns the mask for FlexAttention, whose module takes a second to import."""
-        from videoseek_kernels.impl.flex import flex_mask
-
-        return flex_mask(self)
 
     def to(self, device: torch.device | str) -> BlockMask:
         return BlockMask(

@@ -23,11 +23,13 @@ def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    flex_mask: FlexMask,
+    block_mask: BlockMask,
     scale: float,
     backend: str = "FLASH",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attends q [T, Hq, D] to k and v [T, Hkv, D] -> O [T, Hq, D] and L float32 [T, Hq], differentiable."""
+    mask = block_mask.forms.get("flex") or flex_mask(block_mask)
+    block_mask.forms["flex"] = mask
     query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     grouped, on_gpu = q.shape[1] != k.shape[1], q.device.type == "cuda"
     run = _compiled() if on_gpu else flex_attention
@@ -51,7 +53,7 @@ def _compiled() -> Any:
 
 
 def flex_mask(block_mask: BlockMask) -> FlexMask:
-    """Returns a mask for FlexAttention with the block lists of `block_mask`. Build the mask once per batch."""
+    """Returns a mask for FlexAttention with the block lists of `block_mask`."""
     end, key_class, visible = block_mask.mask.end, block_mask.mask.key_class, block_mask.mask.visible
 
     def sees(_batch: torch.Tensor, _head: torch.Tensor, m: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
