@@ -32,18 +32,11 @@ def attend(
     block_mask.forms["flex"] = mask
     query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     grouped, on_gpu = q.shape[1] != k.shape[1], q.device.type == "cuda"
-    run = _compiled() if on_gpu else flex_attention
-    options: Any = {"BACKEND": backend} if on_gpu else None
-    out, lse = run(
-        query,
-        key,
-        value,
-        block_mask=flex_mask,
-        scale=scale,
-        enable_gqa=grouped,
-        return_lse=True,
-        kernel_options=options,
-    )
+    run: Any = flex_attention
+    options: dict[str, Any] = {"block_mask": mask, "scale": scale, "enable_gqa": grouped, "return_lse": True}
+    if on_gpu:
+        run, options = _compiled(), options | {"kernel_options": {"BACKEND": backend}}
+    out, lse = run(query, key, value, **options)
     return out[0].transpose(0, 1), lse[0].transpose(0, 1)
 
 
