@@ -13,7 +13,7 @@ train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
-test-slow: $(READY)  ## the tests too that `make test` leaves out because they take minutes
+test-slow: $(READY)  ## the tests too that `make test` leaves out, because they take minutes
 	$(BIN)/python -m pytest --thorough -m thorough $(ARGS)
 
 lint: $(READY)
