@@ -16,7 +16,7 @@ train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
-test-slow: $(READY)  ## the tests too that `make test` leaves out because they take minutes
+test-slow: $(READY)  ## the tests too that `make test` leaves out, because they take minutes
 	$(BIN)/python -m pytest --thorough -m thorough $(ARGS)
 
 test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
