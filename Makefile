@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# vLLM pins other versions of the same libraries: it has an environment of its own.
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-slow test-tf457 test-vllm lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -12,6 +15,21 @@ train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 # One worker more than two cores: much of a test is waiting for processes to start.
 test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+
+test-slow: $(READY)  ## the tests too that `make test` leaves out, because they take minutes
+	$(BIN)/python -m pytest --thorough -m thorough $(ARGS)
+
+test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
+	VIDEOSEEK_TF457_PYTHON=$(VENV)-tf457/bin/python $(BIN)/python -m pytest -m tf457 $(ARGS)
+
+$(VENV)-tf457/.ready:
+	$(PYTHON) -m venv $(VENV)-tf457
+	$(VENV)-tf457/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)-tf457/bin/python -m pip install --quiet "transformers==4.57.*"
+	touch $@
+
+test-vllm: $(READY) $(VLLM_READY)  ## tests of rollout.engine=vllm, with a real vLLM on the CPU
+	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/vllm $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check src kernels tests setup.py
@@ -29,5 +47,14 @@ $(READY): setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(VLLM_READY): tests/vllm/requirements.txt tests/vllm/engine.txt tests/vllm/sitecustomize.py
+	@echo "setting up $(VLLM); this takes about three minutes and 3 GB"
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/vllm/engine.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
+	cp tests/vllm/sitecustomize.py $(VLLM)/lib/python3*/site-packages/
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/videoseek.egg-info
+	rm -rf $(VENV) $(VENV)-tf457 $(VLLM) build dist src/videoseek.egg-info

@@ -1,7 +1,7 @@
 """Checkpoints: HF weights for any tool, and the training state. Every checkpoint is complete or absent.
 
 checkpoint-N/            N counts optimizer steps over all stages
-    config.json, model*.safetensors, tokenizer files ...
+    config.json, model*.safetensors, files of tokenizer, preprocessors and chat template ...
     adapter/             with lora.rank: the adapters (merged in the weights above)
     trainer_state.json   stage, step within it, seed
     state/rank-000.safetensors   optimizer state by parameter, for any number of ranks
@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from videoseek.distributed import barrier
 from videoseek.engine import TrainEngine
-from videoseek.files import partial_path, publish, remove_folder, remove_leftovers, write_json
+from videoseek.files import give_usual_modes, partial_path, publish, remove_folder, remove_leftovers, write_json
 from videoseek.model.adapters import has_adapters, merged_weights, save_adapters
 from videoseek.model.load import save_pretrained
 from videoseek.runtime import rank
@@ -66,6 +66,7 @@ def _complete_or_nothing(final: Path) -> Iterator[Path]:
         barrier()
         if rank() == 0:
             (partial / _COMPLETE).write_text("complete\n")
+            give_usual_modes(partial)
             publish(partial, final, replace_folder=True)
         barrier()
     except (OSError, SafetensorError) as error:
@@ -88,7 +89,7 @@ def _write_weights(folder: Path, engine: TrainEngine, tokenizer: PreTrainedToken
         weights = merged_weights(model) if adapted else None
         save_pretrained(model, tokenizer, folder, source=source, state_dict=weights)
         if adapted:
-            save_adapters(model, folder / ADAPTER_FOLDER)
+            save_adapters(model, folder / ADAPTER_FOLDER, source)
 
 
 def save_checkpoint(

@@ -86,27 +86,30 @@ def _plain(value: Any) -> str:
 
 
 def choose_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
-    """Returns the runs that count, and a sentence for each folder that does not. Raises UsageError if none counts."""
+    """Returns the runs that count, and a sentence for each doubtful folder. Raises UsageError if no run counts."""
     runs: list[FinishedRun] = []
-    left_out = []
+    problems = []
     for folder in folders:
         if _SET_ASIDE.search(folder.name):
-            left_out.append(f"{folder} was set aside by a later run; rename it to compare it")
+            problems.append(f"{folder} was set aside by a later run; rename it to compare it")
             continue
         try:
             run = FinishedRun.read(folder)
         except UsageError as error:
-            left_out.append(str(error))
+            problems.append(str(error))
             continue
+        equal = [other for other in runs if (other.settings, other.scores) == (run.settings, run.scores)]
         same = [other for other in runs if (other.seed, other.settings) == (run.seed, run.settings)]
+        if equal and not same:
+            problems.append(f"{folder} has every score of {equal[0].folder} under another seed; is it a copy?")
         if same:
             reason = "it is a copy, with equal scores" if same[0].scores == run.scores else "but its scores differ"
-            left_out.append(f"{folder} repeats seed {run.seed} of {same[0].folder}: {reason}; one of them counts")
+            problems.append(f"{folder} repeats seed {run.seed} of {same[0].folder}: {reason}; one of them counts")
         else:
             runs.append(run)
     if not runs:
-        raise UsageError("; ".join(left_out))
-    return runs, left_out
+        raise UsageError("; ".join(problems))
+    return runs, problems
 
 
 def table(runs: Sequence[FinishedRun]) -> str:

@@ -21,6 +21,7 @@ def option(default: Any, help: str, **limits: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+POSITION_RULES = ("max_all", "hf5")
 FREEZES = ("none", "tower", "all")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 DECODER_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -54,6 +55,10 @@ class DataConfig:
         at_least=0,
         at_most=1,
     )
+    group_by_film: bool = option(
+        False,
+        "bring up to 8 questions about one film together in a batch, and train the film's tokens once per packed row",
+    )
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,17 @@ class VideoConfig:
     stall_seconds: float | None = option(
         60.0, "most seconds of decoding without a frame, in a process that is then killed (null: no limit)", at_least=0
     )
-
+    overview_cache: str | None = option(
+        None, "folder on a local disk that keeps decoded overviews for later epochs and runs (null: none)"
+    )
+    overview_cache_gigabytes: float = option(
+        50.0, "bound of that folder, in GB; the overviews unused for longest are removed", above=0
+    )
     prefetch: bool = option(True, "decode the clips of the next step while this step trains")
 
     def shown_by(self) -> dict[str, Any]:
         """Returns the fields for the choice of frames and tokens, as part of a measurement's cache key."""
-        unrelated = {"cache_megabytes", "stall_seconds", "prefetch"}
+        unrelated = {"cache_megabytes", "stall_seconds", "prefetch", "overview_cache", "overview_cache_gigabytes"}
         return {name: value for name, value in asdict(self).items() if name not in unrelated}
 
 
@@ -151,8 +161,29 @@ class RolloutConfig:
     max_context_tokens: int = option(32768, "most tokens of an episode, video included", at_least=1)
     temperature: float = option(1.0, "sampling temperature", above=0)
     top_p: float = option(1.0, "share of the probability mass that is sampled from", above=0, at_most=1)
-    episodes_per_batch: int = option(64, "episodes generated side by side on a rank", at_least=1)
-    deadline_seconds: float = option(600.0, "most seconds an episode may take", above=0)
+    cache_tokens: int | None = option(
+        None, "tokens whose keys and values a rank holds at a time; further episodes wait (null: by memory)", at_least=1
+    )
+    deadline_seconds: float | None = option(
+        None, "most seconds of the model's own time for an episode, without tools and company (null: no limit)", above=0
+    )
+    engine: str = option(
+        "native", "native samples with the training model; vllm in workers of vLLM", choices=("native", "vllm")
+    )
+    sync: str = option(
+        "tensors",
+        "vllm: how weights reach the workers, over the connection or through a folder in output_dir",
+        choices=("tensors", "disk"),
+    )
+    vllm_python: str | None = option(None, "vllm: interpreter of the environment with vLLM (null: this one)")
+    vllm_options: list[str] = option([], "vllm: arguments of vLLM's engine in workers started here, as NAME=VALUE")
+    servers: list[str] = option(
+        [], "vllm: workers that run already, as HOST:PORT, dealt out to the ranks (none: each rank starts one)"
+    )
+    worker_restarts: int = option(2, "vllm: how often a worker that is lost is started again", at_least=0)
+    worker_silence_seconds: float = option(
+        600.0, "vllm: a worker that says nothing for so long while asked, also at its start, is lost", above=0
+    )
 
 
 @dataclass(frozen=True)
@@ -250,6 +281,12 @@ class TrainConfig:
     grad_clip: float = option(1.0, "largest gradient norm of an optimizer step", above=0)
     max_skipped_steps: int = option(
         5, "optimizer steps in a row that may be skipped because loss or gradient are not finite", at_least=1
+    )
+    position_rule: str | None = option(
+        None,
+        "where text goes on after a clip: past all three position axes, or past height and width as in transformers 5 "
+        "(null: as the model's config.json says, else max_all)",
+        choices=POSITION_RULES,
     )
     gradient_checkpointing: bool = option(False, "compute activations anew in the backward pass: slower, less memory")
     data: DataConfig = field(default_factory=DataConfig)

@@ -180,11 +180,6 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError("lora.targets must name at least one matrix, got []")
     if config.deepspeed.offload and config.deepspeed.stage == 0:
         raise UsageError("deepspeed.offload=true needs a deepspeed.stage of 1 or more; stage 0 has nothing to offload")
-    if "grpo" in config.stages and config.rollout.episodes_per_batch < grpo.group_size:
-        raise UsageError(
-            f"rollout.episodes_per_batch {config.rollout.episodes_per_batch} is less than grpo.group_size "
-            f"{grpo.group_size}; a group is generated side by side"
-        )
     if config.resume not in ("no", "auto") and not Path(config.resume).is_dir():
         raise UsageError(f"resume must be no, auto or an existing checkpoint folder, got {config.resume!r}")
 

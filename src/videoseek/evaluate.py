@@ -36,7 +36,9 @@ BENCHMARKS_DIR = "output_dir=runs/benchmarks"
 def main(arguments: list[str]) -> None:
     flags = [argument for argument in arguments if argument in FLAGS or argument == "-h"]
     rest = with_group([argument for argument in arguments if argument not in flags])
-    options, config = parse([*flags, *with_defaults(recipe_of_model(rest))], USAGE)
+    about_tasks = any(argument.removeprefix("--").startswith("evaluate.tasks=") for argument in rest)
+    defaults = [BENCHMARKS_DIR, *DEFAULTS[1:]] if about_tasks else DEFAULTS
+    options, config = parse([*flags, *recipe_of_model(rest)], USAGE, defaults=defaults)
     # torch and transformers take seconds to import: errors in the arguments come first.
     from videoseek.distributed import choose_accelerator
 
@@ -45,7 +47,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.engine import end_distributed
     from videoseek.evaluation.benchmarks import evaluate_tasks
     from videoseek.evaluation.model_scores import score_model
-    from videoseek.evaluation.runner import native_model
+    from videoseek.evaluation.runner import open_model
     from videoseek.evaluation.scores import summary_of
     from videoseek.files import write_json
     from videoseek.model.load import model_folder
@@ -56,9 +58,9 @@ def main(arguments: list[str]) -> None:
 
     started = time.monotonic()
     context = start_run(config)
-    folder = model_folder(config.model)
+    folder = model_folder(config.model, config.position_rule)
     if config.evaluate.tasks:
-        load_model = partial(native_model, config, folder, context.device)
+        load_model = partial(open_model, config, folder, context.device)
         evaluate_tasks(config, folder, load_model, context.output_dir, dry_run=options.dry_run)
         return end_distributed()
     samples = load_split(config, "eval")[: config.evaluate.num_questions]
@@ -85,13 +87,6 @@ def with_group(arguments: Sequence[str]) -> list[str]:
         dashes = "--" if argument.startswith("--") else ""
         named.append(f"{dashes}evaluate.{key}{equals}{value}" if key in names and (dashes or equals) else argument)
     return named
-
-
-def with_defaults(arguments: list[str]) -> list[str]:
-    """Puts the command's defaults before the arguments, except for keys already among the arguments."""
-    given_keys = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
-    defaults = [BENCHMARKS_DIR, *DEFAULTS[1:]] if "evaluate.tasks" in given_keys else DEFAULTS
-    return [*(default for default in defaults if default.partition("=")[0] not in given_keys), *arguments]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON by `whole_file`. Raises ValueError for NaN and infinity (absent in JSON)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Gives all files of a folder the mode of a new file. Safetensors writes files that only the owner can read."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        (Path(own) / "new").touch()
+        mode = (Path(own) / "new").stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 @contextmanager
@@ -174,6 +184,37 @@ def open_json_lines(path: Path) -> FileIO:
 def append_json_line(file: FileIO, value: Any) -> None:
     """Appends one line. Raises ValueError for NaN and infinity (absent in JSON)."""
     file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
+
+
+class FolderBound:
+    """Keeps the files `pattern` of a folder within `max_bytes`: removes the files written or touched longest ago.
+
+    Several processes may share a folder. A process looks at its first write and then after each hundredth of the bound
+    that it wrote. It leaves a tenth of the bound free.
+    """
+
+    def __init__(self, folder: Path, pattern: str, max_bytes: int) -> None:
+        self._folder, self._pattern, self._max_bytes = folder, pattern, max_bytes
+        self._unseen_bytes = max_bytes
+
+    def wrote(self, num_bytes: int) -> None:
+        """Counts a file that this process wrote, and removes the oldest files if it is time to look."""
+        self._unseen_bytes += num_bytes
+        if 100 * self._unseen_bytes < self._max_bytes:
+            return
+        self._unseen_bytes = 0
+        files = []
+        for path in self._folder.rglob(self._pattern):
+            with suppress(FileNotFoundError):  # another process removed the file
+                files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        excess = sum(size for _, size, _ in files) - self._max_bytes
+        if excess > 0:
+            excess += self._max_bytes // 10
+        for _, size, path in sorted(files):
+            if excess <= 0:
+                return
+            path.unlink(missing_ok=True)
+            excess -= size
 
 
 def shipped_folder(name: str, in_checkout: str) -> Path:

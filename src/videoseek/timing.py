@@ -36,7 +36,12 @@ class StepClock:
             inner = stack.pop()
             if stack:
                 stack[-1] += seconds
-            self.add(name, seconds - inner)
+            if not self._thread.__dict__.get("is_left_out"):
+                self.add(name, seconds - inner)
+
+    def leave_out_this_thread(self) -> None:
+        """Counts no phase of the calling thread from now on: the thread works beside the training thread."""
+        self._thread.__dict__["is_left_out"] = True
 
     def add(self, name: str, seconds: float) -> None:
         """Adds time to a phase without interrupting the current phase."""

@@ -109,6 +109,28 @@ def test_several_ranks_equal_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_two_ranks_equal_one_where_questions_about_a_film_train_together(common: list[str], tmp_path: Path) -> None:
+    """Two films of six questions: each SFT step takes one film, and each RL step four questions and replacements."""
+    arguments = [*common, "data.group_by_film=true", "sft.steps=2", "grpo.steps=2"]
+    arguments += ["grpo.max_tokens_per_micro_batch=600"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for output_dir, num_ranks in ((one, 1), (two, 2)):
+        run([*arguments, f"output_dir={output_dir}"], launcher=ranks(num_ranks))
+        for stage, least_saving in (("sft", 1.25), ("grpo", 1.9)):
+            tokens, apart = curve(output_dir, "plan/tokens", stage), curve(output_dir, "plan/tokens_apart", stage)
+            ratios = [many / few for many, few in zip(apart, tokens, strict=True)]
+            assert curve(output_dir, "plan/saving", stage) == pytest.approx(ratios) and min(ratios) > least_saving
+    assert max(curve(one, "rollout/groups", "grpo")) > 4, "no group was replaced"
+    for stage, names in {"sft": ("loss", "grad_norm"), "grpo": ("loss", "grad_norm", "reward/mean")}.items():
+        assert curve(one, "plan/tokens_apart", stage) == curve(two, "plan/tokens_apart", stage)
+        # Two ranks divide a film and both hold it. Trees of one question would take equally many tokens.
+        assert sum(curve(one, "plan/tokens", stage)) < sum(curve(two, "plan/tokens", stage))
+        for name in names:
+            assert curve(two, name, stage) == pytest.approx(curve(one, name, stage), rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path) -> None:
     arguments = [*tiny, "stages=[sft,grpo]", "grpo.steps=2", f"deepspeed.stage={stage}"]

@@ -99,6 +99,14 @@ def test_bad_records_are_refused(
     assert_untouched(tmp_path / "out")
 
 
+def test_rl_refuses_a_sample_without_a_reward(world: tuple[list[Record], list[str]], tmp_path: Path) -> None:
+    records, arguments = world
+    records[3]["kind"] = "perception"
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for_rl = [*arguments, "stages=[grpo]", f"data.rl=[{tmp_path / 'mine.jsonl'}]"]
+    assert "sample 'train-00000-3': kind 'perception' has no reward" in refused(for_rl, tmp_path, code=1)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -12,7 +12,7 @@ from support.qwen_bpe import qwen_tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 VOCABULARY = 152064
-COMPANIONS = ("preprocessor_config.json", "chat_template.json")
+COMPANIONS = ("preprocessor_config.json",)
 
 
 def flat_config() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from videoseek.config import TrainConfig
 from videoseek.evaluation.runner import Model
 from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
-from videoseek.rollout.native import SamplingSettings
+from videoseek.rollout.sampler import SamplingSettings
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.types import Episode, Sample, StopReason
 from videoseek.video.errors import VideoError

@@ -18,7 +18,9 @@ from videoseek.model.attention import PackedAttention, install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
 from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
+from videoseek.rollout.native import NativeSampler
 from videoseek.samples import clueworld
 from videoseek.trajectory.grammar import FORMATS, CallFormat
 from videoseek.trajectory.vocabulary import Vocabulary
@@ -87,6 +89,12 @@ def tiny_world() -> TinyWorld:
     return world
 
 
+def native_engine(policy: Policy, environment: Environment, **options: int | bool) -> RolloutEngine:
+    """Returns the rollout engine on a policy of the tiny world's scale. `options` go to the native sampler."""
+    sampler = NativeSampler(policy, environment.vocabulary, TOKENS_PER_SECOND, **options)  # type: ignore[arg-type]
+    return RolloutEngine(environment, sampler, sampler.features)
+
+
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
@@ -123,6 +131,14 @@ def look(start_seconds: float, end_seconds: float, strategy: str = "medium") -> 
 
 def answer(text: str) -> str:
     return FORMAT.render_turn("rows", None, text)
+
+
+def film_episodes(world: TinyWorld) -> list[Episode]:
+    """Returns four episodes of unequal crops for each of three questions about one film, question by question."""
+    indices = sorted({sample.question: i for i, sample in enumerate(world.samples[:6])}.values())[:3]
+    turns = [(answer("A"),), (look(4, 8), answer("B")), (look(0, 12, "fine"), look(4, 8), answer("C"))]
+    turns.append((look(8, 20, "coarse"), answer("D")))
+    return [world.replay(index, *texts) for index in indices for texts in turns]
 
 
 @torch.no_grad()

@@ -18,10 +18,11 @@ from typing import cast
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.tiny_world import TinyWorld, answer, look, tiny_world, tree_length
+from support.tiny_world import TinyWorld, answer, look, native_engine, tiny_world, tree_length
 
 from videoseek.algorithms.losses import sft_loss
 from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, plan_micro_batches
+from videoseek.batches.order import SampleOrder
 from videoseek.batches.packing import pack_documents
 from videoseek.config import TrainConfig
 from videoseek.config_merge import load_config
@@ -32,7 +33,6 @@ from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, tiny_config
 from videoseek.rewards.functions import RewardFunction
-from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import rank
 from videoseek.stages.grpo import Objective, join_updates
 from videoseek.stages.rollouts import (
@@ -87,7 +87,7 @@ def rows(world: TinyWorld, stage: int, num_updates: int) -> dict[str, list[float
     config = replace(config, grpo=grpo, rollout=replace(config.rollout, max_turns=4, max_new_tokens_per_turn=48))
     engine = engine_of(world, stage)
     reference = large_policy(world, seed=1).requires_grad_(False).eval()
-    sampler = NativeEngine(engine.policy, world.environment, world.packing.tokens_per_second)
+    sampler = native_engine(engine.policy, world.environment)
     objective = Objective(config, engine, sampler, reference)
     groups = [
         [world.replay(index, look(4, 8), answer("A")), world.replay(index, answer("B" * (index % 3)))]
@@ -149,11 +149,11 @@ def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     config = replace(config, grpo=grpo, rollout=rollout)
     policy = Policy(large_policy(world, seed=0).model, freeze_vision="all")
     engine = TrainEngine(policy.train(), OptimizerSettings(), stage=stage)
-    sampler = NativeEngine(policy, world.environment, world.packing.tokens_per_second, keep_features=True)
+    sampler = native_engine(policy, world.environment, keep_features=True)
     samples = [world.samples[0], replace(world.samples[1], video="missing.mp4")]
     run = cast(StageRun, SimpleNamespace(config=config, device=CPU))
     by_ids = RewardFunction("ids", lambda completion_ids, **_: [sum(ids) % 97 for ids in completion_ids])
-    rollouts = sample_groups(run, engine, sampler, [by_ids], samples, 0)
+    rollouts = sample_groups(run, engine, sampler, [by_ids], samples, SampleOrder(len(samples), 0), 0)
     filler_episode = filler_group(rollouts, CPU)
     assert filler_episode is not None and len(filler_episode[0]) == 1
     filler = pack_micro_batch([filler_episode], world.packing, CPU)

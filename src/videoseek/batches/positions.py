@@ -9,11 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from videoseek.config import POSITION_RULES
 from videoseek.types import Clip
-
-#: The position of text after a vision block. `max_all`: one past the largest position of all three axes, as in vLLM and
-#: the code of the released weights. `v5`: past max(height, width) alone, as in transformers 5.x.
-RULES = ("max_all", "v5")
 
 
 def clip_positions(clip: Clip, start: int, tokens_per_second: float) -> torch.Tensor:
@@ -41,10 +38,12 @@ def mrope_positions(
     """Returns the positions [3, T] of tokens. Runs of `video_pad_id` stand for `clips`, in order.
 
     Also returns the position of the next token, as `start` of the next call in the sequence. All tokens of a clip
-    belong to one call. Raises ValueError when pad tokens and clips do not match.
+    belong to one call. After a clip, text goes on one past the largest position of all three axes (`max_all`, as in the
+    code of the released weights, vLLM and transformers 4), or past max(height, width) alone (`hf5`, as in transformers
+    5). Raises ValueError when pad tokens and clips do not match.
     """
-    if rule not in RULES:
-        raise ValueError(f"position rule {rule!r} is not one of {', '.join(RULES)}")
+    if rule not in POSITION_RULES:
+        raise ValueError(f"position rule {rule!r} is not one of {', '.join(POSITION_RULES)}")
     blocks: list[torch.Tensor] = []
     remaining = iter(clips)
     index, position, num_tokens = 0, start, len(token_ids)

@@ -37,7 +37,7 @@ _LINE_LETTER = re.compile(
 )
 _LABELS_ONLY = re.compile(r"(?:[ ,;/&.:()\[\]]*\b[A-Za-z]\b)+[ ,;/&.:()\[\]]*")
 _PHRASE = re.compile(
-    r"(?P<not>(?:\b(?:not|cannot|never|nor|neither|than|of)|n['\u2019]t)\s+(?:be\s+)?(?:the\s+)?)?"
+    r"(?P<not>(?:\b(?:not|cannot|never|nor|neither|than|instead of)|n['\u2019]t)\s+(?:be\s+)?(?:the\s+)?)?"
     r"\b(?:answer|option|choice)\s*(?P<copula>is\b|:)?\s*:?\s*(?:the\s+)?(?:(?:option|choice)\s*:?\s*)?"
     rf"(?:[(\[{{]\s*(?P<boxed>[A-Za-z])\s*[)\]}}]|[(\[{{]?{_LEFT}(?P<plain>[A-Z]){_RIGHT})(?P<rest>[^\n]{{0,80}})",
     re.IGNORECASE,
@@ -51,7 +51,7 @@ _AFTER_LETTER = re.compile(
 _AFTER_ARTICLE = {"A": re.compile(r"\s+(?!and\b|or\b)[a-z]"), "I": re.compile(r"\s+(?!and\b|or\b)[A-Za-z]{2}")}
 _ADVERB = r"(?:clearly|definitely|obviously|therefore|thus|also|probably|likely|most likely)"
 _REJECTED_BEFORE = re.compile(
-    r"(?:\b(?:not|cannot|never|neither|nor|except|excluding|unlike|eliminate|exclude|reject|rather than|instead of)"
+    r"(?:\b(?:not|cannot|never|neither|nor|except|excluding|unlike|eliminate|exclude|reject|than|instead of)"
     r"|n['\u2019]t)(?:\s+be)?\s+(?:the\s+)?(?:(?:option|choice|answer)\s+)?[(\[]?\s*$",
     re.IGNORECASE,
 )
@@ -69,6 +69,7 @@ _OTHER_LETTER = re.compile(
     r"(?=\s*(?:$|[.,;:!?/&+)\]]|or\b|and\b))"
 )
 
+# A clock (1:05, 0:01:05), or a number with an optional unit and seconds behind it (1m30s, 1 minute and 5 seconds).
 _TIME = (
     r"(?:(?P<clock{0}>(?:\d{{1,3}}:)?\d{{1,4}}:\d{{1,2}}(?:\.\d+)?)|(?P<n{0}>\d{{1,9}}(?:\.\d+)?)\s*(?P<unit{0}>h(?:ours?|rs?)?\b|"
     r"m(?:in(?:ute)?s?)?(?=\W|\d|$)|s(?:ec(?:ond)?s?)?\b)?(?:\s*(?:and\s+)?(?P<rest{0}>\d{{1,9}}(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\b)?)"

@@ -9,9 +9,7 @@ import torch
 from videoseek.config import TrainConfig
 from videoseek.distributed import gather, rank_indices
 from videoseek.evaluation.scores import answer_questions, scores
-from videoseek.model.load import tokens_per_second
-from videoseek.rollout.native import NativeEngine
-from videoseek.rollout.setup import load_policy, sampling_settings
+from videoseek.rollout.setup import load_policy, rollout_engine, sampling_settings
 from videoseek.rollout.trajectories import write_trajectories
 from videoseek.runtime import Progress, rank, say
 from videoseek.types import Sample
@@ -22,7 +20,7 @@ def score_model(
 ) -> dict[str, float]:
     """Scores the model in `folder`. Every rank answers its share. Writes trajectories/eval_NAME.jsonl."""
     policy, environment = load_policy(folder, config, device)
-    engine = NativeEngine(policy, environment, tokens_per_second(policy.model.config))
+    engine = rollout_engine(policy, environment, config)
     own_samples = [samples[i] for i in rank_indices(len(samples))]
     samples_per_prompt = config.evaluate.samples
     with Progress(f"evaluate {name}", len(own_samples) * (samples_per_prompt + 1)) as progress:
@@ -36,7 +34,8 @@ def score_model(
             skip_unreadable=config.data.bad_samples == "skip",
         )
     sampled, greedy = gather(sampled), gather(greedy)
-    values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format)
+    shortest = config.video.min_window_seconds
+    values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format, shortest)
     if rank() == 0:
         write_trajectories(output_dir, f"eval_{name}", sampled)
         write_trajectories(output_dir, f"greedy_{name}", greedy)

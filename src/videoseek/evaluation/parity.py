@@ -128,7 +128,7 @@ def _lmms_mmmu(reply: str, letters: Sequence[str], options: Sequence[str]) -> st
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A reply with the letters and texts of its options, for `agreement`."""
+    """A reply with the letters and texts of its options."""
 
     reply: str
     letters: str
@@ -136,44 +136,31 @@ class Question:
     benchmark: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """The letters, and the reasons, of all modes for the same replies."""
-
-    readings: list[tuple[Question, dict[str, Extraction]]]
-
-    def num_equal(self, first: str, second: str) -> int:
-        """Counts the replies that give two modes the same letter, or that neither can read."""
-        return sum(read[first].value == read[second].value for _, read in self.readings)
-
-    def num_read(self, mode: str) -> int:
-        return sum(read[mode].value is not None for _, read in self.readings)
-
-    def num_drawn(self, mode: str) -> int:
-        return sum(read[mode].reason == "drawn" for _, read in self.readings)
-
-    @property
-    def disagreements(self) -> list[tuple[Question, dict[str, Extraction]]]:
-        """Returns the replies that not all modes read alike."""
-        return [(question, read) for question, read in self.readings if len({r.value for r in read.values()}) > 1]
-
-    def table(self) -> str:
-        """Returns Markdown: the number of equal readings of each two modes, then every disagreement."""
-        rows: list[list[object]] = [[f"of {len(self.readings)} replies", *MODES], ["---"] * (len(MODES) + 1)]
-        rows += [[mode, *(self.num_equal(mode, other) for other in MODES)] for mode in MODES]
-        rows += [["a letter is read", *map(self.num_read, MODES)], ["the harness draws", *map(self.num_drawn, MODES)]]
-        rows += [[], ["reply", *MODES], ["---"] * (len(MODES) + 1)]
-        for question, read in self.disagreements:
-            reply = ascii(question.reply)[1:-1].replace("|", "\\|")
-            rows.append([f"`{reply}`", *(read[mode].value or "-" for mode in MODES)])
-        return "\n".join(f"| {' | '.join(map(str, row))} |" if row else "" for row in rows)
+#: A question, and the extraction of each mode.
+Reading = tuple[Question, dict[str, Extraction]]
 
 
-def agreement(questions: Iterable[Question]) -> Agreement:
-    """Reads every reply in every mode."""
-    return Agreement(
-        [
-            (q, {mode: parity_letter(mode, q.reply, q.letters, q.options, q.benchmark) for mode in MODES})
-            for q in questions
-        ]
-    )
+def read_all_modes(questions: Iterable[Question]) -> list[Reading]:
+    """Returns every question with what each mode reads in its reply."""
+    return [
+        (asked, {m: parity_letter(m, asked.reply, asked.letters, asked.options, asked.benchmark) for m in MODES})
+        for asked in questions
+    ]
+
+
+def agreement_table(readings: Sequence[Reading]) -> str:
+    """Returns Markdown: the number of equal readings of each two modes, then every reply that they read differently.
+
+    Two modes agree on a reply that neither can read.
+    """
+    read = [found for _, found in readings]
+    rows: list[list[object]] = [[f"of {len(read)} replies", *MODES], ["---"] * (len(MODES) + 1)]
+    rows += [[mode, *(sum(r[mode].value == r[other].value for r in read) for other in MODES)] for mode in MODES]
+    rows.append(["a letter is read", *(sum(r[mode].value is not None for r in read) for mode in MODES)])
+    rows.append(["the harness draws", *(sum(r[mode].reason == "drawn" for r in read) for mode in MODES)])
+    rows += [[], ["reply", *MODES], ["---"] * (len(MODES) + 1)]
+    for question, found in readings:
+        letters = [found[mode].value or "-" for mode in MODES]
+        reply = ascii(question.reply)[1:-1].replace("|", "\\|")
+        rows += [[f"`{reply}`", *letters]] if len(set(letters)) > 1 else []
+    return "\n".join(f"| {' | '.join(map(str, row))} |" if row else "" for row in rows)

@@ -18,10 +18,9 @@ from videoseek.evaluation.evidence import SwappedCrop, clue_scores, crops
 from videoseek.evaluation.prompts import Notes, Prompt, make_prompt, system_prompt, with_prompts
 from videoseek.evaluation.scoring import Scored, judge_open, majority, parity_right, score_reply
 from videoseek.evaluation.tasks.task import Question, Task
-from videoseek.model.load import tokens_per_second
 from videoseek.rollout.environment import Environment
-from videoseek.rollout.native import NativeEngine, SamplingSettings
-from videoseek.rollout.setup import load_policy, sampling_settings
+from videoseek.rollout.sampler import SamplingSettings
+from videoseek.rollout.setup import load_policy, rollout_engine, sampling_settings
 from videoseek.runtime import Progress, rank, world_size
 from videoseek.types import Episode, Sample
 from videoseek.video.errors import VideoError
@@ -51,11 +50,10 @@ class Model:
     engine: Callable[[Environment], Engine]
 
 
-def native_model(config: TrainConfig, folder: Path, device: torch.device) -> Model:
-    """Loads the model of a folder with the native engine. Raises ModelError."""
+def open_model(config: TrainConfig, folder: Path, device: torch.device) -> Model:
+    """Loads the model of a folder. Raises ModelError."""
     policy, environment = load_policy(folder, config, device)
-    rate = tokens_per_second(policy.model.config)
-    return Model(environment, lambda changed: NativeEngine(policy, changed, rate))
+    return Model(environment, lambda changed: rollout_engine(policy, changed, config))
 
 
 @dataclass(frozen=True, slots=True)

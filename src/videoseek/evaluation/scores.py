@@ -8,16 +8,17 @@ from functools import partial
 from typing import Any
 
 from videoseek.config import TrainConfig
-from videoseek.rewards.clue_score import overlap
+from videoseek.rewards.clue_score import MIN_WINDOW_SECONDS, overlap
 from videoseek.rewards.trajectory_guided import write_rewards
-from videoseek.rollout.native import NativeEngine, SamplingSettings
+from videoseek.rollout.engine import RolloutEngine
+from videoseek.rollout.sampler import SamplingSettings
 from videoseek.types import Episode, Sample, StopReason
 
 Groups = list[list[Episode]]
 
 
 def answer_questions(
-    engine: NativeEngine,
+    engine: RolloutEngine,
     samples: Sequence[Sample],
     samples_per_prompt: int,
     seed: int,
@@ -42,10 +43,18 @@ def answer_questions(
     return sampled, rollout(1, seed, greedily, on_progress=shifted(first_greedy))
 
 
-def scores(sampled: Groups, greedy: Groups, variant: str, decay: float, call_format: str) -> dict[str, float]:
+def scores(
+    sampled: Groups,
+    greedy: Groups,
+    variant: str,
+    decay: float,
+    call_format: str,
+    min_window_seconds: float = MIN_WINDOW_SECONDS,
+) -> dict[str, float]:
     """Rewards every episode. Returns `summarize` of the sampled episodes and the accuracies of the greedy episodes."""
     episodes = [episode for group in [*sampled, *greedy] for episode in group]
-    write_rewards([e for e in episodes if e.sample.kind != "perception"], variant, decay, call_format)
+    scored = [episode for episode in episodes if episode.sample.kind != "perception"]
+    write_rewards(scored, variant, decay, call_format, min_window_seconds)
     for episode in episodes:
         if episode.sample.kind == "perception":
             right = _parts(episode.assistant_texts()[0]) == _parts(episode.sample.turns[0])

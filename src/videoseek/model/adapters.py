@@ -58,10 +58,15 @@ def merged_weights(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch
     return weights
 
 
-def save_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Writes the adapters in the layout of peft's `PeftModel.from_pretrained`."""
+def save_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path, base: Path) -> None:
+    """Writes the adapters of the model in `base`, in the layout of peft's `AutoPeftModel.from_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.peft_config[_NAME].save_pretrained(str(folder))
+    settings = model.peft_config[_NAME]
+    settings.base_model_name_or_path = str(base.resolve())
+    # peft's task types know no model of images and text: `AutoPeftModel` finds the class by this name.
+    kind = type(model)
+    settings.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    settings.save_pretrained(str(folder))
     named = {name: tensor.contiguous() for name, tensor in _adapters(model).items()}
     save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
 

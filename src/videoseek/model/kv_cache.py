@@ -1,328 +1,393 @@
-"""Keys and values of growing sequences during generation, and attention against the cache.
+"""Keys and values of growing sequences during generation, and attention against them.
 
-`KVCache` holds every sequence whole. `SharedPrefixCache` holds one copy of each prompt for all its sequences. A forward
-pass calls `begin`, then `attend` in each layer, then `advance`.
+A `CachePass` is the attention of one packed pass of the decoder: one new token of each active sequence, and stretches
+of new tokens (prompts, observations) behind cached ones. `CopyCache` holds every sequence whole. `SharedPrefixCache`
+holds one copy of each film's tokens for all sequences about the film.
 
-Legend: C prompts of P tokens, B sequences, N slots of S tokens, L new tokens, H query heads, G key heads, D head size.
+Legend: C films of P tokens, N slots of S tokens, T tokens of a pass, L new tokens, K cached and new tokens, H query
+heads, G key heads, D head size.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from torch.nn.attention.bias import causal_lower_right
 from videoseek_kernels import decode_attention
-from videoseek_kernels.dense import masked_sdpa
 from videoseek_kernels.dispatch import choose
 from videoseek_kernels.key_values import KeyValues
 
-#: Limits the mask, and the keys repeated over a group's query heads, of one SDPA call, in elements: 512 MiB of bfloat16
-#: each. A call takes at least one sequence.
-_CALL_ELEMENTS = 2**28
+#: Attention on a CPU reads keys in spans of whole multiples of this, so that a row's sum runs over the same blocks
+#: whatever the longest sequence beside it is.
+_SPAN = 64
+#: Sequences of one attention call on a CPU. A long sequence lengthens the span of its own call only.
+_CHUNK = 16
+
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def _no_sequences() -> torch.Tensor:
-    return torch.zeros(0, dtype=torch.long)
+class Context(Protocol):
+    """Cached tokens in front of new ones."""
+
+    def layer(self, index: int) -> Pair:
+        """Returns keys and values [K, G, D] of a layer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Keys and values [K, G, D] of consecutive tokens, one pair per layer. `number` tells films apart."""
+
+    pairs: list[Pair]
+    number: int = field(default_factory=count().__next__)
+
+    def layer(self, index: int) -> Pair:
+        return self.pairs[index]
+
+    def __len__(self) -> int:
+        return len(self.pairs[0][0])
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """The place of `owner`'s sequence in a cache, and the number of its tokens there, without shared ones.
+
+    Only active slots take part in a step of one token each.
+    """
+
+    owner: Any
+    index: int
+    length: int = 0
+    is_active: bool = False
+
+
+def causal_sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attends by the last L tokens, query [1, H, L, D], to key and value [1, G, K, D] -> [1, H, L, D].
+
+    Flash kernels of a GPU need neither a mask in memory nor keys repeated over the heads of a group.
+    """
+    num_new, num_keys = query.shape[2], key.shape[2]
+    bias = None if num_new == num_keys else causal_lower_right(num_new, num_keys)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, is_causal=bias is None, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+class CachePass:
+    """The attention of a packed pass: a token of each active slot of `cache`, then `stretches`, then padding.
+
+    A stretch is its number of tokens and the cached tokens in front of it. Call `taken` for its keys after the pass.
+    """
+
+    def __init__(self, cache: SlotCache, num_rows: int, stretches: Sequence[tuple[int, Context | None]]) -> None:
+        self._cache = cache
+        self._num_rows = num_rows
+        self._stretches = stretches
+        self._new: list[Pair] = []
+        if num_rows:
+            cache.begin_step()
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attends by query [1, H, T, D] with the new key and value [1, G, T, D] -> [1, T, H, D]."""
+        first = self._num_rows
+        outputs = []
+        if first:
+            outputs.append(self._cache.step(layer, query[:, :, :first], key[:, :, :first], value[:, :, :first]))
+        for length, context in self._stretches:
+            rows = slice(first, first + length)
+            keys, values = key[:, :, rows], value[:, :, rows]
+            if context is not None:
+                pairs = zip(context.layer(layer), (keys, values), strict=True)
+                keys, values = (torch.cat([old.transpose(0, 1)[None], new], dim=2) for old, new in pairs)
+            outputs.append(causal_sdpa(query[:, :, rows], keys, values))
+            first += length
+        outputs.append(torch.zeros_like(query[:, :, first:]))
+        self._new.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
+        return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    def taken(self, start: int, stop: int) -> Tokens:
+        """Returns the keys and values of the new tokens [start, stop) of the pass."""
+        # Copies: a view would keep the keys of the whole pass alive.
+        return Tokens([(key[start:stop].clone(), value[start:stop].clone()) for key, value in self._new])
 
 
 @dataclass(slots=True)
-class SequenceCache(ABC):
-    """Attention of new tokens against the cached tokens of B sequences of unequal length.
+class SlotCache(ABC):
+    """Keys and values [N, S, G, D] of up to N sequences, one pair of tensors per layer."""
 
-    keys, values: one tensor per layer, with `capacity` tokens along `token_axis`. filled: the number of valid tokens in
-    each slot. New tokens may be padded on the right. Padding lands behind the valid tokens: masks hide the padding, and
-    the next call overwrites the padding. A sequence can sit out a pass: feed padding and advance by 0.
-    """
+    shape: tuple[int, int, int]  # layers, G, D
+    dtype: torch.dtype
+    device: torch.device
+    keys: list[torch.Tensor] = field(init=False)
+    values: list[torch.Tensor] = field(init=False)
+    slots: list[Slot] = field(default_factory=list)
 
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    filled: torch.Tensor
+    is_shared: ClassVar[bool]
 
-    token_axis: ClassVar[int]
+    def __post_init__(self) -> None:
+        num_layers, num_groups, size = self.shape
+        empty = torch.zeros(0, 0, num_groups, size, dtype=self.dtype, device=self.device)
+        self.keys, self.values = [empty] * num_layers, [empty] * num_layers
+
+    @property
+    def num_slots(self) -> int:
+        return self.keys[0].shape[0]
 
     @property
     def capacity(self) -> int:
-        """Returns the token capacity of a slot."""
-        return self.keys[0].shape[self.token_axis]
-
-    @property
-    @abstractmethod
-    def lengths(self) -> torch.Tensor:
-        """Returns the valid tokens [B] of each sequence, excluding a shared prompt."""
+        """Returns the most tokens of a slot."""
+        return self.keys[0].shape[1]
 
     @abstractmethod
-    def select(self, rows: torch.Tensor, capacity: int) -> None:
-        """Keeps the sequences `rows` [B'], in the given order, with room for `capacity` tokens."""
+    def rows(self) -> list[Slot]:
+        """Returns the slots of a step's rows, in order. A row of an inactive slot has no effect."""
 
     @abstractmethod
-    def narrow(self, start: int, stop: int) -> Self:
-        """Returns the sequences [start, stop) as a view: tokens fed to the view also enter this cache."""
+    def open(self, owner: Any, film: Tokens, suffix: Tokens) -> Slot:
+        """Returns a new, inactive slot with the tokens of a film and a suffix."""
 
     @abstractmethod
-    def begin(self, num_new: int) -> None:
-        """Prepares a pass over `num_new` (padded) tokens per sequence. Raises ValueError for insufficient room."""
+    def close(self, slot: Slot) -> None:
+        """Frees a slot."""
 
     @abstractmethod
-    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Stores key and value [B, G, L, D] and attends by query [B, H, L, D] -> [B, L, H, D].
-
-        Raises RuntimeError before `begin`.
-        """
+    def set_active(self, slot: Slot, is_active: bool) -> None:
+        """Lets a slot take part in the next steps, or not."""
 
     @abstractmethod
-    def advance(self, num_valid: torch.Tensor) -> None:
-        """Ends a pass: the first num_valid [B] new tokens of each sequence are real and stay."""
+    def context(self, slot: Slot) -> Context:
+        """Returns all tokens of a slot, the film's included."""
 
-    def reserve(self, num_more: int) -> None:
-        """Makes room for `num_more` further tokens per sequence."""
-        # F.pad names the last axis first: pairs of zeros skip the axes behind the tokens.
-        padding = (0, 0) * (3 - self.token_axis) + (0, num_more)
-        self._replace_each(lambda tensor: F.pad(tensor, padding))
+    @abstractmethod
+    def begin_step(self) -> None:
+        """Prepares a pass with one new token of each of `rows`: everything that is equal in all layers."""
+
+    @abstractmethod
+    def step(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Stores the new key and value [1, G, N, D] of `rows` and attends by query [1, H, N, D] -> [1, H, N, D]."""
+
+    def append(self, slot: Slot, tokens: Tokens) -> None:
+        """Appends tokens to a slot."""
+        stop = slot.length + len(tokens)
+        self.reserve(self.num_slots, stop + 1)
+        for layer, (keys, values) in enumerate(tokens.pairs):
+            self.keys[layer][slot.index, slot.length : stop] = keys
+            self.values[layer][slot.index, slot.length : stop] = values
+        slot.length = stop
+
+    def reserve(self, num_slots: int, capacity: int) -> None:
+        """Makes room for `num_slots` slots of `capacity` tokens."""
+        if num_slots <= self.num_slots and capacity <= self.capacity:
+            return
+        # A quarter more than needed: each growth copies all keys once.
+        capacity = self.capacity if capacity <= self.capacity else -(-(capacity + capacity // 4) // _SPAN) * _SPAN
+        num_slots = max(num_slots, self.num_slots)
+
+        def grown(tensor: torch.Tensor) -> torch.Tensor:
+            fresh = tensor.new_zeros(num_slots, capacity, *tensor.shape[2:])
+            fresh[: tensor.shape[0], : tensor.shape[1]] = tensor
+            return fresh
+
+        self._replace_each(grown)
 
     def _replace_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        # Layer by layer: each old tensor is freed before the next layer. At most one layer is held twice.
-        for layer in range(len(self.keys)):
-            self.keys[layer] = change(self.keys[layer])
-            self.values[layer] = change(self.values[layer])
-
-    def _check_room(self, num_tokens: int) -> None:
-        if num_tokens > self.capacity:
-            raise ValueError(f"cache holds {self.capacity} tokens, {num_tokens} are needed")
-
-
-@dataclass(slots=True)
-class KVCache(SequenceCache):
-    """Every sequence whole, including the prompt. Keys and values are [B, G, capacity, D]; slot i is sequence i."""
-
-    _mask: torch.Tensor | None = None
-    _span: int = 0
-
-    token_axis: ClassVar[int] = 2
-
-    @classmethod
-    def empty(
-        cls, num_layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-    ) -> KVCache:
-        """Returns a cache without tokens. shape is [B, G, capacity, D]."""
-        keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        values = [torch.zeros_like(key) for key in keys]
-        return cls(keys, values, torch.zeros(shape[0], dtype=torch.long, device=device))
-
-    @property
-    def lengths(self) -> torch.Tensor:
-        return self.filled
-
-    def select(self, rows: torch.Tensor, capacity: int) -> None:
-        """See `SequenceCache`. Rows may repeat: each sequence of a prompt gets a copy."""
-        self.filled = self.filled[rows]
-        keep = int(self.filled.max()) if len(rows) else 0
-
-        def resized(tensor: torch.Tensor) -> torch.Tensor:
-            fresh = tensor.new_zeros(len(rows), tensor.shape[1], capacity, tensor.shape[3])
-            fresh[:, :, :keep] = tensor[rows, :, :keep]
-            return fresh
-
-        self._replace_each(resized)
-
-    def narrow(self, start: int, stop: int) -> KVCache:
-        # Slices are views, including `filled`: `advance` of the part adds to the whole in place.
-        return KVCache(
-            [key[start:stop] for key in self.keys],
-            [value[start:stop] for value in self.values],
-            self.filled[start:stop],
-        )
-
-    def begin(self, num_new: int) -> None:
-        # Padding may reach past the longest sequence's valid tokens: the span is the longest plus all new tokens.
-        self._span = int(self.filled.max()) + num_new
-        self._check_room(self._span)
-        last_visible = self.filled[:, None] + torch.arange(num_new, device=self.filled.device)
-        self._mask = (torch.arange(self._span, device=self.filled.device) <= last_visible[..., None])[:, None]
-
-    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        if self._mask is None:
-            raise RuntimeError("KVCache.begin was not called")
-        num_new = key.shape[2]
-        rows = torch.arange(len(self.filled), device=key.device)[:, None]
-        columns = self.filled[:, None] + torch.arange(num_new, device=key.device)
-        self.keys[layer][rows, :, columns] = key.transpose(1, 2)
-        self.values[layer][rows, :, columns] = value.transpose(1, 2)
-        keys, values = self.keys[layer][:, :, : self._span], self.values[layer][:, :, : self._span]
-        if num_new == 1:
-            return _sdpa_one_token(query, keys, values, self._mask).transpose(1, 2)
-        at_once = _sequences_per_call(query, self._span)
-        calls = zip(*(tensor.split(at_once) for tensor in (query, keys, values, self._mask)), strict=True)
-        return torch.cat([masked_sdpa(*call) for call in calls]).transpose(1, 2)
-
-    def advance(self, num_valid: torch.Tensor) -> None:
-        self.filled += num_valid  # in place, for `narrow`
-
-
-@dataclass(slots=True)
-class SharedPrefixCache(SequenceCache):
-    """One copy of each prompt for all its sequences, and the own tokens of each sequence.
-
-    Sequence i keeps its own tokens in slot slots[i]; slot s belongs to prompt s // group_size. Own keys and values are
-    [N, S, G, D]. Prompt keys and values are [C, P, G, D], and prompt_lengths [C] counts the valid tokens. Tokens stand
-    before heads, the layout of the decode kernel.
-    """
-
-    prompt_keys: list[torch.Tensor]
-    prompt_values: list[torch.Tensor]
-    prompt_lengths: torch.Tensor
-    slots: list[int]
-    group_size: int
-    _slots: torch.Tensor = field(default_factory=_no_sequences)
-    _mask: torch.Tensor = field(default_factory=_no_sequences)
-    _span: int = 0
-
-    token_axis: ClassVar[int] = 1
-
-    @classmethod
-    def fork(cls, prompts: KVCache, sizes: Sequence[int]) -> SharedPrefixCache:
-        """Returns sizes[i] sequences on prompt i, with zero own tokens. Takes over the prompts' tensors."""
-        longest = int(prompts.lengths.max())
-
-        def tokens_first(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-            # In place in the prompts' own list: the old layout of a layer is freed before the next layer is copied.
+        # Tensor by tensor: each old tensor is freed before the next one is copied.
+        for tensors in (self.keys, self.values):
             for layer in range(len(tensors)):
-                tensors[layer] = tensors[layer][:, :, :longest].transpose(1, 2).contiguous()
-            return tensors
+                tensors[layer] = change(tensors[layer])
 
-        prompt_keys, prompt_values = tokens_first(prompts.keys), tokens_first(prompts.values)
-        # The decode kernel requires equal numbers of slots per group. Slots of smaller groups stay empty.
-        group_size = max(sizes)
-        num_slots = len(sizes) * group_size
-        own = [keys.new_zeros(num_slots, 0, *keys.shape[2:]) for keys in prompt_keys]
-        return cls(
-            keys=own,
-            values=list(own),
-            filled=torch.zeros(num_slots, dtype=torch.int32, device=prompts.lengths.device),
-            prompt_keys=prompt_keys,
-            prompt_values=prompt_values,
-            prompt_lengths=prompts.lengths.int(),
-            slots=[prompt * group_size + number for prompt, size in enumerate(sizes) for number in range(size)],
-            group_size=group_size,
-        )
 
-    @property
-    def lengths(self) -> torch.Tensor:
-        return self.filled[torch.tensor(self.slots, device=self.filled.device)]
+@dataclass(slots=True)
+class CopyCache(SlotCache):
+    """Every sequence whole, the film's tokens included. The active slots come first."""
 
-    def select(self, rows: torch.Tensor, capacity: int) -> None:
-        """See `SequenceCache`; rows must be distinct. Drops prompts without a sequence and reassigns the slots."""
-        old_slots = [self.slots[row] for row in rows.tolist()]
-        old_prompts = [slot // self.group_size for slot in old_slots]
-        kept_prompts = sorted(set(old_prompts))
-        ranks = [old_prompts[:i].count(prompt) for i, prompt in enumerate(old_prompts)]
-        # The largest remaining group sets the group size: groups shrink as their sequences end.
-        self.group_size = max(ranks) + 1
-        self.slots = [
-            kept_prompts.index(prompt) * self.group_size + rank for prompt, rank in zip(old_prompts, ranks, strict=True)
+    _num_active: int = 0
+    _places: torch.Tensor = field(init=False)
+    _chunks: list[tuple[slice, int, torch.Tensor]] = field(init=False)
+
+    is_shared: ClassVar[bool] = False
+
+    def rows(self) -> list[Slot]:
+        return self.slots[: self._num_active]
+
+    def open(self, owner: Any, film: Tokens, suffix: Tokens) -> Slot:
+        if len(self.slots) == self.num_slots:
+            self.reserve(max(16, 2 * self.num_slots), len(film) + len(suffix) + 1)
+        slot = Slot(owner, len(self.slots))
+        self.slots.append(slot)
+        self.append(slot, film)
+        self.append(slot, suffix)
+        return slot
+
+    def close(self, slot: Slot) -> None:
+        self.set_active(slot, False)
+        self._swap(slot, self.slots[-1])
+        self.slots.pop()
+
+    def set_active(self, slot: Slot, is_active: bool) -> None:
+        if slot.is_active == is_active:
+            return
+        slot.is_active = is_active
+        self._num_active += 1 if is_active else -1
+        self._swap(slot, self.slots[self._num_active - 1 if is_active else self._num_active])
+
+    def _swap(self, one: Slot, other: Slot) -> None:
+        if one is other:
+            return
+        span, here, there = max(one.length, other.length), [one.index, other.index], [other.index, one.index]
+        for tensor in (*self.keys, *self.values):
+            tensor[here, :span] = tensor[there, :span]
+        one.index, other.index = there
+        self.slots[one.index], self.slots[other.index] = one, other
+
+    def context(self, slot: Slot) -> Context:
+        own = slice(slot.length)
+        return Tokens([(k[slot.index, own], v[slot.index, own]) for k, v in zip(self.keys, self.values, strict=True)])
+
+    def begin_step(self) -> None:
+        lengths = torch.tensor([slot.length for slot in self.rows()])
+        self.reserve(self.num_slots, int(lengths.max()) + 1)
+        self._places = torch.arange(len(lengths)) * self.capacity + lengths
+        self._chunks = []
+        for start in range(0, len(lengths), _CHUNK):
+            part = lengths[start : start + _CHUNK, None]
+            span = (int(part.max()) // _SPAN + 1) * _SPAN
+            unseen = torch.arange(span) > part
+            mask = torch.zeros(len(part), 1, 1, span, dtype=self.dtype).masked_fill_(unseen[:, None, None], -torch.inf)
+            self._chunks.append((slice(start, start + len(part)), span, mask))
+
+    def step(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        keys, values = self.keys[layer], self.values[layer]
+        keys.flatten(0, 1).index_copy_(0, self._places, key[0].transpose(0, 1))
+        values.flatten(0, 1).index_copy_(0, self._places, value[0].transpose(0, 1))
+        # The query heads of a key head are the rows of a call: keys stay unrepeated.
+        heads = query[0].unflatten(0, (key.shape[1], -1)).permute(2, 0, 1, 3)  # [N, G, H / G, D]
+        outputs = [
+            F.scaled_dot_product_attention(
+                heads[rows], keys[rows, :span].transpose(1, 2), values[rows, :span].transpose(1, 2), attn_mask=mask
+            )
+            for rows, span, mask in self._chunks
         ]
-        device = self.filled.device
-        source, target = torch.tensor(old_slots, device=device), torch.tensor(self.slots, device=device)
-        num_slots = len(kept_prompts) * self.group_size
-        filled = self.filled.new_zeros(num_slots)
-        filled[target] = self.filled[source]
-        keep = int(filled.max())
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            fresh = tensor.new_zeros(num_slots, capacity, *tensor.shape[2:])
-            fresh[target, :keep] = tensor[source, :keep]
-            return fresh
-
-        self.filled = filled
-        self._replace_each(moved)
-        if len(kept_prompts) < len(self.prompt_lengths):
-            kept = torch.tensor(kept_prompts, device=device)
-            self.prompt_lengths = self.prompt_lengths[kept]
-            for layer in range(len(self.prompt_keys)):
-                self.prompt_keys[layer] = self.prompt_keys[layer][kept]
-                self.prompt_values[layer] = self.prompt_values[layer][kept]
-
-    def narrow(self, start: int, stop: int) -> SharedPrefixCache:
-        # `replace` keeps the same tensors and lists. Only the choice of slots differs.
-        return replace(self, slots=self.slots[start:stop])
-
-    def begin(self, num_new: int) -> None:
-        device = self.filled.device
-        self._slots = torch.tensor(self.slots, device=device)
-        lengths = self.filled[self._slots]
-        self._span = int(lengths.max()) + num_new
-        self._check_room(self._span)
-        if num_new == 1:
-            return  # the decode kernel takes lengths in place of a mask
-        last_visible = lengths[:, None] + torch.arange(num_new, device=device)
-        own = torch.arange(self._span, device=device) <= last_visible[..., None]  # [B, L, span]
-        num_prompt_tokens = self.prompt_keys[0].shape[1]
-        prompt_lengths = self.prompt_lengths[self._slots // self.group_size]
-        # Shorter prompts are padded to P tokens, in front of the own tokens: the mask hides the padding.
-        shared = torch.arange(num_prompt_tokens, device=device) < prompt_lengths[:, None, None]
-        self._mask = torch.cat([shared.expand(-1, num_new, -1), own], dim=2)[:, None]
-
-    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        if not self._span:
-            raise RuntimeError("SharedPrefixCache.begin was not called")
-        columns = self.filled[self._slots][:, None] + torch.arange(key.shape[2], device=key.device)
-        self.keys[layer][self._slots[:, None], columns] = key.transpose(1, 2)
-        self.values[layer][self._slots[:, None], columns] = value.transpose(1, 2)
-        if key.shape[2] == 1:
-            return self._attend_by_kernel(layer, query)
-        at_once = _sequences_per_call(query, self._mask.shape[3])
-        outputs = []
-        for slots, rows, mask in zip(
-            self._slots.split(at_once), query.split(at_once), self._mask.split(at_once), strict=True
-        ):
-            keys = self._joined(self.prompt_keys[layer], self.keys[layer], slots)
-            values = self._joined(self.prompt_values[layer], self.values[layer], slots)
-            outputs.append(masked_sdpa(rows, keys, values, mask))
-        return torch.cat(outputs).transpose(1, 2)
-
-    def advance(self, num_valid: torch.Tensor) -> None:
-        self.filled[self._slots] += num_valid.int()
-
-    def _joined(self, prompts: torch.Tensor, own: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Returns [B', G, P + span, D] for the slots [B'], their prompts first."""
-        return torch.cat([prompts[slots // self.group_size], own[slots, : self._span]], dim=1).transpose(1, 2)
-
-    def _attend_by_kernel(self, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """Attends by one new token a sequence, query [B, H, 1, D] -> [B, 1, H, D]."""
-        # The kernel needs equal groups: empty slots take part with arbitrary content, and their output is dropped.
-        rows = query.new_zeros(len(self.filled), 1, query.shape[1], query.shape[3])
-        rows[self._slots] = query.transpose(1, 2)
-        # The new token is already in its slot. `advance` counts the token later.
-        own = KeyValues(self.keys[layer], self.values[layer], self.filled + 1)
-        prompts = KeyValues(self.prompt_keys[layer], self.prompt_values[layer], self.prompt_lengths)
-        return decode_attention(rows, own, prefix=prompts)[self._slots]
+        return torch.cat(outputs).permute(1, 2, 0, 3).flatten(0, 1)[None]
 
 
-def fork(prompts: KVCache, sizes: Sequence[int]) -> SequenceCache:
-    """Returns a cache of sizes[i] sequences on prompt i. Consumes the prompts' cache.
+@dataclass(slots=True)
+class SharedPrefixCache(SlotCache):
+    """One copy of each film's tokens, in a lane, and the own tokens of each sequence.
 
-    With the Triton kernels the sequences share prompts. Elsewhere each sequence gets a copy: for small models a copy
-    costs less than attention in two parts.
+    Slot s belongs to lane s // group_size. Film keys and values are [C, P, G, D]. A film with more than `group_size`
+    sequences takes several lanes. All slots are rows of a step: the decode kernel wants equal lanes, and a step of
+    constant shape can be recorded as a CUDA graph.
     """
-    if choose(prompts.keys[0]) == "triton":
-        return SharedPrefixCache.fork(prompts, sizes)
-    rows = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    prompts.select(rows.to(prompts.lengths.device), prompts.capacity)
-    return prompts
+
+    group_size: int = 1
+    film_keys: list[torch.Tensor] = field(init=False)
+    film_values: list[torch.Tensor] = field(init=False)
+    film_lengths: torch.Tensor = field(init=False)
+    lanes: list[tuple[int, int] | None] = field(default_factory=list)  # number and length of each lane's film
+    _places: torch.Tensor = field(init=False)
+    _lengths_after: torch.Tensor = field(init=False)
+    _visible: torch.Tensor = field(init=False)
+
+    is_shared: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        SlotCache.__post_init__(self)
+        self.film_keys, self.film_values = list(self.keys), list(self.values)
+        self.film_lengths = torch.zeros(0, dtype=torch.int32, device=self.device)
+
+    def rows(self) -> list[Slot]:
+        return self.slots
+
+    def open(self, owner: Any, film: Tokens, suffix: Tokens) -> Slot:
+        free = [slot for slot in self.slots if slot.owner is None]
+        name = (film.number, len(film))
+        slot = next((slot for slot in free if self.lanes[slot.index // self.group_size] == name), None)
+        if slot is None:
+            lane = self.lanes.index(None) if None in self.lanes else len(self.lanes)
+            self._load(lane, film, len(suffix))
+            slot = self.slots[lane * self.group_size]
+        slot.owner = owner
+        self.append(slot, suffix)
+        return slot
+
+    def close(self, slot: Slot) -> None:
+        self.slots[slot.index] = Slot(None, slot.index)
+        lane, first = slot.index // self.group_size, slot.index // self.group_size * self.group_size
+        if all(other.owner is None for other in self.slots[first : first + self.group_size]):
+            self.lanes[lane] = None
+
+    def set_active(self, slot: Slot, is_active: bool) -> None:
+        slot.is_active = is_active
+
+    def context(self, slot: Slot) -> Context:
+        return _Joined(self, slot)
+
+    def begin_step(self) -> None:
+        self.begin_at(torch.tensor([slot.length for slot in self.slots], dtype=torch.int32, device=self.device))
+
+    def begin_at(self, lengths: torch.Tensor) -> None:
+        """Prepares a step with the own lengths int32 [N] of all slots, on the device."""
+        self._places = torch.arange(self.num_slots, device=self.device) * self.capacity + lengths
+        self._lengths_after = lengths + 1
+        self._visible = torch.full((self.num_slots, 1), -1, dtype=torch.int32, device=self.device)
+
+    def step(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        keys, values = self.keys[layer], self.values[layer]
+        keys.flatten(0, 1).index_copy_(0, self._places, key[0].transpose(0, 1))
+        values.flatten(0, 1).index_copy_(0, self._places, value[0].transpose(0, 1))
+        own = KeyValues(keys, values, self._lengths_after)
+        films = KeyValues(self.film_keys[layer], self.film_values[layer], self.film_lengths)
+        rows = query[0].transpose(0, 1)[:, None].contiguous()  # [N, 1, H, D]
+        return decode_attention(rows, own, prefix=films, visible=self._visible)[:, 0].transpose(0, 1)[None]
+
+    def _load(self, lane: int, film: Tokens, num_own: int) -> None:
+        """Puts a film into a free or new lane."""
+        num_lanes, longest = max(lane + 1, len(self.lanes)), max(len(film), self.film_keys[0].shape[1])
+        if (num_lanes, longest) != self.film_keys[0].shape[:2]:
+            for tensors in (self.film_keys, self.film_values):
+                for layer, old in enumerate(tensors):
+                    tensors[layer] = old.new_zeros(num_lanes, longest, *old.shape[2:])
+                    tensors[layer][: old.shape[0], : old.shape[1]] = old
+            self.film_lengths = F.pad(self.film_lengths, (0, num_lanes - len(self.film_lengths)))
+        if lane == len(self.lanes):
+            self.lanes.append(None)
+            self.slots += [Slot(None, len(self.slots) + i) for i in range(self.group_size)]
+            self.reserve(len(self.slots), num_own + 1)
+        self.lanes[lane] = (film.number, len(film))
+        self.film_lengths[lane] = len(film)
+        for layer, (keys, values) in enumerate(film.pairs):
+            self.film_keys[layer][lane, : len(film)] = keys
+            self.film_values[layer][lane, : len(film)] = values
 
 
-def _sequences_per_call(query: torch.Tensor, num_keys: int) -> int:
-    """Returns the number of sequences of query [B, H, L, D] with `num_keys` keys each for one SDPA call."""
-    _, num_heads, num_new, head_size = query.shape
-    return max(1, _CALL_ELEMENTS // (num_keys * max(num_new, num_heads * head_size)))
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """The film's and the own tokens of a slot, joined layer by layer: all layers at once would copy the whole film."""
+
+    cache: SharedPrefixCache
+    slot: Slot
+
+    def layer(self, index: int) -> Pair:
+        cache, slot = self.cache, self.slot
+        lane = slot.index // cache.group_size
+        _, length = cache.lanes[lane] or (0, 0)
+        keys = torch.cat([cache.film_keys[index][lane, :length], cache.keys[index][slot.index, : slot.length]])
+        values = torch.cat([cache.film_values[index][lane, :length], cache.values[index][slot.index, : slot.length]])
+        return keys, values
 
 
-def _sdpa_one_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Computes `masked_sdpa` for L = 1 with the query heads of a key head as its rows: keys stay unrepeated."""
-    rows = rearrange(query, "b (group head) 1 size -> b group head size", group=key.shape[1])
-    attended = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask)
-    return rearrange(attended, "b group head size -> b (group head) 1 size")
+def new_cache(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, group_size: int) -> SlotCache:
+    """Returns an empty cache for a model of `shape` (layers, G, D).
+
+    With the Triton kernels, up to `group_size` sequences about a film share its tokens. Elsewhere each sequence gets a
+    copy: for small models a copy costs less than attention in two parts.
+    """
+    if choose(torch.empty(0, shape[2], dtype=dtype, device=device)) == "triton":
+        return SharedPrefixCache(shape, dtype, device, group_size=group_size)
+    return CopyCache(shape, dtype, device)

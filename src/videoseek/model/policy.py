@@ -16,7 +16,6 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.model.attention import DecoderAttention, PackedAttention
-from videoseek.model.kv_cache import SequenceCache
 from videoseek.timing import CLOCK
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
@@ -49,19 +48,30 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.model.model.language_model.embed_tokens.weight.device
 
-    def encode(self, clips: Sequence[Clip]) -> torch.Tensor:
-        """Returns the features [V, C] of distinct clips, concatenated in order. Raises VideoError."""
+    def encode(self, clips: Sequence[Clip], least_tokens: int = 0) -> torch.Tensor:
+        """Returns the features [V, C] of distinct clips, concatenated in order. Raises VideoError.
+
+        The pass has at least `least_tokens` tokens: grey ones fill it up, and their features are dropped.
+        """
         visual = self.model.model.visual
         if not clips:
             return torch.zeros(0, self.model.config.text_config.hidden_size, dtype=visual.dtype, device=self.device)
         with CLOCK.phase("encode"), torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
             patches = torch.cat([patchify(read_frames(clip)) for clip in clips]).to(self.device, visual.dtype)
-            grids = torch.tensor([clip.grid_thw for clip in clips], device=self.device)
-            return visual(patches, grid_thw=grids).pooler_output
+            grids = [clip.grid_thw for clip in clips]
+            num_tokens = sum(clip.num_tokens for clip in clips)
+            if num_tokens < least_tokens:
+                grids.append((least_tokens - num_tokens, 2, 2))  # one token a grid
+                patches = F.pad(patches, (0, 0, 0, 4 * (least_tokens - num_tokens)))
+            return visual(patches, grid_thw=torch.tensor(grids, device=self.device)).pooler_output[:num_tokens]
 
-    def embed(self, token_ids: torch.Tensor, vision_rows: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Returns the embeddings [T, C] of token ids [T], with `features` [V, C] at `vision_rows` [V]."""
+    def embed(
+        self, token_ids: torch.Tensor, vision_rows: torch.Tensor | None = None, features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns the embeddings [T, C] of token ids [T], with `features` [V, C] at `vision_rows` [V] if given."""
         embeddings = self.model.model.language_model.embed_tokens(token_ids)
+        if vision_rows is None or features is None:
+            return embeddings
         return embeddings.index_copy(0, vision_rows, features.to(embeddings.dtype))
 
     def decode(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: DecoderAttention) -> torch.Tensor:
@@ -116,21 +126,6 @@ class Policy(nn.Module):
             entropy = -(distribution.exp() * distribution).sum(-1)
         return distribution.gather(-1, labels[:, None])[:, 0], entropy
 
-    @torch.no_grad()
-    def extend(
-        self,
-        cache: SequenceCache,
-        embeddings: torch.Tensor,
-        positions: torch.Tensor,
-        num_valid: torch.Tensor,
-    ) -> torch.Tensor:
-        """Appends up to L tokens to each of B cached sequences. Returns the logits [B, vocabulary] of the last tokens.
-
-        embeddings [B, L, C] and positions [3, B, L] are padded on the right. num_valid [B] counts the real tokens. A
-        sequence without real tokens keeps its cache unchanged and gets meaningless logits.
-        """
-        cache.begin(embeddings.shape[1])
-        hidden = self.decode(embeddings, positions, cache)
-        cache.advance(num_valid)
-        last = hidden[torch.arange(len(num_valid), device=hidden.device), (num_valid - 1).clamp(min=0)]
-        return self.model.lm_head(last).float()
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits [N, vocabulary] of final hidden states [N, C], in fp32."""
+        return self.model.lm_head(hidden).float()

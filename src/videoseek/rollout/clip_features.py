@@ -9,7 +9,12 @@ import torch
 from videoseek.batches.order import cut_rows
 from videoseek.model.policy import Policy
 from videoseek.types import Clip
-from videoseek.video.errors import VideoError, warn_once
+from videoseek.video.errors import VideoError
+
+#: From this number of rows on, a row's result of a matrix product is the same to the last bit for any number of rows;
+#: below, libraries choose other kernels (seen with MKL on AVX-512). Sampling pads each pass to this many rows, and an
+#: episode does not depend on its company.
+LEAST_ROWS = 16
 
 
 class ClipFeatures:
@@ -45,29 +50,39 @@ class ClipFeatures:
         """Drops all features."""
         self._features.clear()
 
-    def encode(self, clips: Iterable[Clip], *, skip_unreadable: bool) -> None:
-        """Encodes all clips without features.
+    def encode(self, clips: Iterable[Clip]) -> None:
+        """Encodes all clips without features. Raises VideoError for an unreadable clip, after the other clips."""
+        for error in self.encode_readable(clips).values():
+            raise error
 
-        Raises VideoError for an unreadable clip. `skip_unreadable` logs a warning with the clip's name instead, and
-        leaves the clip without features.
-        """
+    def encode_readable(self, clips: Iterable[Clip]) -> dict[Clip, VideoError]:
+        """Encodes all clips without features. Returns the errors of the unreadable ones, which get no features."""
         # dict.fromkeys keeps the order of the clips, unlike a set. The order decides the passes.
         new_clips = list(dict.fromkeys(clip for clip in clips if clip not in self._features))
+        errors: dict[Clip, VideoError] = {}
         for row in cut_rows([clip.num_tokens for clip in new_clips], self._max_tokens_per_pass):
-            self._encode_pass([new_clips[index] for index in row], skip_unreadable)
+            self._encode_pass([new_clips[index] for index in row], errors)
+        return errors
 
-    def _encode_pass(self, clips: Sequence[Clip], skip_unreadable: bool) -> None:
+    def shrink(self, max_tokens: int) -> None:
+        """Drops the features of the oldest clips beyond `max_tokens` tokens in all."""
+        num_tokens = sum(clip.num_tokens for clip in self._features)
+        for clip in list(self._features):
+            if num_tokens <= max_tokens:
+                return
+            del self._features[clip]
+            num_tokens -= clip.num_tokens
+
+    def _encode_pass(self, clips: Sequence[Clip], errors: dict[Clip, VideoError]) -> None:
         try:
-            features = self._policy.encode(clips).split([clip.num_tokens for clip in clips])
+            features = self._policy.encode(clips, LEAST_ROWS).split([clip.num_tokens for clip in clips])
         except VideoError as error:
-            if not skip_unreadable:
-                raise
             if len(clips) == 1:
-                warn_once(f"passed over: {error}")
+                errors[clips[0]] = error
                 return
             # The error leaves open the damaged clip of the pass. One pass per clip finds the damaged clip.
             for clip in clips:
-                self._encode_pass([clip], skip_unreadable)
+                self._encode_pass([clip], errors)
             return
         self._features.update(zip(clips, features, strict=True))
         self.num_encoded_clips += len(clips)

@@ -1,289 +1,375 @@
-"""The native engine: batched multi-turn generation on the training model.
+"""The native sampler: continuous batching on the training model itself.
 
-The episodes of a prompt share one encoding and one prefill, and on a GPU the keys and values of the prompt. Keys and
-values stay cached across turns: a turn costs only its new tokens. All episodes of a batch go through their turns
-together: within a turn, one forward pass samples one token of every running episode.
+A pass of the decoder takes one token of each running turn together with the prompts and observations that have come
+in. A film is fed once for all questions about it, and a prompt once for all its episodes. Keys and values stay cached
+across turns: a turn costs only its new tokens.
 
-Legend: B sequences, V vocabulary.
+Legend: T tokens of a pass, R sampled rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 
 import torch
+import torch.nn.functional as F
 
 from videoseek.batches.order import cut_rows
 from videoseek.batches.positions import mrope_positions
-from videoseek.model.kv_cache import KVCache, SequenceCache, fork
+from videoseek.model.kv_cache import CachePass, Context, SharedPrefixCache, SlotCache, new_cache
+from videoseek.model.load import position_rule
 from videoseek.model.policy import Policy
-from videoseek.rollout.clip_features import ClipFeatures
-from videoseek.rollout.environment import Environment
-from videoseek.rollout.sampling import episode_generator, sample_tokens
-from videoseek.rollout.sequence import SequenceState, finish_group
+from videoseek.rollout.clip_features import LEAST_ROWS, ClipFeatures
+from videoseek.rollout.decode_block import BLOCK_TOKENS, DecodeBlock
+from videoseek.rollout.sampler import SampledTurn, TurnSettings
+from videoseek.rollout.sampling import sample_tokens
+from videoseek.rollout.sequence import CachedSequence, Film, Prompt
 from videoseek.timing import CLOCK
-from videoseek.types import Episode, ParsedTurn, Sample, StopReason
-from videoseek.video.errors import VideoError, warn_once
+from videoseek.trajectory.vocabulary import Vocabulary
+from videoseek.types import Clip
 
 #: Tokens of one decoder pass, and merged tokens of one vision pass. Activations of the 7B decoder take 3.5 GiB at peak
 #: (gate, up and product of 18,944 in bfloat16).
 MAX_TOKENS_PER_PASS = 2**15
+#: Sequences side by side, however short they are.
+MAX_SEQUENCES = 256
+#: Memory for keys and values: bytes on a CPU, and the share of a GPU's unused memory. Activations take the rest.
+CPU_CACHE_BYTES, GPU_CACHE_SHARE = 2**31, 0.6
+#: Tokens of vision features that wait for another episode with the same crop, unless all features are kept.
+MAX_FEATURE_TOKENS = 2**17
+
+_Item = Film | Prompt | CachedSequence
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingSettings:
-    """Sampling parameters, and the limits of a turn and of a batch. `temperature` 0 is greedy.
+class NativeSampler:
+    """A `Sampler` on a policy of this process. The decoder runs inside `work`, in the caller's thread.
 
-    `deadline_seconds` counts from the end of the batch's prefill: time for reading videos is excluded.
+    While sequences are open the policy is in evaluation mode: generation needs no gradient checkpointing.
     """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens_per_turn: int = 8192
-    deadline_seconds: float = 600.0
-    episodes_per_batch: int = 64
-
-
-class NativeEngine:
-    """Samples episodes from a policy. The policy's weights may change between two calls of `rollout`."""
 
     def __init__(
         self,
         policy: Policy,
-        environment: Environment,
+        vocabulary: Vocabulary,
         tokens_per_second: float,
         *,
         keep_features: bool = False,
+        cache_tokens: int | None = None,
         max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
     ) -> None:
-        """`keep_features` keeps `features` after a rollout, for a trainer with a frozen vision tower.
+        """`keep_features` keeps `features` after the last sequence, for a trainer with a frozen vision tower.
 
-        `max_tokens_per_pass` limits the tokens of one pass. A longer sequence or clip gets a pass of its own.
+        `cache_tokens` limits the keys and values: while the open sequences would fill it, each at the length of the
+        longest, new ones wait (None: by the memory). Open sequences grow beyond it. `max_tokens_per_pass` limits the
+        tokens of one pass; a longer film, observation or clip gets a pass of its own.
         """
-        self.policy = policy
-        self.environment = environment
-        self.tokens_per_second = tokens_per_second
-        self.keep_features = keep_features
-        self.max_tokens_per_pass = max_tokens_per_pass
         self.features = ClipFeatures(policy, max_tokens_per_pass)
+        self._policy = policy
+        self._vocabulary = vocabulary
+        self._tokens_per_second = tokens_per_second
+        self._keep_features = keep_features
+        self._cache_tokens = cache_tokens
+        self._max_tokens_per_pass = max_tokens_per_pass
+        self._banned = torch.tensor(vocabulary.banned, device=policy.device)
+        self._version = 0
+        self._was_training = False
+        self._sequences: dict[str, CachedSequence] = {}
+        self._films: dict[tuple[tuple[int, ...], tuple[Clip, ...]], Film] = {}
+        self._observed: list[CachedSequence] = []
+        self._cache: SlotCache | None = None
+        self._block: DecodeBlock | None = None
+
+    def submit(
+        self, sequence_id: str, new_ids: Sequence[int], new_clips: Sequence[Clip], settings: TurnSettings
+    ) -> Future[SampledTurn]:
+        """See `Sampler`. Raises ValueError for sequences of different temperature or top_p side by side."""
+        for other in self._sequences.values():
+            if (other.settings.temperature, other.settings.top_p) != (settings.temperature, settings.top_p):
+                raise ValueError(f"sequences side by side need equal temperature and top_p, got {settings}")
+            break
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            sequence = self._open(tuple(new_ids), tuple(new_clips), settings)
+            self._sequences[sequence_id] = sequence
+        else:
+            sequence.ids += new_ids
+            sequence.clips = new_clips
+            self._observed.append(sequence)
+        return sequence.begin_turn(settings)
+
+    def _open(self, ids: tuple[int, ...], clips: tuple[Clip, ...], settings: TurnSettings) -> CachedSequence:
+        if not self._sequences:
+            self._was_training = self._policy.training
+            self._policy.eval()
+        # The film ends with the last token of a clip. A prompt always goes on behind it.
+        cut = len(ids) - ids[::-1].index(self._vocabulary.video_pad) if clips else 1
+        film = self._films.setdefault((ids[:cut], clips), Film(ids[:cut], clips))
+        prompt = film.prompts.setdefault(ids[cut:], Prompt(film, ids[cut:]))
+        sequence = CachedSequence(prompt, settings)
+        film.queue.append(sequence)
+        return sequence
+
+    def forget(self, sequence_id: str) -> None:
+        """See `Sampler`. The last sequence takes the cache with it, and the policy returns to its mode."""
+        sequence = self._sequences.pop(sequence_id, None)
+        if sequence is None:
+            return
+        for place in (sequence.prompt.film.queue, sequence.prompt.waiting, self._observed):
+            if sequence in place:
+                place.remove(sequence)
+        sequence.future.cancel()
+        if not self._sequences:
+            self._films.clear()
+            self._cache = self._block = None
+            self._policy.train(self._was_training)
+            if not self._keep_features:
+                self.features.clear()
+        elif sequence.slot is not None and self._cache is not None:
+            self._cache.close(sequence.slot)
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """See `Sampler`. Raises RuntimeError while sequences are open."""
+        if self._sequences:
+            raise RuntimeError(f"weights cannot change while {len(self._sequences)} sequences are open")
+        named = dict(weights)
+        if named:
+            self._policy.model.load_state_dict(named, strict=False)
+        self._version = version
+
+    def close(self) -> None:
+        """See `Sampler`."""
+        for sequence_id in list(self._sequences):
+            self.forget(sequence_id)
+        self.features.clear()
 
     @torch.no_grad()
-    def rollout(
-        self,
-        samples: Sequence[Sample],
-        samples_per_prompt: int,
-        seed: int,
-        settings: SamplingSettings,
-        *,
-        weight_version: int = 0,
-        on_progress: Callable[[int, int], None] | None = None,
-        skip_unreadable: bool = False,
-    ) -> list[list[Episode]]:
-        """Returns one group of `samples_per_prompt` episodes for each of `samples`.
+    def work(self) -> bool:
+        """See `Sampler`: one pass of the decoder, and with shared films a block of tokens of all running turns."""
+        with CLOCK.phase("generate"):
+            self._admit()
+            cache = self._cache
+            if cache is None:
+                return False
+            items = self._encode(self._next_items())
+            # A step over all slots has a constant shape for a CUDA graph: it stays apart from other tokens.
+            rows = [] if cache.is_shared else [slot.owner for slot in cache.rows()]
+            logits = [self._feed(cache, rows, items)] if rows or items else []
+            sampled = rows + [item for item in items if isinstance(item, CachedSequence)]
+            opened = self._fill_slots(cache)
+            logits += [sequence.prompt.logits[None] for sequence in opened]
+            if sampled or opened:
+                self._sample(cache, sampled + opened, torch.cat(logits))
+            has_decoded = isinstance(cache, SharedPrefixCache) and self._decode_block(cache)
+            return bool(rows or items or opened) or has_decoded
 
-        `on_progress` receives the number of finished episodes and of all episodes. Raises VideoError for an unreadable
-        video. `skip_unreadable` logs a warning with the video's name instead, and returns an empty group.
-        """
-        training = self.policy.training
-        # Generation needs no gradient: evaluation mode turns gradient checkpointing off.
-        self.policy.eval()
-        prompts_per_batch = max(1, settings.episodes_per_batch // samples_per_prompt)
-        episodes: list[list[Episode]] = []
-        for first in range(0, len(samples), prompts_per_batch):
-            batch = samples[first : first + prompts_per_batch]
-            groups = self._start(batch, samples_per_prompt, seed, skip_unreadable)
-            with CLOCK.phase("generate"):
-                self._generate([group for group in groups if group], settings, skip_unreadable)
-            episodes += [finish_group(group, weight_version) for group in groups]
-            if not self.keep_features:
-                self.features.clear()
-            if on_progress is not None:
-                on_progress(len(episodes) * samples_per_prompt, len(samples) * samples_per_prompt)
-        self.policy.train(training)
-        return episodes
-
-    def _start(
-        self, samples: Sequence[Sample], samples_per_prompt: int, seed: int, skip_unreadable: bool
-    ) -> list[list[SequenceState]]:
-        """Starts the sequences of each sample and encodes their prompts' clips. Returns [] for an unreadable video."""
-        groups: list[list[SequenceState]] = []
-        for sample in samples:
-            try:
-                builders = [self.environment.open(sample) for _ in range(samples_per_prompt)]
-            except VideoError as error:
-                if not skip_unreadable:
-                    raise
-                warn_once(f"passed over: {error}")
-                builders = []
-            # The randomness of an episode depends on seed, sample and index alone: batch size and rank have no effect,
-            # and a resumed run needs no random state.
-            groups.append(
-                [
-                    SequenceState(builder, episode_generator(seed, sample.id, index))
-                    for index, builder in enumerate(builders)
-                ]
-            )
-        # All sequences of a group show the same clip.
-        prompt_clips = [clip for group in groups for sequence in group[:1] for clip in sequence.builder.clips]
-        self.features.encode(prompt_clips, skip_unreadable=skip_unreadable)
-        return [group if all(map(self._has_features, group)) else [] for group in groups]
-
-    def _generate(
-        self, groups: Sequence[Sequence[SequenceState]], settings: SamplingSettings, skip_unreadable: bool
-    ) -> None:
-        """Generates all sequences to their end. A sequence with an unreadable crop gets no stop reason."""
-        if not groups:
+    def _admit(self) -> None:
+        """Gives queued sequences room in the cache, film by film."""
+        films = [film for film in self._films.values() if film.queue]
+        if not films:
             return
-        cache, logits = self._prefill(groups)
-        # The clock starts after the prefill: a slow disk must not cut answers short.
-        deadline = time.monotonic() + settings.deadline_seconds
-        running = [sequence for group in groups for sequence in group]
-        while running:
-            self._sample_turn(running, cache, logits, settings, deadline)
-            with CLOCK.phase("tools"):
-                parsed_turns = [sequence.end_turn() for sequence in running]
-                for sequence, parsed in zip(running, parsed_turns, strict=True):
-                    if sequence.builder.token_ids[-1] == self.environment.vocabulary.im_end:
-                        self.environment.prefetch_calls(sequence.builder, parsed)
-                for sequence, parsed in zip(running, parsed_turns, strict=True):
-                    self._finish_turn(sequence, parsed, deadline)
-            unfinished = [sequence for sequence in running if sequence.stop_reason is None]
-            clips = [clip for sequence in unfinished for clip in sequence.pending_clips()]
-            self.features.encode(clips, skip_unreadable=skip_unreadable)
-            # `running` and the cache have the same order. Finished sequences leave both.
-            rows = [
-                row
-                for row, sequence in enumerate(running)
-                if sequence.stop_reason is None and self._has_features(sequence)
-            ]
-            running = [running[row] for row in rows]
-            if running:
-                logits = self._feed_observations(running, cache, rows)
+        if self._cache is None:
+            self._cache = self._new_cache(max(len(film.queue) for film in films))
+        cache = self._cache
+        admitted = [s for s in self._sequences.values() if s.slot is not None or s in s.prompt.waiting]
+        longest = max([cache.capacity, *(_num_reserved(cache, s) for s in admitted if s.slot is None)])
+        count, shown = len(admitted), {s.prompt.film: len(s.prompt.film.ids) for s in admitted}
+        for film in films:
+            shown[film] = len(film.ids)
+            num_shared = sum(shown.values()) if cache.is_shared else 0
+            while film.queue:
+                count, longest = count + 1, max(longest, _num_reserved(cache, film.queue[0]))
+                if count > 1 and (count > MAX_SEQUENCES or count * longest + num_shared > self._budget):
+                    return
+                sequence = film.queue.pop(0)
+                sequence.prompt.waiting.append(sequence)
 
-    def _has_features(self, sequence: SequenceState) -> bool:
-        return self.features.has_all(sequence.pending_clips())
-
-    def _prefill(self, groups: Sequence[Sequence[SequenceState]]) -> tuple[SequenceCache, torch.Tensor]:
-        """Feeds each group's prompt once. Returns a cache for all sequences and their logits [B, V]."""
-        prompts = [group[0] for group in groups]
-        cache = self._new_cache(len(prompts), max(len(prompt.builder.token_ids) for prompt in prompts))
-        logits = self._feed_pending(prompts, cache)
-        for group in groups:
-            for sequence in group[1:]:
-                sequence.num_cached_tokens = group[0].num_cached_tokens
-                sequence.next_position = group[0].next_position
-        sizes = [len(group) for group in groups]
-        # On a GPU the sequences share their prompt's keys and values: copies would take 15 GiB for a 7B group of 16
-        # with an overview of 17k tokens. On a CPU a copy per sequence is cheaper.
-        return fork(cache, sizes), logits.repeat_interleave(torch.tensor(sizes, device=logits.device), dim=0)
-
-    def _new_cache(self, num_sequences: int, capacity: int) -> KVCache:
-        config = self.policy.model.config.text_config
+    def _new_cache(self, group_size: int) -> SlotCache:
+        config, device = self._policy.model.config.text_config, self._policy.device
         head_size = config.hidden_size // config.num_attention_heads
-        shape = (num_sequences, config.num_key_value_heads, capacity, head_size)
-        return KVCache.empty(
-            config.num_hidden_layers, shape, self.policy.model.lm_head.weight.dtype, self.policy.device
-        )
+        shape = (config.num_hidden_layers, config.num_key_value_heads, head_size)
+        dtype = self._policy.model.lm_head.weight.dtype
+        num_bytes = CPU_CACHE_BYTES
+        if device.type == "cuda":
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            num_bytes = int(GPU_CACHE_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
+        self._budget = self._cache_tokens or num_bytes // (2 * math.prod(shape) * dtype.itemsize)
+        return new_cache(shape, dtype, device, group_size)
 
-    def _sample_turn(
-        self,
-        sequences: Sequence[SequenceState],
-        cache: SequenceCache,
-        logits: torch.Tensor,
-        settings: SamplingSettings,
-        deadline: float,
-    ) -> None:
-        """Samples a turn of each sequence, up to the end-of-turn token, the token limit or the deadline."""
-        banned = torch.tensor(self.environment.vocabulary.banned, device=self.policy.device)
-        for _ in range(settings.max_new_tokens_per_turn):
-            uniforms = None
-            if settings.temperature > 0:
-                # A finished sequence draws nothing: its generator stays in step with a run of the sequence alone.
-                numbers = [0.0 if sequence.turn_is_over else sequence.generator.random() for sequence in sequences]
-                uniforms = torch.tensor(numbers, dtype=torch.float64, device=self.policy.device)
-            tokens, logprobs = sample_tokens(logits, uniforms, settings.temperature or 1.0, settings.top_p, banned)
-            for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
-                if not sequence.turn_is_over:
-                    sequence.append(token, logprob, self.environment.max_context_tokens)
-            # The last token of a turn stays pending. The next pass feeds the token with the observation.
-            if all(sequence.turn_is_over for sequence in sequences) or time.monotonic() > deadline:
-                return
-            logits = self._feed_sampled(sequences, cache, tokens)
+    def _next_items(self) -> list[_Item]:
+        """Returns the observations, films and prompts of the next pass."""
+        items: list[_Item] = list(self._observed)
+        for film in self._films.values():
+            waiting = film.waiting()
+            if film.tokens is not None:
+                items += [prompt for prompt in waiting if prompt.tokens is None]
+            elif waiting:
+                items.append(film)
+            if film.queue:
+                break  # the films behind it have no room either
+        cuts = cut_rows([len(item.ids) for item in items], self._max_tokens_per_pass)
+        items = [items[index] for index in cuts[0]] if cuts else []
+        self._observed = [sequence for sequence in self._observed if sequence not in items]
+        return items
 
-    def _finish_turn(self, sequence: SequenceState, parsed: ParsedTurn, deadline: float) -> None:
-        """Lets the environment answer the sampled turn, or stops a truncated sequence."""
-        builder = sequence.builder
-        if builder.token_ids[-1] != self.environment.vocabulary.im_end:
-            out_of_time = time.monotonic() > deadline
-            is_full = len(builder.token_ids) >= self.environment.max_context_tokens
-            limit = StopReason.CONTEXT_FULL if is_full else StopReason.TOKEN_LIMIT
-            sequence.stop_reason = StopReason.DEADLINE if out_of_time else limit
-            return
-        sampled_ids = list(builder.token_ids)
-        sequence.stop_reason = self.environment.respond(builder, parsed)
-        # Keys and values of the earlier tokens are cached. An observation must not edit earlier tokens: training would
-        # use tokens unseen by the model.
-        if builder.token_ids[: len(sampled_ids)] != sampled_ids:
-            raise RuntimeError(f"episode of {builder.sample.id!r}: an observation changed earlier tokens")
+    def _encode(self, items: list[_Item]) -> list[_Item]:
+        """Encodes the clips of the items. Returns the items that can be read; the futures of the others fail."""
+        if not self._keep_features:
+            self.features.shrink(MAX_FEATURE_TOKENS)
+        errors = self.features.encode_readable(clip for item in items for clip in item.clips)
+        readable = []
+        for item in items:
+            error = next((errors[clip] for clip in item.clips if clip in errors), None)
+            if error is None:
+                readable.append(item)
+                continue
+            failed = [item] if isinstance(item, CachedSequence) else []
+            if isinstance(item, Film):
+                del self._films[tuple(item.ids), tuple(item.clips)]
+                failed = item.queue + [sequence for prompt in item.waiting() for sequence in prompt.waiting]
+            for sequence in failed:
+                sequence.future.set_exception(error)
+        return readable
 
-    def _feed_observations(
-        self, sequences: Sequence[SequenceState], cache: SequenceCache, rows: list[int]
-    ) -> torch.Tensor:
-        """Keeps `rows` of the cache for `sequences`, and feeds their pending tokens. Returns logits [B, V]."""
-        longest = max(len(sequence.pending_tokens()) for sequence in sequences)
-        kept_rows = torch.tensor(rows, device=self.policy.device)
-        cache.select(kept_rows, int(cache.lengths[kept_rows].max()) + longest)
-        return self._feed_pending(sequences, cache)
+    def _feed(self, cache: SlotCache, rows: Sequence[CachedSequence], items: Sequence[_Item]) -> torch.Tensor:
+        """Feeds the unfed token of each of `rows` and the tokens of the items, and caches them all.
 
-    def _feed_sampled(
-        self, sequences: Sequence[SequenceState], cache: SequenceCache, tokens: torch.Tensor
-    ) -> torch.Tensor:
-        """Feeds the last sampled tokens [B]. Returns logits [B, V].
-
-        Finished sequences take part to keep the batch's shape, and keep their cache unchanged.
+        Returns the logits of the last tokens of `rows` and of the sequences among the items.
         """
-        if int(cache.lengths.max()) + 1 > cache.capacity:
-            cache.reserve(max(64, cache.capacity // 4))
-        positions = torch.tensor([sequence.next_position for sequence in sequences], device=self.policy.device)
-        grows = torch.tensor([not sequence.turn_is_over for sequence in sequences], device=self.policy.device)
-        for sequence in sequences:
-            if not sequence.turn_is_over:
-                sequence.num_cached_tokens += 1
-                sequence.next_position += 1
-        no_rows = torch.zeros(0, dtype=torch.long, device=self.policy.device)
-        embeddings = self.policy.embed(tokens, no_rows, self.policy.encode([]))
-        return self.policy.extend(cache, embeddings[:, None], positions.expand(3, -1)[..., None], grows.long())
-
-    def _feed_pending(self, sequences: Sequence[SequenceState], cache: SequenceCache) -> torch.Tensor:
-        """Feeds the pending tokens, a few sequences at a time. Returns logits [B, V] after the last tokens."""
-        # A pass pads all sequences to the longest: each counts at the longest length.
-        longest = max(len(sequence.pending_tokens()) for sequence in sequences)
-        logits = []
-        for rows in cut_rows([longest] * len(sequences), self.max_tokens_per_pass):
-            first, stop = rows[0], rows[-1] + 1
-            logits.append(self._feed_pass(sequences[first:stop], cache.narrow(first, stop)))
-        return torch.cat(logits)
-
-    def _feed_pass(self, sequences: Sequence[SequenceState], cache: SequenceCache) -> torch.Tensor:
-        """Feeds the pending tokens of all `sequences` in one pass, padded to the longest. Returns logits [B, V]."""
-        vocabulary, device = self.environment.vocabulary, self.policy.device
-        pending = [(sequence.pending_tokens(), sequence.pending_clips()) for sequence in sequences]
-        longest = max(len(ids) for ids, _ in pending)
-        token_ids = torch.full((len(sequences), longest), vocabulary.im_end)
-        positions = torch.zeros(3, len(sequences), longest, dtype=torch.long)
-        features: list[torch.Tensor] = []
-        for row, (sequence, (ids, clips)) in enumerate(zip(sequences, pending, strict=True)):
-            token_ids[row, : len(ids)] = torch.tensor(ids)
-            positions[:, row, : len(ids)], sequence.next_position = mrope_positions(
-                ids, clips, vocabulary.video_pad, self.tokens_per_second, start=sequence.next_position
+        started = time.perf_counter()
+        token_ids = [sequence.ids[0] for sequence in rows]
+        positions = [torch.tensor([sequence.next_position for sequence in rows], dtype=torch.long).expand(3, -1)]
+        ends, contexts = [len(rows)], []
+        for item in items:
+            start = item.film.next_position if isinstance(item, Prompt) else item.next_position
+            block, item.next_position = mrope_positions(
+                item.ids,
+                item.clips,
+                self._vocabulary.video_pad,
+                self._tokens_per_second,
+                start=start,
+                rule=position_rule(self._policy.model.config),
             )
-            sequence.num_cached_tokens += len(ids)
-            features += self.features.of(clips)
-        flat_ids = token_ids.flatten().to(device)
-        vision_rows = (flat_ids == vocabulary.video_pad).nonzero()[:, 0]
-        vision = torch.cat(features) if features else self.policy.encode([])
-        embeddings = self.policy.embed(flat_ids, vision_rows, vision).view(len(sequences), longest, -1)
-        num_valid = torch.tensor([len(ids) for ids, _ in pending], device=device)
-        return self.policy.extend(cache, embeddings, positions.to(device), num_valid)
+            contexts.append(_context(cache, item))
+            token_ids += item.ids
+            positions.append(block)
+            ends.append(len(token_ids))
+        lengths = [len(item.ids) for item in items]
+        attention = CachePass(cache, len(rows), list(zip(lengths, contexts, strict=True)))
+        clips = [clip for item in items for clip in item.clips]
+        hidden = self._decode(token_ids, torch.cat(positions, dim=1), clips, attention)
+        logits = self._project(hidden, [*range(len(rows)), *(end - 1 for end in ends[1:])])
+        seconds = (time.perf_counter() - started) / len(token_ids)
+        for sequence in rows:
+            sequence.slot.length += 1
+            sequence.next_position += 1
+            sequence.seconds += seconds
+        kept = list(range(len(rows)))
+        for row, (item, start, end) in enumerate(zip(items, ends, ends[1:], strict=False), len(rows)):
+            tokens = attention.taken(start, end)
+            if isinstance(item, CachedSequence):
+                cache.append(item.slot, tokens)
+                cache.set_active(item.slot, True)
+                item.seconds += seconds * (end - start)
+                kept.append(row)
+            else:
+                item.tokens = tokens
+            if isinstance(item, Prompt):
+                item.logits = logits[row]
+        return logits[kept]
+
+    def _decode(
+        self, token_ids: list[int], positions: torch.Tensor, clips: list[Clip], attention: CachePass
+    ) -> torch.Tensor:
+        """Returns the final hidden states [T, C] of tokens at positions [3, T], with at least `LEAST_ROWS` rows."""
+        num_missing = max(0, LEAST_ROWS - len(token_ids))
+        padded = token_ids + [self._vocabulary.im_end] * num_missing
+        ids = torch.tensor(padded, device=self._policy.device)
+        vision_rows = features = None
+        if clips:
+            vision_rows = (ids == self._vocabulary.video_pad).nonzero()[:, 0]
+            features = torch.cat(self.features.of(clips))
+        embeddings = self._policy.embed(ids, vision_rows, features)
+        positions = F.pad(positions, (0, num_missing)).to(ids.device)
+        return self._policy.decode(embeddings[None], positions[:, None], attention)[0]
+
+    def _project(self, hidden: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """Returns the logits [R, V] of rows of the hidden states, computed with at least `LEAST_ROWS` rows."""
+        padded = torch.tensor(rows + [0] * (LEAST_ROWS - len(rows)), device=hidden.device)
+        return self._policy.project(hidden[padded])[: len(rows)]
+
+    def _fill_slots(self, cache: SlotCache) -> list[CachedSequence]:
+        """Opens a slot for every admitted sequence whose prompt has been fed. Returns the sequences."""
+        opened: list[CachedSequence] = []
+        for key, film in list(self._films.items()):
+            for prompt in film.waiting():
+                if film.tokens is None or prompt.tokens is None:
+                    continue
+                for sequence in prompt.waiting:
+                    sequence.slot = cache.open(sequence, film.tokens, prompt.tokens)
+                    sequence.next_position = prompt.next_position
+                    cache.set_active(sequence.slot, True)
+                opened += prompt.waiting
+                prompt.waiting = []
+            if film.queue:
+                break
+            if film.tokens is not None and not film.waiting():
+                del self._films[key]
+        return opened
+
+    def _sample(self, cache: SlotCache, sequences: Sequence[CachedSequence], logits: torch.Tensor) -> None:
+        """Samples a token of each sequence from its logits [R, V]."""
+        settings = sequences[0].settings
+        uniforms = None
+        if settings.temperature > 0:
+            numbers = [sequence.uniforms[len(sequence.token_ids)] for sequence in sequences]
+            uniforms = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+        tokens, logprobs = sample_tokens(logits, uniforms, settings.temperature or 1.0, settings.top_p, self._banned)
+        for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
+            self._append(cache, sequence, token, logprob)
+
+    def _append(self, cache: SlotCache, sequence: CachedSequence, token: int, logprob: float) -> None:
+        stop = sequence.append(token, logprob, self._vocabulary.im_end)
+        if stop is not None:
+            cache.set_active(sequence.slot, False)
+            versions = [self._version] * len(sequence.token_ids)
+            turn = SampledTurn(sequence.token_ids, sequence.logprobs, versions, stop, sequence.seconds)
+            sequence.future.set_result(turn)
+
+    def _decode_block(self, cache: SharedPrefixCache) -> bool:
+        """Samples a block of tokens of each running turn. Returns False without a running turn."""
+        running = [slot for slot in cache.slots if slot.is_active]
+        if not running:
+            return False
+        started = time.perf_counter()
+        cache.reserve(cache.num_slots, max(slot.length for slot in cache.slots) + BLOCK_TOKENS + 1)
+        if self._block is None or not self._block.fits(cache):
+            settings = running[0].owner.settings
+            self._block = DecodeBlock(self._policy, cache, self._banned, self._vocabulary.im_end, settings)
+        tokens, logprobs = self._block.run(running)
+        seconds = (time.perf_counter() - started) / (BLOCK_TOKENS * len(running))
+        for slot in running:
+            sequence = slot.owner
+            for token, logprob in zip(tokens[slot.index], logprobs[slot.index], strict=True):
+                if slot.is_active:
+                    slot.length += 1
+                    sequence.next_position += 1
+                    sequence.seconds += seconds
+                    self._append(cache, sequence, token, logprob)
+        return True
+
+
+def _num_reserved(cache: SlotCache, sequence: CachedSequence) -> int:
+    """Returns the tokens of the cache for a new sequence: its prompt, without what is shared, and its first turn."""
+    prompt = sequence.prompt
+    num_film = 0 if cache.is_shared else len(prompt.film.ids)
+    return num_film + len(prompt.ids) + sequence.settings.max_new_tokens
+
+
+def _context(cache: SlotCache, item: _Item) -> Context | None:
+    """Returns the cached tokens in front of an item's tokens."""
+    if isinstance(item, CachedSequence):
+        return cache.context(item.slot)
+    return item.film.tokens if isinstance(item, Prompt) else None

@@ -6,15 +6,36 @@ Legend: B sequences, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
 
 
-def episode_generator(seed: int, sample_id: str, index: int) -> np.random.Generator:
-    """Returns the random stream of episode `index` of a prompt, equal for every batch, order and rank."""
-    digest = hashlib.blake2b(f"{seed}/{index}/{sample_id}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+def draw_numbers(keys: Sequence[Hashable]) -> list[int]:
+    """Returns for each key the number of equal keys before it: which draw of a sample an entry of a round is."""
+    seen: Counter[Hashable] = Counter()
+    numbers = []
+    for key in keys:
+        numbers.append(seen[key])
+        seen[key] += 1
+    return numbers
+
+
+def stream_key(seed: int, sample_id: str, index: int, draw: int = 0) -> int:
+    """Returns the key of the random stream of episode `index` of a prompt, equal for every batch, order and rank.
+
+    `draw` tells the draws of one sample in one round apart (`draw_numbers`).
+    """
+    episode = f"{index}.{draw}" if draw else f"{index}"
+    digest = hashlib.blake2b(f"{seed}/{episode}/{sample_id}".encode(), digest_size=16).digest()
+    return int.from_bytes(digest, "big")
+
+
+def stream_uniforms(key: int, first: int, count: int) -> np.ndarray:
+    """Returns draws [first, first + count) of a stream, float64 in [0, 1)."""
+    return np.random.Generator(np.random.Philox(key=key)).random(first + count)[first:]
 
 
 def sample_tokens(

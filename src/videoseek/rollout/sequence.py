@@ -1,64 +1,94 @@
-"""SequenceState: an episode during generation."""
+"""What the native sampler holds of its sequences: films and prompts that sequences share, and the sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
-from videoseek.trajectory.builder import EpisodeBuilder
-from videoseek.types import Clip, Episode, ParsedTurn, StopReason
+from videoseek.model.kv_cache import Slot, Tokens
+from videoseek.rollout.sampler import SampledTurn, TurnSettings, TurnStop
+from videoseek.rollout.sampling import stream_uniforms
+from videoseek.types import Clip
 
 
-@dataclass(slots=True)
-class SequenceState:
-    """An episode under way: all tokens, the number of cached tokens, and the turn being sampled.
+@dataclass(slots=True, eq=False)
+class Film:
+    """The leading tokens of prompts up to their last clip, fed once for all prompts that begin with them.
 
-    `next_position` is the M-RoPE position of the first uncached token. `turn_token_ids` and `turn_logprobs` hold the
-    sampled turn until `end_turn` appends the turn to the builder.
+    `queue` holds the sequences without room in the cache. The pass sets `tokens` and the M-RoPE position behind them.
     """
 
-    builder: EpisodeBuilder
-    generator: np.random.Generator
-    num_cached_tokens: int = 0
+    ids: Sequence[int]
+    clips: Sequence[Clip]
+    prompts: dict[tuple[int, ...], Prompt] = field(default_factory=dict)
+    queue: list[CachedSequence] = field(default_factory=list)
+    tokens: Tokens | None = None
     next_position: int = 0
-    turn_token_ids: list[int] = field(default_factory=list)
-    turn_logprobs: list[float] = field(default_factory=list)
-    turn_is_over: bool = False
-    stop_reason: StopReason | None = None
 
-    def pending_tokens(self) -> list[int]:
-        """Returns the tokens to feed before the next sampled token: the end of the last turn and its observation."""
-        return self.builder.token_ids[self.num_cached_tokens :]
-
-    def pending_clips(self) -> list[Clip]:
-        """Returns the clips of the pending tokens. Pending tokens are a suffix: the clips are the last clips."""
-        num_clips = self.pending_tokens().count(self.builder.vocabulary.vision_start)
-        return self.builder.clips[len(self.builder.clips) - num_clips :]
-
-    def append(self, token_id: int, logprob: float, max_context_tokens: int) -> None:
-        """Appends a sampled token. The turn ends at the end-of-turn token or in a full context."""
-        self.turn_token_ids.append(token_id)
-        self.turn_logprobs.append(logprob)
-        num_free_tokens = max_context_tokens - len(self.builder.token_ids)
-        # A turn ends at its end-of-turn token only, and never at a stop string: SFT trains the end-of-turn token, and
-        # text after a call is a format fault for RL to penalise.
-        self.turn_is_over = token_id == self.builder.vocabulary.im_end or len(self.turn_token_ids) >= num_free_tokens
-
-    def end_turn(self) -> ParsedTurn:
-        """Appends the sampled turn to the episode and clears the turn's buffers."""
-        token_ids, self.turn_token_ids = self.turn_token_ids, []
-        logprobs, self.turn_logprobs = self.turn_logprobs, []
-        self.turn_is_over = False
-        return self.builder.assistant_tokens(token_ids, logprobs)
+    def waiting(self) -> list[Prompt]:
+        """Returns the prompts of admitted sequences without a slot."""
+        return [prompt for prompt in self.prompts.values() if prompt.waiting]
 
 
-def finish_group(group: Sequence[SequenceState], weight_version: int) -> list[Episode]:
-    """Returns the episodes of a prompt, or [] if any episode of the group is incomplete.
+@dataclass(slots=True, eq=False)
+class Prompt:
+    """The rest of a prompt behind its film, fed once for all sequences with this prompt.
 
-    Advantages compare all members of a group: an incomplete group is useless.
+    `waiting` sequences have room in the cache and no slot yet. The pass sets `tokens` and the last token's `logits`.
     """
-    outcomes = [(sequence.builder, sequence.stop_reason) for sequence in group]
-    episodes = [builder.finish(reason, weight_version) for builder, reason in outcomes if reason is not None]
-    return episodes if len(episodes) == len(group) else []
+
+    film: Film
+    ids: Sequence[int]
+    waiting: list[CachedSequence] = field(default_factory=list)
+    tokens: Tokens | None = None
+    next_position: int = 0
+    logits: torch.Tensor | None = None
+
+    clips: Sequence[Clip] = ()
+
+
+@dataclass(slots=True, eq=False)
+class CachedSequence:
+    """A sequence: its slot in the cache, its tokens and clips outside the cache, and the turn under way.
+
+    `next_position` is the M-RoPE position of the first token outside the cache.
+    """
+
+    prompt: Prompt
+    settings: TurnSettings
+    future: Future[SampledTurn] = field(default_factory=Future)
+    slot: Slot | None = None
+    next_position: int = 0
+    ids: list[int] = field(default_factory=list)
+    clips: Sequence[Clip] = ()
+    uniforms: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def begin_turn(self, settings: TurnSettings) -> Future[SampledTurn]:
+        """Clears the last turn and draws the random numbers of the next one."""
+        self.future, self.settings = Future(), settings
+        self.token_ids, self.logprobs, self.seconds = [], [], 0.0
+        self.uniforms = stream_uniforms(settings.stream, settings.num_drawn, settings.max_new_tokens)
+        return self.future
+
+    def append(self, token_id: int, logprob: float, end_id: int) -> TurnStop | None:
+        """Appends a sampled token. Returns the reason for the end of the turn, or None.
+
+        A turn ends at its end-of-turn token, and never at a stop string: SFT trains the end-of-turn token, and text
+        after a call is a format fault for RL to penalise.
+        """
+        self.ids = [token_id]
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+        if token_id == end_id:
+            return TurnStop.END
+        if len(self.token_ids) >= self.settings.max_new_tokens:
+            return TurnStop.LENGTH
+        limit = self.settings.max_seconds
+        return TurnStop.DEADLINE if limit is not None and self.seconds >= limit else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from videoseek.batches.order import cut_rows
 from videoseek.batches.packing import PackSettings, pack_documents
-from videoseek.model.load import tokens_per_second
+from videoseek.model.load import position_rule, tokens_per_second
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.replay import ReplayedEpisodes
 from videoseek.rollout.setup import load_policy
@@ -29,7 +29,10 @@ def dry_run(context: RunContext, source: Path, samples: Sequence[Sample]) -> str
     """Runs one batch forwards and backwards. Returns the tokens, the memory and the time of the real run, as text."""
     config = context.config
     policy, environment = load_policy(source, config, context.device, freeze_vision=config.sft.freeze_vision)
-    settings = PackSettings(environment.vocabulary.video_pad, tokens_per_second(policy.model.config))
+    model_config = policy.model.config
+    settings = PackSettings(
+        environment.vocabulary.video_pad, tokens_per_second(model_config), position_rule=position_rule(model_config)
+    )
     answered = [_with_turns(sample, environment) for sample in samples[: config.sft.samples_per_step]]
     episodes = list(ReplayedEpisodes(answered, environment))
     lengths = [len(episode.token_ids) for episode in episodes]

@@ -26,6 +26,7 @@ from videoseek.metrics import MetricsLog
 from videoseek.model.adapters import check_peft
 from videoseek.model.load import model_folder, save_pretrained
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
+from videoseek.pages.model_card import write_model_card
 from videoseek.pages.report import write_report
 from videoseek.rewards.functions import RewardFunction, load_reward_functions
 from videoseek.runtime import rank, say, world_size
@@ -140,6 +141,8 @@ def run_stages(context: RunContext, source: Path, data: Data, functions: Sequenc
         if data.held_out and not (output_dir / f"evaluation-{stage}.json").is_file():
             score_stage(context, stage, data.held_out)
             free_memory()
+        if rank() == 0:
+            write_model_card(folder, config, stage, output_dir / f"evaluation-{stage}.json")
         done += stage_steps(config, stage)
     if rank() == 0:
         link(output_dir / "final", output_dir / config.stages[-1])

@@ -7,7 +7,7 @@ from pathlib import Path
 from videoseek.checkpoint import CheckpointError, discard_after, discard_stage, read_state
 from videoseek.config import TrainConfig
 from videoseek.config_merge import config_yaml
-from videoseek.distributed import choose_device, environment_report, seed_everything
+from videoseek.distributed import check_shared, choose_device, choose_threads, environment_report, seed_everything
 from videoseek.engine import start_distributed
 from videoseek.files import prepare_output_dir, write_json, write_text
 from videoseek.runtime import num_local_ranks, say
@@ -18,8 +18,10 @@ from videoseek.video.service import start_video_service
 def start_run(config: TrainConfig) -> RunContext:
     """Creates the run's folder, device and processes, and fixes the seeds."""
     context = RunContext(config, prepare_output_dir(config.output_dir), choose_device(config.device))
+    choose_threads(context.device, context.output_dir / "env.json" if config.resume != "no" else None)
     seed_everything(config.seed)
     start_distributed(context.device)
+    check_shared(context.output_dir)
     start_video_service(config.video, num_local_ranks())
     return context
 

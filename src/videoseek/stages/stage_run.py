@@ -28,12 +28,13 @@ from videoseek.distributed import all_max
 from videoseek.engine import BatchSums, OptimizerSettings, TrainEngine
 from videoseek.metrics import MetricsLog, RunError
 from videoseek.model.adapters import add_adapters, load_adapters
-from videoseek.model.load import tokens_per_second
+from videoseek.model.load import model_folder, position_rule, tokens_per_second
 from videoseek.model.policy import Policy
+from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
-from videoseek.rollout.native import NativeEngine
-from videoseek.rollout.setup import load_policy
+from videoseek.rollout.setup import load_policy, rollout_engine
 from videoseek.rollout.trajectories import write_trajectories
+from videoseek.rollout.vllm import vllm_engine
 from videoseek.runtime import rank, say, world_size
 from videoseek.types import Episode
 
@@ -79,6 +80,8 @@ class StageRun:
         state = read_state(resumed_from) if resumed_from is not None else None
         if state is not None and state.seed != config.seed:
             raise CheckpointError(f"{resumed_from} is of a run with seed={state.seed}, this one has seed={config.seed}")
+        if resumed_from is not None:
+            model_folder(str(resumed_from), config.position_rule)
         policy, environment = cls._load(context, source, resumed_from, frozen)
         return cls(
             context=context,
@@ -132,10 +135,11 @@ class StageRun:
             load_optimizer_state(self.resumed_from, engine)
         return engine
 
-    def native_engine(self) -> NativeEngine:
+    def rollout_engine(self) -> RolloutEngine:
         """Returns the rollout engine on the trained policy. The update reuses the features of a frozen vision tower."""
-        per_second = tokens_per_second(self.policy.model.config)
-        return NativeEngine(self.policy, self.environment, per_second, keep_features=self.policy.vision_is_frozen)
+        if self.config.rollout.engine == "vllm":
+            return vllm_engine(self.policy, self.environment, self.config, self.source, self.output_dir)
+        return rollout_engine(self.policy, self.environment, self.config, keep_features=self.policy.vision_is_frozen)
 
     def pack_settings(self, *, masked: bool) -> PackSettings:
         """Returns the settings for packing. `masked` applies TDAM (SFT only)."""
@@ -153,6 +157,8 @@ class StageRun:
             tdam_rule=rule,
             tdam_share=tdam.share,
             seed=self.config.seed,
+            position_rule=position_rule(self.policy.model.config),
+            share_films=self.config.data.group_by_film,
             reference_tags=tags,
         )
 

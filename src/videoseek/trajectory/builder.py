@@ -10,6 +10,7 @@ Template (Qwen2.5-VL's ChatML; a later turn never rewrites an earlier one; tool 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from videoseek.trajectory.grammar import CallFormat
 from videoseek.trajectory.roles import assistant_roles, token_bytes
@@ -134,12 +135,13 @@ class EpisodeBuilder:
         """Returns the tokens of a user turn and of the next assistant turn's header, as spans of one role each."""
         vocabulary = self.vocabulary
         spans = [([*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("user\n")], role)]
-        for part in parts:
-            if isinstance(part, str):
-                spans.append((vocabulary.encode(part), role))
-            else:
+        # Neighbouring texts are encoded together, as other tools encode a whole turn: ".O" may be one token.
+        for kind, group in groupby(parts, type):
+            if kind is str:
+                spans.append((vocabulary.encode("".join(map(str, group))), role))
+            for clip in (part for part in group if isinstance(part, Clip)):
                 spans.append(([vocabulary.vision_start], role))
-                spans.append(([vocabulary.video_pad] * part.num_tokens, clip_role))
+                spans.append(([vocabulary.video_pad] * clip.num_tokens, clip_role))
                 spans.append(([vocabulary.vision_end], role))
         header = [*vocabulary.encode("\n"), vocabulary.im_start, *vocabulary.encode("assistant\n")]
         return [*spans, ([vocabulary.im_end], role), (header, role)]

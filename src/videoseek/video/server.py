@@ -1,6 +1,5 @@
 """Runs a decode worker: answers one request at a time on a socket. The argument is the number of the socket.
 
-A message is the length of a JSON object (8 bytes), the object, and the raw bytes of the arrays named in the object.
 Requests name `path`, `working_folder`, `stall_seconds`, and for pixels `frame_seconds`, `height`, `width`,
 `decode_threads`. While there is progress, messages {"state": "progress"} come every fraction of `stall_seconds`.
 Replies hold the fields of the index (arrays: stamps, keyframes, seek_stamps), or the pixels as an array, or `error`.
@@ -8,12 +7,10 @@ Replies hold the fields of the index (arrays: stamps, keyframes, seek_stamps), o
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,42 +19,9 @@ from videoseek.video import watchdog
 from videoseek.video.errors import VideoError
 from videoseek.video.index_store import ARRAYS, to_fields
 from videoseek.video.reader import decode_frames, read_index
+from videoseek.wire import receive, send
 
 READY, PROGRESS = {"state": "ready"}, {"state": "progress"}
-_LENGTH_BYTES = 8
-
-
-def send(peer: socket.socket, message: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
-    """Sends a message with arrays. Raises OSError when the peer is gone."""
-    shapes = [(array.dtype.str, array.shape) for array in arrays]
-    text = json.dumps({**message, "arrays": shapes}).encode()
-    peer.sendall(len(text).to_bytes(_LENGTH_BYTES) + text)
-    for array in arrays:
-        peer.sendall(np.ascontiguousarray(array).data.cast("B"))
-
-
-def receive(peer: socket.socket) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Receives a message with arrays. Raises EOFError or OSError when the peer is gone, or TimeoutError."""
-    length = int.from_bytes(_read(peer, _LENGTH_BYTES))
-    message = json.loads(_read(peer, length))
-    arrays = [np.empty(shape, dtype) for dtype, shape in message.pop("arrays")]
-    for array in arrays:
-        _fill(peer, array.data.cast("B"))
-    return message, arrays
-
-
-def _read(peer: socket.socket, num_bytes: int) -> bytearray:
-    buffer = bytearray(num_bytes)
-    _fill(peer, memoryview(buffer))
-    return buffer
-
-
-def _fill(peer: socket.socket, rest: memoryview) -> None:
-    while rest:
-        num_bytes = peer.recv_into(rest)
-        if not num_bytes:
-            raise EOFError("the other process is gone")
-        rest = rest[num_bytes:]
 
 
 def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:

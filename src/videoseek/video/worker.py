@@ -30,7 +30,8 @@ from videoseek.video.folder import FrameFolder
 from videoseek.video.index import VideoIndex
 from videoseek.video.index_store import from_fields, load_stored
 from videoseek.video.reader import MAX_INDICES, decode_frames, read_index, source_stamp
-from videoseek.video.server import PROGRESS, receive, send
+from videoseek.video.server import PROGRESS
+from videoseek.wire import receive, send
 
 logger = logging.getLogger(__name__)
 

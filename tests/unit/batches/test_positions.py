@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2_5_VLModel
 
-from videoseek.batches.positions import RULES, clip_positions, mrope_positions
+from videoseek.batches.positions import clip_positions, mrope_positions
+from videoseek.config import POSITION_RULES
 from videoseek.model.tiny import build_tokenizer, tiny_config
 from videoseek.types import Clip
 
@@ -58,7 +59,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("tokens_per_second", [2, 4, 25])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_rule_v5_equals_transformers(layout: tuple[int | Clip, ...], tokens_per_second: int) -> None:
+def test_rule_hf5_equals_transformers(layout: tuple[int | Clip, ...], tokens_per_second: int) -> None:
     config = tiny_config(build_tokenizer([]))
     config.vision_config.tokens_per_second = tokens_per_second
     with torch.device("meta"):
@@ -71,7 +72,7 @@ def test_rule_v5_equals_transformers(layout: tuple[int | Clip, ...], tokens_per_
         video_grid_thw=torch.tensor([item.grid_thw for item in clips]),
         second_per_grid_ts=[item.second_per_grid for item in clips],
     )
-    ours, following = mrope_positions(ids, clips, PAD, float(tokens_per_second), rule="v5")
+    ours, following = mrope_positions(ids, clips, PAD, float(tokens_per_second), rule="hf5")
     assert torch.equal(ours, theirs[:, 0])
     if isinstance(layout[-1], int):
         assert following == int(ours.max(dim=0).values[-1]) + 1
@@ -97,7 +98,7 @@ def test_two_clips_equal_hand_computed_positions() -> None:
         [0, 1, 2, 3, 2, 3, 2, 3, 19, 20, 20, 20, 23],
     ]
     assert following == 24
-    late, _ = mrope_positions(ids, clips, PAD, 2.0, rule="v5")
+    late, _ = mrope_positions(ids, clips, PAD, 2.0, rule="hf5")
     assert late[:, 8:].tolist() == [[4, 5, 5, 5, 8], [4, 5, 6, 7, 8], [4, 5, 5, 5, 8]]
 
 
@@ -120,7 +121,7 @@ PARTS = st.lists(
 
 
 @settings(deadline=None)
-@given(parts=PARTS, cut=st.integers(0, 7), rule=st.sampled_from(RULES))
+@given(parts=PARTS, cut=st.integers(0, 7), rule=st.sampled_from(POSITION_RULES))
 def test_pieces_continue_into_the_whole(parts: list[int | Clip], cut: int, rule: str) -> None:
     whole, end = mrope_positions(*sequence(*parts), PAD, 2.0, rule=rule)
     first, middle = mrope_positions(*sequence(*parts[:cut]), PAD, 2.0, rule=rule)
@@ -152,5 +153,5 @@ def test_pads_and_clips_must_match(ids: list[int], clips: list[Clip], said: str)
 
 
 def test_unknown_rule_is_named() -> None:
-    with pytest.raises(ValueError, match="'v6' is not one of max_all, v5"):
+    with pytest.raises(ValueError, match="'v6' is not one of max_all, hf5"):
         mrope_positions([1], [], PAD, 2.0, rule="v6")

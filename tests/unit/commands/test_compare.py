@@ -73,6 +73,9 @@ def test_only_finished_runs_with_distinct_seeds_count(tmp_path: Path, capsys: py
     assert f"{copy} repeats seed 1 of {first}: it is a copy, with equal scores" in err
     assert f"{other} repeats seed 1 of {first}: but its scores differ" in err
     assert f"{aside} was set aside" in err and "empty holds no finished run (no config.yaml)" in err
+    renamed = finished(tmp_path / "renamed", "seed: 5\nsft: {steps: 7}\n", 0.2)
+    runs, problems = choose_runs([Path(first), Path(renamed)])
+    assert len(runs) == 2 and problems == [f"{renamed} has every score of {first} under another seed; is it a copy?"]
     with pytest.raises(UsageError, match="was set aside by a later run"):
         choose_runs([Path(aside)])
 

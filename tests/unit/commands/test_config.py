@@ -13,11 +13,12 @@ from videoseek.config_merge import config_keys, config_yaml, load_config
 #: The command line is a promise: a key that comes or goes changes this list in the same commit.
 FROZEN_KEYS = """
 recipe model output_dir seed resume stages save_every_steps save_every_minutes keep_checkpoints tracker device dtype
-grad_clip max_skipped_steps gradient_checkpointing
+grad_clip max_skipped_steps position_rule gradient_checkpointing
 data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples data.max_unreadable_share
+data.group_by_film
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
 video.min_frames video.max_frames video.max_tokens_per_grid video.min_window_seconds video.frame_policy
-video.cache_megabytes video.stall_seconds video.prefetch
+video.cache_megabytes video.stall_seconds video.overview_cache video.overview_cache_gigabytes video.prefetch
 tdam.rule tdam.share
 prompt.format prompt.style
 lora.rank lora.alpha lora.targets
@@ -28,7 +29,9 @@ grpo.weight_decay grpo.clip_low grpo.clip_high grpo.kl_coef grpo.kl_kind grpo.ov
 grpo.max_resample_rounds grpo.save_every_steps grpo.updates_per_batch grpo.importance_cap
 grpo.max_tokens_per_micro_batch grpo.freeze_vision
 rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
-rollout.top_p rollout.episodes_per_batch rollout.deadline_seconds
+rollout.top_p rollout.cache_tokens rollout.deadline_seconds
+rollout.engine rollout.sync rollout.vllm_python rollout.vllm_options rollout.servers rollout.worker_restarts
+rollout.worker_silence_seconds
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
 evaluate.num_questions evaluate.samples evaluate.tasks evaluate.data_root evaluate.limit evaluate.mode
@@ -183,7 +186,7 @@ def test_yaml_words_stay_words(tmp_path: Path, text: str) -> None:
         ("deepspeed.stage=4", ["deepspeed.stage must be one of 0, 1, 2, 3", "got 4"]),
         ("deepspeed.offload=true", ["deepspeed.offload=true needs a deepspeed.stage of 1 or more"]),
         ("grpo.updates_per_batch=99", ["grpo.updates_per_batch 99 exceeds grpo.prompts_per_step 32"]),
-        ("rollout.episodes_per_batch=15", ["rollout.episodes_per_batch 15 is less than grpo.group_size 16"]),
+        ("rollout.cache_tokens=0", ["rollout.cache_tokens must be at least 1", "got 0"]),
         ("resume=nowhere", ["resume must be no, auto or an existing checkpoint folder", "got 'nowhere'"]),
         ("model=${nowhere}", ["cannot be resolved", "nowhere"]),
         ("model=${open", ["model must be text", "got '${open'"]),

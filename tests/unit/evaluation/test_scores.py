@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from support.damaged_video import damaged_copy
-from support.tiny_world import TOKENS_PER_SECOND, answer, look, memorised, tiny_world
+from support.tiny_world import answer, look, memorised, native_engine, tiny_world
 
 from videoseek.evaluation.scores import answer_questions, clue_iou, needs_tool, scores, summarize
 from videoseek.rewards.trajectory_guided import write_rewards
-from videoseek.rollout.native import NativeEngine, SamplingSettings
+from videoseek.rollout.sampler import SamplingSettings
 from videoseek.types import Episode, Sample, StopReason
 
 
@@ -94,14 +94,14 @@ def test_scores_without_episodes_are_zero() -> None:
 
 def test_questions_are_answered_sampled_and_greedily() -> None:
     policy, samples = memorised()
-    engine = NativeEngine(policy, tiny_world().environment, TOKENS_PER_SECOND)
-    settings = SamplingSettings(max_new_tokens_per_turn=24, episodes_per_batch=6)
+    engine = native_engine(policy, tiny_world().environment)
+    settings = SamplingSettings(max_new_tokens_per_turn=24)
     progress: list[tuple[int, int]] = []
     sampled, greedy = answer_questions(
         engine, samples, 3, 0, settings, on_progress=lambda done, total: progress.append((done, total))
     )
     assert [len(group) for group in sampled] == [3] * 4 and [len(group) for group in greedy] == [1] * 4
-    assert progress == [(6, 16), (12, 16), (16, 16)]
+    assert progress == sorted(progress) and progress[-1] == (16, 16) and len(progress) > 4
     again, _ = answer_questions(engine, samples, 3, 0, settings)
     assert [e.token_ids for group in again for e in group] == [e.token_ids for group in sampled for e in group]
     plain = engine.rollout(samples, 1, 99, replace(settings, temperature=0.0))
@@ -119,7 +119,7 @@ def test_episodes_cut_by_a_limit_are_reported(groups: list[list[Episode]]) -> No
 def test_unreadable_questions_are_left_out_and_reported(tmp_path: Path) -> None:
     policy, samples = memorised()
     bad = replace(samples[1], video=damaged_copy(samples[1].video, tmp_path / "v.mp4"))
-    engine = NativeEngine(policy, tiny_world().environment, TOKENS_PER_SECOND)
+    engine = native_engine(policy, tiny_world().environment)
     settings = SamplingSettings(max_new_tokens_per_turn=24)
     mixed = [samples[0], bad, *samples[2:]]
     sampled, greedy = answer_questions(engine, mixed, 2, 0, settings, skip_unreadable=True)

@@ -1,37 +1,23 @@
-"""Caches against recomputation, and shared prompts against the same sequences with a copy each."""
+"""Caches against recomputation, and shared films against the same sequences with a copy each."""
 
 from __future__ import annotations
 
+import random
 import weakref
-from collections.abc import Callable
 
 import pytest
 import torch
 
 from videoseek.model import kv_cache
-from videoseek.model.kv_cache import KVCache, SequenceCache, SharedPrefixCache, fork
+from videoseek.model.kv_cache import CachePass, CopyCache, SharedPrefixCache, Slot, SlotCache, Tokens, new_cache
 
 GROUPS, SIZE, LAYERS = 2, 8, 2
-
-
-def fresh(draw: torch.Generator, num_sequences: int, num_tokens: int) -> list[torch.Tensor]:
-    """query, key and value of new tokens, in float64."""
-    heads = (3 * GROUPS, GROUPS, GROUPS)
-    return [torch.randn(num_sequences, count, num_tokens, SIZE, generator=draw, dtype=torch.float64) for count in heads]
-
-
-def feed(cache: SequenceCache, tokens: list[torch.Tensor], num_valid: list[int]) -> torch.Tensor:
-    """All layers' outputs for the valid new tokens, which are appended."""
-    query, key, value = tokens
-    cache.begin(query.shape[2])
-    outputs = [cache.attend(layer, query, key * (layer + 1), value) for layer in range(LAYERS)]
-    cache.advance(torch.tensor(num_valid))
-    valid = torch.arange(query.shape[2]) < torch.tensor(num_valid)[:, None]
-    return torch.cat([output[valid] for output in outputs])
+SHAPE = (LAYERS, GROUPS, SIZE)
+CPU = torch.device("cpu")
 
 
 def causal(keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """Outputs [L, H, D] of the last L of the given tokens, each seeing all before it."""
+    """Outputs [L, H, D] of the last L of the given tokens [G, K, D], each seeing all before it."""
     total, new = keys.shape[1], query.shape[1]
     group = len(query) // len(keys)
     unseen = torch.ones(new, total, dtype=torch.bool).triu(total - new + 1)
@@ -42,195 +28,134 @@ def causal(keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor) -> tor
     return torch.stack(heads, dim=1)
 
 
-class History:
-    """What each sequence of a cache should hold, and the comparison with it."""
+class Checked:
+    """Feeds passes of random tokens to a cache, and compares each with attention over everything fed before."""
 
-    def __init__(self, num_sequences: int) -> None:
-        self.keys = [torch.zeros(GROUPS, 0, SIZE, dtype=torch.float64) for _ in range(num_sequences)]
-        self.values = list(self.keys)
+    def __init__(self, cache: SlotCache, seed: int = 0) -> None:
+        self.cache = cache
+        self.draw = torch.Generator().manual_seed(seed)
+        self.history: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def feed(self, cache: KVCache, num_valid: list[int], seed: int) -> None:
-        """Appends ragged new tokens, padded with large numbers, and checks every valid row of every layer."""
-        longest = max(num_valid)
-        draw = torch.Generator().manual_seed(seed)
-        shapes = [(len(num_valid), count, longest, SIZE) for count in (2 * GROUPS, GROUPS, GROUPS)]
-        query, key, value = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes)
-        for row, count in enumerate(num_valid):
-            key[row, :, count:] = value[row, :, count:] = 1e3
-            self.keys[row] = torch.cat([self.keys[row], key[row, :, :count]], dim=1)
-            self.values[row] = torch.cat([self.values[row], value[row, :, :count]], dim=1)
-        cache.begin(longest)
-        for layer, sign in enumerate((1, -1)):
-            out = cache.attend(layer, query, key * sign, value * sign)
-            for row, count in enumerate(num_valid):
-                wanted = causal(self.keys[row] * sign, self.values[row] * sign, query[row, :, :count])
-                torch.testing.assert_close(out[row, :count], wanted, atol=1e-12, rtol=0)
-        cache.advance(torch.tensor(num_valid))
-
-    def select(self, rows: list[int]) -> None:
-        self.keys, self.values = [self.keys[row] for row in rows], [self.values[row] for row in rows]
-
-
-def test_cache_equals_recomputation_through_growth_selection_and_padding() -> None:
-    cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    history = History(3)
-    history.feed(cache, [6, 2, 4], seed=1)
-    cache.select(torch.tensor([2, 0, 0, 1, 2]), 10)
-    history.select([2, 0, 0, 1, 2])
-    assert cache.capacity == 10 and cache.lengths.tolist() == [4, 6, 6, 2, 4]
-    history.feed(cache, [1, 0, 3, 2, 3], seed=2)
-    history.feed(cache, [0, 0, 0, 1, 0], seed=3)
-    cache.reserve(5)
-    history.feed(cache, [5, 1, 0, 4, 0], seed=4)
-    cache.select(torch.tensor([3]), 12)
-    history.select([3])
-    history.feed(cache, [3], seed=5)
-    assert cache.lengths.tolist() == [12]
+    def feed(self, stretches: list[tuple[object, int, object]]) -> list[Tokens]:
+        """One token of each active slot, and stretches: (who, number of tokens, context's owner or None)."""
+        cache = self.cache
+        rows = cache.rows() if any(slot.is_active for slot in cache.rows()) else []
+        slots = {slot.owner: slot for slot in cache.slots}
+        contexts = []
+        for _, count, before in stretches:
+            context = cache.context(slots[before]) if before in slots else before
+            contexts.append((count, context if before is not None else None))
+        cache.reserve(cache.num_slots, max((slot.length for slot in cache.slots), default=0) + 1)
+        attention = CachePass(cache, len(rows), contexts)  # type: ignore[arg-type]
+        total = len(rows) + sum(count for _, count, _ in stretches) + 2  # two rows of padding
+        heads = (3 * GROUPS, GROUPS, GROUPS)
+        query, key, value = (torch.randn(1, n, total, SIZE, generator=self.draw, dtype=torch.float64) for n in heads)
+        outputs = [attention.attend(layer, query, key * (layer + 1), value)[0] for layer in range(LAYERS)]
+        bounds = [(slot.owner, i, i + 1, slot.owner) for i, slot in enumerate(rows) if slot.is_active]
+        first, tokens = len(rows), []
+        for who, count, before in stretches:
+            bounds.append((who, first, first + count, before))
+            tokens.append(attention.taken(first, first + count))
+            first += count
+        for who, start, stop, before in bounds:
+            none = torch.zeros(GROUPS, 0, SIZE, dtype=torch.float64)
+            old = self.history.get(before, (none, none))
+            keys, values = (torch.cat([a, b[0, :, start:stop]], 1) for a, b in zip(old, (key, value), strict=True))
+            for layer, output in enumerate(outputs):
+                wanted = causal(keys * (layer + 1), values, query[0, :, start:stop])
+                torch.testing.assert_close(output[start:stop], wanted, atol=1e-12, rtol=0)
+            self.history[who] = keys, values
+        assert all(not output[-2:].any() for output in outputs)
+        for slot in rows:
+            slot.length += slot.is_active
+        return tokens
 
 
-def test_selected_copies_do_not_share_memory() -> None:
-    cache = KVCache.empty(2, (1, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
-    history = History(1)
-    history.feed(cache, [3], seed=1)
-    cache.select(torch.tensor([0, 0]), 8)
-    history.select([0, 0])
-    history.feed(cache, [2, 4], seed=2)
+@pytest.mark.parametrize("shared", [False, True], ids=["copies", "shared films"])
+def test_cache_equals_recomputation_through_growth_and_change(shared: bool) -> None:
+    """Films, prompts, turns, observations, ends: in a random order, with slots that move and are used again."""
+    kind: SlotCache = CopyCache(SHAPE, torch.float64, CPU)
+    if shared:
+        kind = SharedPrefixCache(SHAPE, torch.float64, CPU, group_size=2)
+    checked, chance = Checked(kind), random.Random(3)
+    slots: dict[str, Slot] = {}
+    for number in range(9):
+        film, prompt = chance.randint(1, 5), chance.randint(1, 4)
+        (film_tokens,) = checked.feed([("film", film, None)])
+        checked.history[film_tokens] = checked.history["film"]
+        (suffix,) = checked.feed([("prompt", prompt, film_tokens)])
+        for copy in range(3):
+            name = f"{number}/{copy}"
+            slots[name] = kind.open(name, film_tokens, suffix)
+            checked.history[name] = checked.history["prompt"]
+            kind.set_active(slots[name], True)
+        for _ in range(6):
+            for name in chance.sample(sorted(slots), min(2, len(slots))):
+                kind.set_active(slots[name], chance.random() < 0.6)
+            idle = [name for name, slot in slots.items() if not slot.is_active][:2]
+            observed = [(name, chance.randint(1, 30), name) for name in idle]
+            for (name, *_), tokens in zip(observed, checked.feed(observed), strict=True):  # type: ignore[arg-type]
+                kind.append(slots[name], tokens)
+        for name in chance.sample(sorted(slots), len(slots) // 2):
+            kind.close(slots.pop(name))
+    assert kind.capacity > 64
 
 
-def test_a_cache_fed_in_parts_is_the_same() -> None:
-    cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    parts = [(cache.narrow(0, 1), History(1), [4]), (cache.narrow(1, 3), History(2), [6, 1])]
-    for part, history, num_valid in parts:
-        history.feed(part, num_valid, seed=1)
-    whole = History(3)
-    whole.keys = [keys for _, history, _ in parts for keys in history.keys]
-    whole.values = [values for _, history, _ in parts for values in history.values]
-    assert cache.lengths.tolist() == [4, 6, 1]
-    cache.select(torch.tensor([2, 0, 1]), 8)
-    whole.select([2, 0, 1])
-    whole.feed(cache, [2, 1, 2], seed=2)
+def test_a_film_is_kept_once_and_its_lane_is_used_again() -> None:
+    cache = SharedPrefixCache(SHAPE, torch.float64, CPU, group_size=4)
+    checked = Checked(cache)
+    films = [checked.feed([("film", length, None)])[0] for length in (5, 3)]
+    (suffix,) = checked.feed([("prompt", 1, None)])
+    slots = [cache.open(i, films[0], suffix) for i in range(4)]
+    assert cache.film_keys[0].shape == (1, 5, GROUPS, SIZE) and {slot.length for slot in slots} == {1}
+    other = cache.open("other", films[1], suffix)
+    assert len(cache.lanes) == 2 and other.index == 4
+    for slot in slots:
+        cache.close(slot)
+    assert cache.open("again", films[1], suffix).index == 5 and cache.open("new", films[0], suffix).index == 0
 
 
-def test_several_small_calls_equal_one_large_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    sdpa = kv_cache.masked_sdpa
-    monkeypatch.setattr(kv_cache, "masked_sdpa", lambda *args: sizes.append(len(args[0])) or sdpa(*args))
-    monkeypatch.setattr(kv_cache, "_CALL_ELEMENTS", 2 * 6 * 2 * GROUPS * SIZE)
-    cache = KVCache.empty(2, (5, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    History(5).feed(cache, [6, 2, 4, 1, 3], seed=1)
-    assert sizes == [2, 2, 1] * 2
+def test_a_long_sequence_lengthens_the_span_of_its_own_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[int] = []
+    sdpa = kv_cache.F.scaled_dot_product_attention
+
+    def counting(query: torch.Tensor, key: torch.Tensor, *rest: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+        spans.append(key.shape[2])
+        return sdpa(query, key, *rest, **options)
+
+    monkeypatch.setattr(kv_cache.F, "scaled_dot_product_attention", counting)
+    cache = CopyCache(SHAPE, torch.float64, CPU)
+    checked = Checked(cache)
+    (short,) = checked.feed([("short", 3, None)])
+    (long,) = checked.feed([("long", 200, None)])
+    for i in range(20):
+        cache.set_active(cache.open(i, long if i == 2 else short, short), True)
+        checked.history[i] = tuple(  # type: ignore[assignment]
+            torch.cat([a, b], 1)
+            for a, b in zip(checked.history["long" if i == 2 else "short"], checked.history["short"], strict=True)
+        )
+    spans.clear()
+    checked.feed([])
+    assert spans == [256, 64] * LAYERS
 
 
-def test_decoding_of_one_token_copies_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = KVCache.empty(2, (3, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    history = History(3)
-    history.feed(cache, [3, 5, 1], seed=1)
-    monkeypatch.setattr(kv_cache, "masked_sdpa", None)
-    history.feed(cache, [1, 1, 0], seed=2)
-
-
-@pytest.mark.parametrize("change", ["select", "reserve"])
-def test_the_cache_is_changed_layer_by_layer(change: str) -> None:
-    """The old tensors of a layer are gone before the next layer's are made."""
-    cache = KVCache.empty(4, (2, GROUPS, 6, SIZE), torch.float64, torch.device("cpu"))
-    old = [weakref.ref(tensor) for pair in zip(cache.keys, cache.values, strict=True) for tensor in pair]
+def test_the_cache_grows_tensor_by_tensor() -> None:
+    """The old tensor is gone before the next one is copied."""
+    cache = CopyCache((4, GROUPS, SIZE), torch.float64, CPU)
+    cache.reserve(2, 5)
+    old = [weakref.ref(tensor) for tensor in (*cache.keys, *cache.values)]
     alive: list[int] = []
-    replace_each = KVCache._replace_each
 
-    def counting(self: KVCache, resize: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        def counted(tensor: torch.Tensor) -> torch.Tensor:
-            alive.append(sum(ref() is not None for ref in old))
-            return resize(tensor)
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(sum(ref() is not None for ref in old))
+        return tensor.clone()
 
-        replace_each(self, counted)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KVCache, "_replace_each", counting)
-        cache.select(torch.tensor([0, 0, 1]), 8) if change == "select" else cache.reserve(2)
-    assert alive == [8, 7, 6, 5, 4, 3, 2, 1] and cache.capacity == 8
-
-
-def test_cache_refuses_more_than_it_holds() -> None:
-    cache = KVCache.empty(1, (2, GROUPS, 4, SIZE), torch.float64, torch.device("cpu"))
-    with pytest.raises(ValueError, match="cache holds 4 tokens, 5 are needed"):
-        cache.begin(5)
-    with pytest.raises(RuntimeError, match="begin was not called"):
-        cache.attend(0, *fresh(torch.Generator(), 2, 1))
-
-
-def prompts(draw: torch.Generator, lengths: list[int]) -> KVCache:
-    cache = KVCache.empty(LAYERS, (len(lengths), GROUPS, max(lengths), SIZE), torch.float64, torch.device("cpu"))
-    feed(cache, fresh(draw, len(lengths), max(lengths)), lengths)
-    return cache
-
-
-def both(lengths: list[int], sizes: list[int]) -> tuple[KVCache, SharedPrefixCache]:
-    """The same sequences with copies of their prompts, and sharing them."""
-    copied, shared = (prompts(torch.Generator().manual_seed(0), lengths) for _ in range(2))
-    copied = fork(copied, sizes)
-    assert isinstance(copied, KVCache)
-    return copied, SharedPrefixCache.fork(shared, sizes)
-
-
-def test_shared_prompts_equal_copies_through_growth_selection_and_padding() -> None:
-    draw = torch.Generator().manual_seed(1)
-    copied, shared = both([5, 2, 4], [2, 3, 1])
-
-    def step(num_valid: list[int]) -> None:
-        tokens = fresh(draw, len(num_valid), max(num_valid))
-        for cache in (copied, shared):
-            if int(cache.lengths.max()) + max(num_valid) > cache.capacity:
-                cache.reserve(max(num_valid) + 1)
-        torch.testing.assert_close(feed(shared, tokens, num_valid), feed(copied, tokens, num_valid), atol=1e-12, rtol=0)
-
-    def keep(rows: list[int], more: int) -> None:
-        for cache in (copied, shared):
-            cache.select(torch.tensor(rows), int(cache.lengths[torch.tensor(rows)].max()) + more)
-
-    step([1] * 6)
-    step([1, 0, 1, 1, 0, 1])
-    keep([0, 2, 3, 4, 5], more=4)
-    step([4, 1, 3, 0, 2])
-    step([1] * 5)
-    keep([1, 4], more=3)  # the first prompt has no sequence left
-    assert len(shared.prompt_lengths) == 2 and shared.group_size == 1
-    step([1, 1])
-    step([2, 1])
-    assert (copied.lengths - shared.lengths).tolist() == [2, 4]
-
-
-def test_a_shared_prefix_cache_fed_in_parts_is_the_same() -> None:
-    draw = torch.Generator().manual_seed(2)
-    copied, shared = both([3, 4], [2, 2])
-    tokens, num_valid = fresh(draw, 4, 3), [3, 1, 2, 2]
-    for cache in (copied, shared):
-        cache.reserve(3)
-    wanted = feed(copied, tokens, num_valid)
-    for rows in (slice(0, 3), slice(3, 4)):
-        part = shared.narrow(rows.start, rows.stop)
-        got = feed(part, [tensor[rows] for tensor in tokens], num_valid[rows])
-        count = sum(num_valid[rows])
-        first = sum(num_valid[: rows.start])
-        whole = wanted.unflatten(0, (LAYERS, sum(num_valid)))[:, first : first + count].flatten(0, 1)
-        torch.testing.assert_close(got, whole, atol=1e-12, rtol=0)
-    assert shared.lengths.tolist() == num_valid
-
-
-def test_a_prompt_is_kept_once() -> None:
-    _, shared = both([5], [8])
-    assert shared.prompt_keys[0].shape == (1, 5, GROUPS, SIZE) and shared.capacity == 0
+    cache._replace_each(change)
+    assert alive == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
 def test_the_kernels_rule_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = torch.Generator().manual_seed(0)
-    assert isinstance(fork(prompts(draw, [3]), [2]), KVCache)
+    assert isinstance(new_cache(SHAPE, torch.float32, CPU, 4), CopyCache)
     monkeypatch.setattr(kv_cache, "choose", lambda _: "triton")
-    assert isinstance(fork(prompts(draw, [3]), [2]), SharedPrefixCache)
-
-
-def test_shared_prefix_cache_refuses_more_than_it_holds() -> None:
-    _, shared = both([2], [1])
-    with pytest.raises(RuntimeError, match="begin was not called"):
-        shared.attend(0, *fresh(torch.Generator(), 1, 1))
-    with pytest.raises(ValueError, match="cache holds 0 tokens, 2 are needed"):
-        shared.begin(2)
+    cache = new_cache(SHAPE, torch.float32, CPU, 4)
+    assert isinstance(cache, SharedPrefixCache) and cache.group_size == 4

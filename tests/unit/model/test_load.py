@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_world import TinyWorld, row_logits, tiny_world
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from videoseek.batches.packing import pack_documents
 from videoseek.model import attention
@@ -21,6 +23,7 @@ from videoseek.model.load import (
     tokens_per_second,
 )
 from videoseek.model.policy import Policy
+from videoseek.video.patches import patchify
 
 CPU = torch.device("cpu")
 
@@ -63,6 +66,55 @@ def test_other_programs_can_load_what_is_saved(folder: Path) -> None:
     assert model.config._attn_implementation != IMPLEMENTATION
 
 
+def test_preprocessors_of_other_tools_are_written(folder: Path) -> None:
+    """A clip's patches from transformers' own processor are ours."""
+    images, videos = (
+        json.loads((folder / name).read_text())
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json")
+    )
+    assert images["image_processor_type"] == "Qwen2VLImageProcessor"
+    assert videos["video_processor_type"] == "Qwen2VLVideoProcessor" and videos["do_sample_frames"] is False
+    assert images["processor_class"] == videos["processor_class"] == "Qwen2_5_VLProcessor"
+    assert {(kind["patch_size"], kind["temporal_patch_size"], kind["merge_size"]) for kind in (images, videos)} == {
+        (14, 2, 2)
+    }
+    image = np.random.default_rng(0).integers(0, 256, (28, 56, 3), dtype=np.uint8)
+    theirs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+    ours = patchify(torch.from_numpy(image).expand(2, -1, -1, -1))
+    assert theirs.image_grid_thw.tolist() == [[1, 2, 4]]
+    torch.testing.assert_close(theirs.pixel_values, ours, atol=1e-6, rtol=0)
+
+
+def test_the_whole_processor_opens_where_torchvision_is(folder: Path) -> None:
+    pytest.importorskip("torchvision", reason="transformers' video processors need torchvision")
+    assert type(AutoProcessor.from_pretrained(folder)).__name__ == "Qwen2_5_VLProcessor"
+
+
+def test_keys_of_older_transformers_and_no_arguments_of_ours_are_written(folder: Path, tmp_path: Path) -> None:
+    """The same again after loading what was saved: keys neither pile up nor get lost."""
+    again = tmp_path / "again"
+    save_pretrained(load_model(folder, torch.float32, CPU), load_tokenizer(folder), again, source=folder)
+    for saved in (folder, again):
+        text = json.loads((saved / "config.json").read_text())["text_config"]
+        rope = {"mrope_section": [8, 4, 4], "rope_type": "default"}
+        assert text["rope_parameters"] == rope | {"rope_theta": 10000.0}
+        assert (text["rope_scaling"], text["rope_theta"], text["tie_word_embeddings"]) == (rope, 10000.0, True)
+        tokenizer = json.loads((saved / "tokenizer_config.json").read_text())
+        assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert not {"is_local", "local_files_only"} & set(tokenizer)
+
+
+def test_others_can_read_all_files_unless_the_umask_forbids_it(world: TinyWorld, tmp_path: Path) -> None:
+    for umask, mode in ((0o022, 0o644), (0o027, 0o640)):
+        before = os.umask(umask)
+        try:
+            folder = tmp_path / oct(umask)
+            save_pretrained(world.policy().model, world.vocabulary.tokenizer, folder)
+        finally:
+            os.umask(before)
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode}
+
+
 def test_tokenizer_comes_back(world: TinyWorld, folder: Path) -> None:
     text = "<think>red at 4</think>\n<answer>ü</answer>"
     tokenizer = load_tokenizer(folder)
@@ -92,6 +144,9 @@ def edit_config(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
 
 
+BAD_RULE = '{"model_type": "qwen2_5_vl", "position_rule": "v6"}'
+
+
 def only_pickles(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -104,9 +159,18 @@ def only_pickles(folder: Path) -> None:
         (lambda folder: edit_config(folder, "[]"), "not a model's configuration"),
         (lambda folder: edit_config(folder, "{}"), "not a model's configuration"),
         (lambda folder: edit_config(folder, '{"model_type": "llama"}'), "type 'llama'; only 'qwen2_5_vl'"),
+        (lambda folder: edit_config(folder, BAD_RULE), "position_rule in .* must be one of max_all, hf5, got 'v6'"),
         (only_pickles, "no \\*.safetensors weights"),
     ],
-    ids=["no config", "broken config", "config is a list", "config without type", "other model", "pickles only"],
+    ids=[
+        "no config",
+        "broken config",
+        "config is a list",
+        "config without type",
+        "other model",
+        "unknown rule",
+        "pickles only",
+    ],
 )
 def test_folder_that_is_no_model_is_named(folder: Path, damage: object, said: str) -> None:
     damage(folder)

@@ -7,25 +7,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from support.damaged_video import damaged_copy
-from support.tiny_world import TOKENS_PER_SECOND, TinyWorld, memorised, row_logits, tiny_world
+from support.tiny_world import TinyWorld, memorised, native_engine, row_logits, tiny_world
 
 from videoseek.batches.packing import pack_documents, pack_groups
 from videoseek.model import kv_cache
-from videoseek.model.kv_cache import KVCache
 from videoseek.model.policy import Policy
-from videoseek.rollout import native
+from videoseek.rollout import decode_block, native
 from videoseek.rollout.environment import Environment
-from videoseek.rollout.native import NativeEngine, SamplingSettings
-from videoseek.rollout.sampling import episode_generator, sample_tokens
+from videoseek.rollout.native import NativeSampler
+from videoseek.rollout.sampler import SamplingSettings, TurnSettings
+from videoseek.rollout.sampling import sample_tokens, stream_key, stream_uniforms
 from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.types import Clip, Episode, ParsedTurn, Sample, StopReason
 from videoseek.video.errors import VideoError, warn_once
 
-SETTINGS = SamplingSettings(max_new_tokens_per_turn=24, episodes_per_batch=64)
+SETTINGS = SamplingSettings(max_new_tokens_per_turn=24)
 GROUP_SIZE = 8
 
 
@@ -34,15 +35,11 @@ def world() -> TinyWorld:
     return tiny_world()
 
 
-def engine_of(policy: Policy, environment: Environment, **options: int) -> NativeEngine:
-    return NativeEngine(policy, environment, TOKENS_PER_SECOND, **options)
-
-
 @pytest.fixture(scope="module")
 def groups(world: TinyWorld) -> list[list[Episode]]:
     """Rollouts of trajectories that are remembered well enough to call, and badly enough to stray from them."""
     policy, samples = memorised()
-    return engine_of(policy, world.environment).rollout(samples, GROUP_SIZE, 0, SETTINGS)
+    return native_engine(policy, world.environment).rollout(samples, GROUP_SIZE, 0, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +74,20 @@ def test_logprobs_of_an_untrained_model_agree_too(world: TinyWorld) -> None:
     """Also away from temperature 1, at which logits and log-probs are scaled alike."""
     policy = world.policy(seed=3)
     settings = replace(SETTINGS, temperature=0.6, top_p=0.95)
-    rolled = engine_of(policy, world.environment).rollout(world.samples[:3], 3, 1, settings)
+    rolled = native_engine(policy, world.environment).rollout(world.samples[:3], 3, 1, settings)
     batch = pack_groups(rolled, world.packing)
     with torch.no_grad():
         assert (policy(batch, temperature=0.6)[0] - batch.rollout_logprobs).abs().max() < 1e-4
+
+
+def test_rollout_and_trainer_follow_the_models_position_rule(world: TinyWorld) -> None:
+    policy = world.policy(seed=3)
+    policy.model.config.position_rule = "hf5"
+    rolled = native_engine(policy, world.environment).rollout(world.samples[:3], 3, 1, SETTINGS)
+    with torch.no_grad():
+        for rule, least, most in (("hf5", 0, 1e-4), ("max_all", 1e-3, 9)):
+            batch = pack_groups(rolled, replace(world.packing, position_rule=rule))
+            assert least <= (policy(batch)[0] - batch.rollout_logprobs).abs().max() < most, rule
 
 
 def test_shared_prompts_give_the_same_episodes(
@@ -88,9 +95,16 @@ def test_shared_prompts_give_the_same_episodes(
 ) -> None:
     """As on a GPU, but with the kernels' reference: several turns, crops, and groups whose members end one by one."""
     monkeypatch.setattr(kv_cache, "choose", lambda _: "triton")
+    for module in (decode_block, native):
+        monkeypatch.setattr(module, "BLOCK_TOKENS", 3)
     policy, samples = memorised()
-    shared = engine_of(policy, world.environment).rollout(samples, len(groups[0]), 0, SETTINGS)
-    for one, other in zip(itertools.chain(*shared), itertools.chain(*groups), strict=True):
+    shared = native_engine(policy, world.environment, cache_tokens=400).rollout(samples, 3, 0, SETTINGS)
+    greedy = replace(SETTINGS, temperature=0.0, top_p=0.9)
+    shared += native_engine(policy, world.environment).rollout(samples[:2], 1, 0, greedy)
+    monkeypatch.undo()
+    copied = [group[:3] for group in groups]
+    copied += native_engine(policy, world.environment).rollout(samples[:2], 1, 0, greedy)
+    for one, other in zip(itertools.chain(*shared), itertools.chain(*copied), strict=True):
         assert one.token_ids == other.token_ids and one.stop_reason is other.stop_reason
         torch.testing.assert_close(
             torch.tensor(one.rollout_logprobs), torch.tensor(other.rollout_logprobs), atol=1e-4, rtol=0
@@ -100,10 +114,11 @@ def test_shared_prompts_give_the_same_episodes(
 def redrawn(episode: Episode, index: int, policy: Policy, world: TinyWorld) -> list[int]:
     """The tokens that an episode's own stream draws from the trainer's logits, one by one."""
     logits = row_logits(policy, pack_documents([episode], world.packing))
-    stream, banned = episode_generator(0, episode.sample.id, index), torch.tensor(world.vocabulary.banned)
+    rows = [position - 1 for position, on in enumerate(episode.loss_mask) if on]
+    stream = torch.from_numpy(stream_uniforms(stream_key(0, episode.sample.id, index), 0, len(rows)))
+    banned = torch.tensor(world.vocabulary.banned)
     drawn = []
-    for row in [position - 1 for position, on in enumerate(episode.loss_mask) if on]:
-        uniform = torch.tensor([stream.random()], dtype=torch.float64)
+    for row, uniform in zip(rows, stream.split(1), strict=True):
         drawn.append(int(sample_tokens(logits[row : row + 1], uniform, 1.0, 1.0, banned)[0]))
     return drawn
 
@@ -122,16 +137,16 @@ def test_each_turn_extends_the_sequence_that_the_model_saw(world: TinyWorld, mon
     """Everything fed to the model, in order, is a prefix of the episode's ids."""
     policy, samples = memorised()
     fed: list[int] = []
-    embed = policy.embed
+    decode = NativeSampler._decode
 
-    def recording(token_ids: torch.Tensor, rows: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        fed.extend(token_ids.tolist())
-        return embed(token_ids, rows, features)
+    def recording(sampler: NativeSampler, token_ids: list[int], *rest: Any) -> torch.Tensor:
+        fed.extend(token_ids)
+        return decode(sampler, token_ids, *rest)
 
-    monkeypatch.setattr(policy, "embed", recording)
+    monkeypatch.setattr(NativeSampler, "_decode", recording)
     for sample in samples:
         fed.clear()
-        ((episode,),) = engine_of(policy, world.environment).rollout([sample], 1, 2, SETTINGS)
+        ((episode,),) = native_engine(policy, world.environment).rollout([sample], 1, 2, SETTINGS)
         assert fed == episode.token_ids[: len(fed)] and len(fed) >= len(episode.token_ids) - 1
 
 
@@ -148,19 +163,79 @@ def test_edited_tokens_are_noticed(world: TinyWorld) -> None:
     rules = world.environment
     rewriting = RewritingEnvironment(rules.vocabulary, rules.fmt, rules.tool, rules.max_turns, rules.max_context_tokens)
     with pytest.raises(RuntimeError, match="an observation changed earlier tokens"):
-        engine_of(policy, rewriting).rollout(samples, 1, 0, replace(SETTINGS, temperature=0.0))
+        native_engine(policy, rewriting).rollout(samples, 1, 0, replace(SETTINGS, temperature=0.0))
 
 
-def test_an_episode_does_not_depend_on_the_rest_of_its_batch(world: TinyWorld, groups: list[list[Episode]]) -> None:
-    """Another order, batch size or group size, or a missing sample: the same tokens for the same key."""
+@pytest.mark.parametrize("cache_tokens", [None, 600], ids=["all at once", "few at a time"])
+def test_an_episode_does_not_depend_on_its_company(
+    world: TinyWorld, groups: list[list[Episode]], cache_tokens: int | None
+) -> None:
+    """Alone, in other orders and among 63 others: the same tokens, and the same log-probs to the last bit."""
     policy, samples = memorised()
-    engine = engine_of(policy, world.environment)
-    settings = replace(SETTINGS, episodes_per_batch=6)
-    again = engine.rollout([samples[2], samples[0], samples[3]], 3, 0, settings)
-    for group, index in zip(again, (2, 0, 3), strict=True):
-        assert [e.token_ids for e in group] == [e.token_ids for e in groups[index][:3]]
-    other_seed = engine.rollout(samples, 3, 1, settings)
-    assert [e.token_ids for e in other_seed[2]] != [e.token_ids for e in groups[2][:3]]
+    engine = native_engine(policy, world.environment, cache_tokens=cache_tokens)
+    crowd = [replace(sample, id=f"{sample.id}-{i}") for i in range(6) for sample in samples[:2]]
+    order = [2, 0, 3, 1]
+    mixed = [samples[index] for index in order]
+    again = engine.rollout(mixed if cache_tokens else [*crowd[:5], *mixed, *crowd[5:]], 4, 0, SETTINGS)
+    assert sum(map(len, again)) == (16 if cache_tokens else 64)
+    for group, index in zip(again if cache_tokens else again[5:9], order, strict=True):
+        for one, other in zip(group, groups[index], strict=False):
+            assert one.token_ids == other.token_ids
+            assert one.rollout_logprobs == other.rollout_logprobs
+    for sample, group in zip(samples[1:3], groups[1:3], strict=True):
+        ((alone,),) = engine.rollout([sample], 1, 0, SETTINGS)
+        assert alone.token_ids == group[0].token_ids and alone.rollout_logprobs == group[0].rollout_logprobs
+    other_seed = engine.rollout(samples[2:3], 3, 1, SETTINGS)
+    assert [e.token_ids for e in other_seed[0]] != [e.token_ids for e in groups[2][:3]]
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of tokens of each decoder pass from now on, without padding."""
+    sizes: list[int] = []
+    decode = NativeSampler._decode
+    monkeypatch.setattr(
+        NativeSampler, "_decode", lambda self, ids, *rest: sizes.append(len(ids)) or decode(self, ids, *rest)
+    )
+    return sizes
+
+
+def test_a_film_and_a_prompt_are_fed_once(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two questions about one film, four episodes each: the film's tokens enter one pass, each question's another."""
+    policy, samples = memorised()
+    questions = [samples[0], replace(samples[0], id="other", question="Which card is blue?")]
+    sizes = passes(monkeypatch)
+    settings = replace(SETTINGS, max_new_tokens_per_turn=1)
+    rolled = native_engine(policy, world.environment).rollout(questions, 4, 0, settings)
+    pad = world.vocabulary.video_pad
+    cut = len(rolled[0][0].token_ids) - rolled[0][0].token_ids[::-1].index(pad)
+    assert sizes == [cut, sum(group[0].prompt_length - cut for group in rolled)]
+
+
+def test_the_cache_budget_limits_what_is_open(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, samples = memorised()
+    sizes = passes(monkeypatch)
+    reserved = native_engine(policy, world.environment).environment.open(samples[0]).prompt_length + 24
+    engine = native_engine(policy, world.environment, cache_tokens=3 * reserved)
+    engine.rollout(samples[:1], 8, 0, replace(SETTINGS, temperature=0.0))
+    few = list(sizes)
+    sizes.clear()
+    native_engine(policy, world.environment).rollout(samples[:1], 8, 0, replace(SETTINGS, temperature=0.0))
+    assert 8 in sizes and len(few) > 2 * len(sizes)
+    assert {size for size in few if size < 6} == {1, 2, 3} - ({1, 2} - set(few))
+
+
+def test_one_temperature_at_a_time(world: TinyWorld) -> None:
+    policy, samples = memorised()
+    engine = native_engine(policy, world.environment)
+    ids = engine.environment.open(samples[0])
+    cold, warm = (TurnSettings(temperature, 1.0, 8, 1, 0) for temperature in (0.5, 1.0))
+    engine.sampler.submit("a", ids.token_ids, ids.clips, cold)
+    with pytest.raises(ValueError, match="need equal temperature and top_p"):
+        engine.sampler.submit("b", ids.token_ids, ids.clips, warm)
+    with pytest.raises(RuntimeError, match="weights cannot change while 1 sequences are open"):
+        engine.sampler.load((), 1)
+    engine.sampler.close()
+    engine.sampler.load([("lm_head.weight", policy.model.lm_head.weight.detach())], 1)
 
 
 def test_replayed_text_gives_the_rollouts_ids(world: TinyWorld, episodes: list[Episode]) -> None:
@@ -181,7 +256,7 @@ def test_replayed_text_gives_the_rollouts_ids(world: TinyWorld, episodes: list[E
 
 def test_greedy_repeats_itself(world: TinyWorld) -> None:
     policy, samples = memorised()
-    rolled = engine_of(policy, world.environment).rollout(samples, 2, 0, replace(SETTINGS, temperature=0.0))
+    rolled = native_engine(policy, world.environment).rollout(samples, 2, 0, replace(SETTINGS, temperature=0.0))
     for first, second in rolled:
         assert first.token_ids == second.token_ids
     batch = pack_groups(rolled, world.packing)
@@ -194,14 +269,9 @@ class BiasedPolicy(Policy):
 
     favourites: tuple[int, ...] = ()
 
-    def extend(
-        self, cache: KVCache, embeddings: torch.Tensor, positions: torch.Tensor, num_valid: torch.Tensor
-    ) -> torch.Tensor:
-        return (
-            super()
-            .extend(cache, embeddings, positions, num_valid)
-            .index_add(1, torch.tensor(self.favourites), torch.full((len(num_valid), len(self.favourites)), 60.0))
-        )
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super().project(hidden)
+        return logits.index_add(1, torch.tensor(self.favourites), torch.full((len(logits), len(self.favourites)), 60.0))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -209,7 +279,7 @@ def test_vision_tokens_are_never_sampled(world: TinyWorld, temperature: float) -
     policy = BiasedPolicy(world.policy().model)
     policy.favourites = world.vocabulary.banned
     settings = replace(SETTINGS, temperature=temperature)
-    for group in engine_of(policy, world.environment).rollout(world.samples[:2], 2, 0, settings):
+    for group in native_engine(policy, world.environment).rollout(world.samples[:2], 2, 0, settings):
         for episode in group:
             sampled = {token for token, on in zip(episode.token_ids, episode.loss_mask, strict=True) if on}
             assert sampled and not sampled & set(world.vocabulary.banned)
@@ -219,8 +289,8 @@ def test_each_distinct_clip_is_encoded_once(world: TinyWorld, monkeypatch: pytes
     policy, samples = memorised()
     encoded: list[Clip] = []
     encode = policy.encode
-    monkeypatch.setattr(policy, "encode", lambda clips: encoded.extend(clips) or encode(clips))
-    engine = engine_of(policy, world.environment, keep_features=True)
+    monkeypatch.setattr(policy, "encode", lambda clips, least: encoded.extend(clips) or encode(clips, least))
+    engine = native_engine(policy, world.environment, keep_features=True)
     rolled = engine.rollout(samples, GROUP_SIZE, 0, SETTINGS)
     distinct = {clip for group in rolled for episode in group for clip in episode.clips}
     shown = sum(len(episode.clips) for group in rolled for episode in group)
@@ -235,7 +305,7 @@ def test_each_distinct_clip_is_encoded_once(world: TinyWorld, monkeypatch: pytes
 
 def test_kept_features_are_those_of_the_vision_tower(world: TinyWorld) -> None:
     policy, samples = memorised()
-    engine = engine_of(policy, world.environment, keep_features=True)
+    engine = native_engine(policy, world.environment, keep_features=True)
     ((episode,),) = engine.rollout(samples[:1], 1, 0, replace(SETTINGS, temperature=0.0))
     overview, crop = episode.clips[:2]
     with torch.no_grad():
@@ -248,7 +318,7 @@ def test_kept_features_are_those_of_the_vision_tower(world: TinyWorld) -> None:
 def test_features_are_forgotten_unless_kept(world: TinyWorld) -> None:
     """New weights make new features: an engine that kept old ones would sample from a model that is gone."""
     policy = world.policy(seed=5)
-    engine = engine_of(policy, world.environment)
+    engine = native_engine(policy, world.environment)
     engine.rollout(world.samples[:1], 2, 0, SETTINGS)
     assert len(engine.features) == 0
     with torch.no_grad():
@@ -261,7 +331,9 @@ def test_features_are_forgotten_unless_kept(world: TinyWorld) -> None:
 def roll_one(world: TinyWorld, index: int, settings: SamplingSettings, **rules: int) -> Episode:
     policy, samples = memorised()
     environment = replace(world.environment, **rules)
-    ((episode,),) = engine_of(policy, environment).rollout([samples[index]], 1, 0, replace(settings, temperature=0.0))
+    ((episode,),) = native_engine(policy, environment).rollout(
+        [samples[index]], 1, 0, replace(settings, temperature=0.0)
+    )
     return episode
 
 
@@ -306,13 +378,18 @@ def test_a_past_deadline_leaves_one_token(world: TinyWorld) -> None:
     assert episode.stop_reason == StopReason.DEADLINE and num_sampled(episode) == 1
 
 
-def test_deadline_inside_a_turn_stops_only_running_episodes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_of_an_episode_counts_its_share_of_each_pass(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass takes a second. The first token comes with the prompt, and two episodes halve the seconds of the rest."""
     policy, samples = memorised()
-    clock = iter(range(10_000))
-    monkeypatch.setattr(native, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    settings = replace(SETTINGS, temperature=0.0, deadline_seconds=11.5)
-    rolled = engine_of(policy, world.environment).rollout([samples[0], samples[3]], 1, 0, settings)
-    assert [group[0].stop_reason for group in rolled] == [StopReason.DEADLINE, StopReason.ANSWERED]
+    clock = itertools.count()
+    monkeypatch.setattr(native, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    settings = replace(SETTINGS, temperature=0.0, deadline_seconds=4.0)
+    engine = native_engine(policy, world.environment)
+    for copies, tokens in ((1, 5), (2, 9)):
+        rolled = engine.rollout([samples[0]], copies, 0, settings)
+        assert [(e.stop_reason, num_sampled(e)) for e in rolled[0]] == [(StopReason.DEADLINE, tokens)] * copies
 
 
 def test_every_stop_leaves_an_episode_that_can_be_trained_on(world: TinyWorld) -> None:
@@ -324,34 +401,26 @@ def test_every_stop_leaves_an_episode_that_can_be_trained_on(world: TinyWorld) -
         (replace(SETTINGS, deadline_seconds=0.0), {}),
         (SETTINGS, {"max_turns": 2}),
     ]:
-        rolled = engine_of(policy, replace(world.environment, **rules)).rollout(samples, 2, 0, settings)
+        rolled = native_engine(policy, replace(world.environment, **rules)).rollout(samples, 2, 0, settings)
         batch = pack_groups(rolled, world.packing)
         with torch.no_grad():
             assert (policy(batch)[0] - batch.rollout_logprobs).abs().max() < 1e-4
 
 
-def test_engine_reports_progress_mode_and_version(world: TinyWorld) -> None:
+def test_engine_reports_mode_and_version(world: TinyWorld) -> None:
     policy, samples = memorised()
     policy.train()
-    progress: list[tuple[int, int]] = []
-    rolled = engine_of(policy, world.environment).rollout(
-        samples,
-        2,
-        0,
-        replace(SETTINGS, episodes_per_batch=4),
-        weight_version=9,
-        on_progress=lambda done, total: progress.append((done, total)),
-    )
-    assert policy.training and progress == [(4, 8), (8, 8)]
+    rolled = native_engine(policy, world.environment).rollout(samples, 2, 0, SETTINGS, weight_version=9)
+    assert policy.training
     assert {episode.weight_version for group in rolled for episode in group} == {9}
     policy.eval()
-    assert engine_of(policy, world.environment).rollout([], 2, 0, SETTINGS) == [] and not policy.training
+    assert native_engine(policy, world.environment).rollout([], 2, 0, SETTINGS) == [] and not policy.training
 
 
 def test_groups_follow_their_samples(world: TinyWorld) -> None:
     policy, samples = memorised()
     many: list[Sample] = [replace(sample, id=f"{sample.id}-{i}") for i in range(2) for sample in samples]
-    rolled = engine_of(policy, world.environment).rollout(many, 3, 0, replace(SETTINGS, episodes_per_batch=7))
+    rolled = native_engine(policy, world.environment).rollout(many, 3, 0, SETTINGS)
     assert [{episode.sample.id for episode in group} for group in rolled] == [{sample.id} for sample in many]
 
 
@@ -363,7 +432,7 @@ def test_an_unreadable_video_gives_an_empty_group_and_is_named_once(
     warn_once.cache_clear()
     gone = replace(samples[0], video=str(tmp_path / "gone.mp4"))
     damaged = replace(samples[0], video=damaged_copy(samples[0].video, tmp_path / "damaged.mp4"))
-    engine = engine_of(policy, world.environment)
+    engine = native_engine(policy, world.environment)
     mixed = [samples[0], gone, damaged, samples[1]]
     for _ in range(2):
         rolled = engine.rollout(mixed, GROUP_SIZE, 0, SETTINGS, skip_unreadable=True)
@@ -386,53 +455,30 @@ def test_a_crop_that_is_lost_before_it_is_encoded_empties_its_group(
     policy, samples = memorised()
     encode = policy.encode
 
-    def failing(clips: list[Clip]) -> torch.Tensor:
+    def failing(clips: list[Clip], least_tokens: int) -> torch.Tensor:
         if any(clip.start_seconds == 4.0 for clip in clips):  # the first sample's crop alone
             raise VideoError("timeout", "took too long")
-        return encode(clips)
+        return encode(clips, least_tokens)
 
     monkeypatch.setattr(policy, "encode", failing)
     greedy = replace(SETTINGS, temperature=0.0)
-    rolled = engine_of(policy, world.environment).rollout(samples, 2, 0, greedy, skip_unreadable=True)
+    rolled = native_engine(policy, world.environment).rollout(samples, 2, 0, greedy, skip_unreadable=True)
     assert [len(group) for group in rolled] == [0, 2, 2, 2]
     with pytest.raises(VideoError, match="took too long"):
-        engine_of(policy, world.environment).rollout(samples, 2, 0, greedy)
-
-
-def test_the_deadline_does_not_count_the_prompts(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A video that is slow to read takes nothing of the time that its episodes have."""
-    policy, samples = memorised()
-    clock = [0.0]
-    monkeypatch.setattr(native, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    encode = policy.encode
-
-    def slow(clips: list[Clip]) -> torch.Tensor:
-        clock[0] += 100.0 if clips and clips[0].start_seconds == 0 and clips[0].end_seconds > 20 else 0.0
-        return encode(clips)
-
-    monkeypatch.setattr(policy, "encode", slow)
-    settings = replace(SETTINGS, temperature=0.0, deadline_seconds=50.0)
-    rolled = engine_of(policy, world.environment).rollout([samples[3]], 1, 0, settings)
-    assert clock[0] >= 100 and rolled[0][0].stop_reason == StopReason.ANSWERED
+        native_engine(policy, world.environment).rollout(samples, 2, 0, greedy)
 
 
 def test_few_prompts_and_clips_are_fed_at_a_time(
     world: TinyWorld, groups: list[list[Episode]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit that every prompt exceeds feeds them one by one; what is sampled stays the same."""
+    """A limit that every film and prompt exceeds feeds them one by one; what is sampled stays the same."""
     policy, samples = memorised()
-    fed: list[int] = []
     encoded: list[list[Clip]] = []
-    extend, encode = policy.extend, policy.encode
-
-    def extending(cache: KVCache, embeddings: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        fed.append(embeddings.shape[0] * embeddings.shape[1])
-        return extend(cache, embeddings, *rest)
-
-    monkeypatch.setattr(policy, "extend", extending)
-    monkeypatch.setattr(policy, "encode", lambda clips: encoded.append(clips) or encode(clips))
-    rolled = engine_of(policy, world.environment, max_tokens_per_pass=8).rollout(samples, GROUP_SIZE, 0, SETTINGS)
-    assert fed[:4] == [group[0].prompt_length for group in groups]
+    encode, sizes = policy.encode, passes(monkeypatch)
+    monkeypatch.setattr(policy, "encode", lambda clips, least=0: encoded.append(clips) or encode(clips, least))
+    rolled = native_engine(policy, world.environment, max_tokens_per_pass=8).rollout(samples, GROUP_SIZE, 0, SETTINGS)
+    longest = max(group[0].prompt_length for group in groups)
+    assert max(sizes) < longest + GROUP_SIZE * len(samples)
     assert all(len(clips) <= 1 or sum(clip.num_tokens for clip in clips) <= 8 for clips in encoded)
     assert [e.token_ids for group in rolled for e in group] == [e.token_ids for group in groups for e in group]
     batch = pack_groups(rolled, world.packing)

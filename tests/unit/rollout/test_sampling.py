@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videoseek.rollout.sampling import episode_generator, sample_tokens
+from videoseek.rollout.sampling import draw_numbers, sample_tokens, stream_key, stream_uniforms
 
 NONE = torch.tensor([], dtype=torch.long)
 
@@ -87,15 +87,28 @@ def test_rows_are_drawn_independently() -> None:
     assert together.tolist() == alone
 
 
-def test_a_stream_depends_on_seed_sample_and_index_alone() -> None:
+def test_a_stream_depends_on_seed_sample_index_and_draw_alone() -> None:
     keys = [(0, "a", 0), (0, "a", 1), (1, "a", 0), (0, "b", 0), (0, "1/a", 0), (10, "a", 0), (1, "0/a", 0)]
-    streams = {key: tuple(episode_generator(*key).random(4)) for key in keys}
+    keys += [(0, "a", 0, 1), (0, "a", 0, 2), (0, "a", 1, 1), (0, "1/a", 0, 1)]
+    streams = {key: tuple(stream_uniforms(stream_key(*key), 0, 4)) for key in keys}
     assert len(set(streams.values())) == len(keys)
-    for key, stream in streams.items():
-        assert tuple(episode_generator(*key).random(4)) == stream
+    assert stream_key(0, "a", 0, 0) == stream_key(0, "a", 0)
+    assert streams[0, "a", 0] == tuple(stream_uniforms(stream_key(0, "a", 0), 0, 4))
+
+
+def test_the_draws_of_a_later_turn_go_on_where_the_last_turn_ended() -> None:
+    key = stream_key(3, "sample", 5)
+    whole = stream_uniforms(key, 0, 12)
+    np.testing.assert_array_equal(np.concatenate([stream_uniforms(key, 0, 5), stream_uniforms(key, 5, 7)]), whole)
+    # The key of a first draw and its numbers are part of what a seed means.
+    np.testing.assert_array_equal(whole, np.random.Generator(np.random.Philox(key=key)).random(12))
+
+
+def test_repeated_samples_of_a_round_are_numbered() -> None:
+    assert draw_numbers([7, 3, 7, 7, 3, 1]) == [0, 0, 1, 2, 1, 0]
 
 
 def test_streams_are_uniform_over_samples() -> None:
-    first = np.array([episode_generator(3, f"sample-{i}", 0).random() for i in range(2000)])
+    first = np.array([stream_uniforms(stream_key(3, f"sample-{i}", 0), 0, 1)[0] for i in range(2000)])
     counts = np.histogram(first, bins=10, range=(0, 1))[0]
     assert counts.min() > 140 and counts.max() < 260

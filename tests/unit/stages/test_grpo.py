@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_world import TinyWorld, answer, assert_same_gradients, look, tiny_world, tree_length
+from support.tiny_world import TinyWorld, answer, assert_same_gradients, look, native_engine, tiny_world, tree_length
 
 from videoseek.batches.micro_batch import ScoredGroup, plan_micro_batches
 from videoseek.config import TrainConfig
@@ -18,7 +18,6 @@ from videoseek.config_merge import load_config
 from videoseek.distributed import split_minibatches
 from videoseek.engine import OptimizerSettings, TrainEngine
 from videoseek.model.policy import Policy
-from videoseek.rollout.native import NativeEngine
 from videoseek.stages import grpo
 from videoseek.stages.rollouts import Rollouts
 from videoseek.stages.stage_run import StageRun
@@ -75,7 +74,7 @@ class Trainer:
             updates_per_batch=minibatches,
             max_tokens_per_micro_batch=max_tokens,
         )
-        sampler = NativeEngine(self.policy, self.world.environment, 2.0)
+        sampler = native_engine(self.policy, self.world.environment)
         rollouts = Rollouts(draws=list(range(len(scored))), all_groups=[group for group, _ in scored])
         run = SimpleNamespace(
             name="grpo",
@@ -85,7 +84,7 @@ class Trainer:
             device=CPU,
             first_step=step,
             engine=lambda _: self.engine,
-            native_engine=lambda: sampler,
+            rollout_engine=lambda: sampler,
             pack_settings=lambda masked: self.world.packing,
             metrics=SimpleNamespace(write=lambda stage, step, values: self.written.append(values)),
             record=lambda name, groups: None,
@@ -124,6 +123,24 @@ def test_a_group_cut_to_the_limit_has_the_gradient_of_the_whole(
     assert max(cut.row_lengths) <= limit
     assert values == pytest.approx(wanted, rel=1e-3, abs=1e-6)
     assert_same_gradients(cut.gradients[0], whole.gradients[0], 1e-4)
+
+
+@pytest.mark.parametrize("max_tokens", [WHOLE, 120])
+def test_groups_about_one_film_have_the_gradient_of_separate_groups(
+    world: TinyWorld,
+    config: TrainConfig,
+    scored: list[ScoredGroup],
+    monkeypatch: pytest.MonkeyPatch,
+    max_tokens: int,
+) -> None:
+    sharing = replace(world, packing=replace(world.packing, share_films=True))
+    apart, together = Trainer(world, config, monkeypatch), Trainer(sharing, config, monkeypatch)
+    wanted = apart.update(scored[4:8], minibatches=1, max_tokens=max_tokens)
+    values = together.update(scored[4:8], minibatches=1, max_tokens=max_tokens)
+    assert {episodes[0].sample.video for episodes, _ in scored[4:6]} != {scored[6][0][0].sample.video}
+    assert max(together.row_lengths) <= max_tokens and sum(together.row_lengths) < sum(apart.row_lengths)
+    assert values == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    assert_same_gradients(together.gradients[0], apart.gradients[0], 1e-4)
 
 
 def test_an_episode_is_never_cut(world: TinyWorld, scored: list[ScoredGroup]) -> None:

@@ -27,6 +27,7 @@ def test_a_stage_gives_back_its_memory_before_the_next_model_is_loaded(
     monkeypatch.setattr(pipeline.StageRun, "open", lambda context, stage, *_: note(f"load {stage}") or run)
     monkeypatch.setattr(pipeline, "train_stage", lambda *_: engine)
     monkeypatch.setattr(pipeline, "save_weights", lambda *_: note("save"))
+    monkeypatch.setattr(pipeline, "write_model_card", lambda *_: None)  # reads what was saved
     monkeypatch.setattr(pipeline, "score_stage", lambda *_: note("score"))
     monkeypatch.setattr(pipeline, "free_memory", lambda: note("free"))
     config = load_config(["recipe=sft_rl", "stages=[sft,grpo]"])

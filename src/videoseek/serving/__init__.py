@@ -1,0 +1,1 @@
+"""Serving: worker processes that sample with vLLM, and the connection to them."""
