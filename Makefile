@@ -3,9 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# vLLM pins other versions of the same libraries: it has an environment of its own.
-VLLM := .venv-vllm
-VLLM_READY := $(VLLM)/.ready
 
 .PHONY: train test test-slow test-tf457 test-vllm lint bench clean
 
@@ -19,6 +16,17 @@ test: $(READY)  ## all tests; none needs a network or a GPU
 test-slow: $(READY)  ## the tests too that `make test` leaves out, because they take minutes
 	$(BIN)/python -m pytest --thorough -m thorough $(ARGS)
 
+test-vllm: $(READY) $(VENV)-vllm/.ready  ## rollout.engine=vllm with a vLLM for CPUs, in an environment of its own
+	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest tests/real_vllm $(ARGS)
+
+$(VENV)-vllm/.ready: $(wildcard tests/real_vllm/*.txt) tests/real_vllm/sitecustomize.py
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/real_vllm/engine.txt
+	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps -r tests/real_vllm/requirements.txt
+	cp tests/real_vllm/sitecustomize.py $(VENV)-vllm/lib/python3*/site-packages/
+	touch $@
+
 test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
 	VIDEOSEEK_TF457_PYTHON=$(VENV)-tf457/bin/python $(BIN)/python -m pytest -m tf457 $(ARGS)
 
@@ -27,9 +35,6 @@ $(VENV)-tf457/.ready:
 	$(VENV)-tf457/bin/python -m pip install --quiet -c constraints.txt torch
 	$(VENV)-tf457/bin/python -m pip install --quiet "transformers==4.57.*"
 	touch $@
-
-test-vllm: $(READY) $(VLLM_READY)  ## tests of rollout.engine=vllm, with a real vLLM on the CPU
-	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/vllm $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check src kernels tests setup.py
@@ -47,14 +52,5 @@ $(READY): setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-$(VLLM_READY): tests/vllm/requirements.txt tests/vllm/engine.txt tests/vllm/sitecustomize.py
-	@echo "setting up $(VLLM); this takes about three minutes and 3 GB"
-	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
-	$(VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/vllm/engine.txt
-	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
-	cp tests/vllm/sitecustomize.py $(VLLM)/lib/python3*/site-packages/
-	touch $@
-
 clean:
-	rm -rf $(VENV) $(VENV)-tf457 $(VLLM) build dist src/videoseek.egg-info
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-tf457 build dist src/videoseek.egg-info

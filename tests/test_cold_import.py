@@ -82,7 +82,7 @@ import runpy
 sys.argv = sys.argv[1:]
 runpy.run_module("videoseek." + sys.argv[0], run_name="__main__", alter_sys=True)
 """
-COMMANDS = ("ask", "score", "report", "compare", "data", "evaluate", "train")
+COMMANDS = ("ask", "score", "report", "compare", "data", "evaluate", "serve", "train")
 HEAVY = {"torch", "transformers", "deepspeed", "av", "numpy", "PIL", "rich", "triton"}
 #: Seconds of CPU that --help may take. It takes 0.2; the bound has room for a slow machine, not for torch.
 HELP_SECONDS = 1.5

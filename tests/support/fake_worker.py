@@ -30,7 +30,7 @@ class FakeWorker:
 
     def welcome(self, peer: socket.socket) -> None:
         challenge(peer, TOKEN)
-        send(peer, {"op": "ready", "version": -1})
+        send(peer, {"op": "ready"})
 
     def next_turn(self, peer: socket.socket) -> Message:
         """Does everything that is asked up to the next turn, and returns the turn's message."""

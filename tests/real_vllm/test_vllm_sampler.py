@@ -323,7 +323,7 @@ def test_episodes_spread_over_servers(world: TinyWorld, model: Path, policy: Pol
         assert sampler.num_sequences == [len(episodes) // 2] * 2
         stranger = RemoteWorker(ServerPlace(f"127.0.0.1:{free_ports[0]}"), "wrong", 5, 0)
         with pytest.raises(WorkerError, match="refused the token"):
-            stranger.open().result()
+            stranger.load(Weights(0, str(model))).result()
         sampler.close()
     finally:
         for server in servers:
