@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.pages.report import write_report
     from videoseek.runtime import say
     from videoseek.stages.loading import load_split
-    from videoseek.stages.run_folder import start_folder, start_run
+    from videoseek.stages.run_folder import start_folder, start_run, total_seconds
 
     started = time.monotonic()
     context = start_run(config)
@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
         barrier()
         values = score_model(config, context.device, folder, folder.name, samples, context.output_dir)
         if rank() == 0:
-            summary = summary_of(config, {folder.name: values}, time.monotonic() - started)
+            seconds = total_seconds(context.output_dir, time.monotonic() - started)
+            summary = summary_of(config, {folder.name: values}, seconds)
             write_json(context.output_dir / "summary.json", summary)
             say(f"report: {write_report(context.output_dir)}")
     end_distributed()

@@ -58,17 +58,17 @@ def merged_weights(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch
     return weights
 
 
-def save_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Writes the adapters in the layout of peft's `PeftModel.from_pretrained`."""
+def save_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path, adapters: dict[str, torch.Tensor]) -> None:
+    """Writes `adapter_weights` in the layout of peft's `PeftModel.from_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.peft_config[_NAME].save_pretrained(str(folder))
-    named = {name: tensor.contiguous() for name, tensor in _adapters(model).items()}
+    named = {name: tensor.contiguous() for name, tensor in adapters.items()}
     save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def load_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
     """Loads the files of `save_adapters` into adapters of the same shape. Raises ValueError for unequal shapes."""
-    adapters, saved = _adapters(model), load_file(folder / _WEIGHTS)
+    adapters, saved = adapter_weights(model), load_file(folder / _WEIGHTS)
     if {name: tensor.shape for name, tensor in adapters.items()} != {
         name: tensor.shape for name, tensor in saved.items()
     }:
@@ -78,7 +78,7 @@ def load_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> No
             tensor.copy_(saved[name])
 
 
-def _adapters(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch.Tensor]:
+def adapter_weights(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch.Tensor]:
     """Returns the tensors of the adapters by peft's file names."""
     return {
         _WRAPPED + name.replace(f".{_NAME}.", "."): parameter.data

@@ -28,9 +28,7 @@ from videoseek.rollout.native import NativeEngine
 from videoseek.runtime import Progress
 from videoseek.stages.rollouts import filler_group, prefetch_prompts, rollout_metrics, sample_groups, with_advantages
 from videoseek.stages.stage_run import StageRun
-from videoseek.timing import CLOCK
 from videoseek.types import Clip, Sample
-from videoseek.video.errors import error_metrics
 
 
 def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[RewardFunction]) -> TrainEngine:
@@ -80,11 +78,10 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
             values |= plan_metrics([account for _, account in plans])
             values |= rollout_metrics(rollouts, functions, run.device)
             values["step_time"] = time.perf_counter() - started
-            run.metrics.write(run.name, step + 1, values | CLOCK.take() | error_metrics())
             run.record(f"{run.name}_step_{step + 1:06d}", rollouts.all_groups)
             shown = {"reward": "reward/mean", "accuracy": "rewards/accuracy/mean", "tokens saved": "plan/saving"}
             progress.update(step + 1, {name: values[key] for name, key in shown.items()})
-            run.save(engine, step + 1)
+            run.end_step(engine, step + 1, values)
     return engine
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from videoseek.checkpoint import CheckpointError, discard_after, discard_stage, read_state
+from videoseek.checkpoint import (
+    CheckpointError,
+    TrainerState,
+    discard_after,
+    discard_stage,
+    mark_best,
+    read_state,
+)
 from videoseek.config import TrainConfig
 from videoseek.config_merge import config_yaml
 from videoseek.distributed import choose_device, environment_report, seed_everything
 from videoseek.engine import start_distributed
-from videoseek.files import prepare_output_dir, write_json, write_text
+from videoseek.files import hold_folder, prepare_output_dir, write_json, write_text
 from videoseek.runtime import num_local_ranks, say
 from videoseek.stages.stage_run import RunContext
 from videoseek.video.service import start_video_service
+
+#: The files that a run at work renews.
+_SIGNS_OF_LIFE = ("env.json", "metrics.jsonl", "trajectories", "evaluation-*.json", "checkpoint-*")
 
 
 def start_run(config: TrainConfig) -> RunContext:
@@ -25,31 +39,72 @@ def start_run(config: TrainConfig) -> RunContext:
 
 
 def start_folder(config: TrainConfig, output_dir: Path) -> None:
-    """Moves an earlier run aside unless the run resumes, and records the new run's identity."""
-    if config.resume not in ("no", "auto"):
-        rewind(config, output_dir, Path(config.resume))
+    """Moves an earlier run aside unless the run resumes, and records the new run's identity.
+
+    Raises UsageError while another process works in the folder, and CheckpointError for a foreign checkpoint.
+    """
+    point = Path(config.resume) if config.resume not in ("no", "auto") else None
+    state = rewind_state(config, output_dir, point) if point is not None else None
+    lock = hold_folder(output_dir)
+    if point is not None and state is not None:
+        rewind(config, output_dir, point, state)
     if config.resume == "no" and (output_dir / "config.yaml").exists():
         number = 1
         while (aside := output_dir.with_name(f"{output_dir.name}.old-{number}")).exists():
             number += 1
         output_dir.replace(aside)
         output_dir.mkdir()
+        hold_folder(output_dir)
+        os.close(lock)  # it moved with the earlier run
         say(f"  an earlier run was moved to {aside}")
+    earlier = earlier_attempts(output_dir)
     for name in ("summary.json", "report.html"):  # they tell of a finished run, and this run goes on
         (output_dir / name).unlink(missing_ok=True)
     write_text(output_dir / "config.yaml", config_yaml(config))
-    write_json(output_dir / "env.json", environment_report())
+    report = environment_report()
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    attempt = {"command": report["command"], "started_at": started_at, "wall_seconds": None}
+    write_json(output_dir / "env.json", report | {"attempts": [*earlier, attempt]})
 
 
-def rewind(config: TrainConfig, output_dir: Path, checkpoint: Path) -> None:
-    """Rewinds a run to one of its checkpoints. The run repeats all later steps."""
+def earlier_attempts(output_dir: Path) -> list[dict[str, Any]]:
+    """Returns the attempts of env.json: command, start and wall time of each process that worked on the run.
+
+    A killed process wrote no time: its newest file gives the end.
+    """
+    path = output_dir / "env.json"
+    attempts = json.loads(path.read_text(encoding="utf-8")).get("attempts", []) if path.is_file() else []
+    if attempts and attempts[-1]["wall_seconds"] is None:
+        written = (file.stat().st_mtime for pattern in _SIGNS_OF_LIFE for file in output_dir.glob(pattern))
+        started = datetime.fromisoformat(attempts[-1]["started_at"]).timestamp()
+        attempts[-1]["wall_seconds"] = max(0.0, max(written) - started)
+    return attempts
+
+
+def total_seconds(output_dir: Path, seconds: float) -> float:
+    """Writes the wall time of this process to env.json. Returns the sum over all attempts."""
+    path = output_dir / "env.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    report["attempts"][-1]["wall_seconds"] = seconds
+    write_json(path, report)
+    return sum(attempt["wall_seconds"] for attempt in report["attempts"])
+
+
+def rewind_state(config: TrainConfig, output_dir: Path, checkpoint: Path) -> TrainerState:
+    """Returns the progress of the checkpoint to rewind to. Raises CheckpointError for a checkpoint of another run."""
     state = read_state(checkpoint)
     if checkpoint.resolve().parent != output_dir.resolve() or state.stage not in config.stages:
         raise CheckpointError(
             f"resume={checkpoint} is no checkpoint of a stage {' or '.join(config.stages)} in output_dir {output_dir}; "
             f"model={checkpoint} takes its weights only"
         )
+    return state
+
+
+def rewind(config: TrainConfig, output_dir: Path, checkpoint: Path, state: TrainerState) -> None:
+    """Rewinds a run to one of its checkpoints. The run repeats all later steps."""
     discard_after(checkpoint)
     for stage in config.stages[config.stages.index(state.stage) :]:
+        mark_best(output_dir, stage, state.best if stage == state.stage else None)
         (output_dir / f"evaluation-{stage}.json").unlink(missing_ok=True)
         discard_stage(output_dir / stage)

@@ -12,7 +12,8 @@ from videoseek.config_merge import config_keys, config_yaml, load_config
 
 #: The command line is a promise: a key that comes or goes changes this list in the same commit.
 FROZEN_KEYS = """
-recipe model output_dir seed resume stages save_every_steps save_every_minutes keep_checkpoints tracker device dtype
+recipe model output_dir seed resume stages save_every_steps save_every_minutes save_in_background keep_checkpoints
+tracker device dtype
 grad_clip max_skipped_steps gradient_checkpointing
 data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples data.max_unreadable_share
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
@@ -31,7 +32,7 @@ rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rol
 rollout.top_p rollout.episodes_per_batch rollout.deadline_seconds
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
-evaluate.num_questions evaluate.samples
+evaluate.num_questions evaluate.samples evaluate.every_steps evaluate.num_questions_inside
 """
 
 
