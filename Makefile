@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-slow lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -12,6 +12,9 @@ train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 # One worker more than two cores: much of a test is waiting for processes to start.
 test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+
+test-slow: $(READY)  ## the cases too that `make test` samples: a run killed at each of 20 places
+	$(BIN)/python -m pytest --thorough tests/integration/test_kill_points.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check src kernels tests setup.py

@@ -24,6 +24,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks too, and print their tables")
+    parser.addoption("--thorough", action="store_true", help="run the cases too that the default suite samples")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,10 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_benchmark = pytest.mark.skip(reason="benchmarks run with --benchmark only")
+    no_thorough = pytest.mark.skip(reason="one of many like cases; make test-slow runs all")
     no_gpu = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
     for item in items:
         if "benchmark" in item.keywords and not config.getoption("--benchmark"):
             item.add_marker(no_benchmark)
+        if "thorough" in item.keywords and not config.getoption("--thorough"):
+            item.add_marker(no_thorough)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
 
