@@ -33,7 +33,6 @@ from videoseek.model.load import save_pretrained
 from videoseek.runtime import rank
 
 _COMPLETE = "complete"
-_BEST = "best.json"
 #: All ranks write into one partial folder: the folder has the same name for all ranks.
 _MAKER = "ranks"
 ADAPTER_FOLDER = "adapter"
@@ -67,9 +66,7 @@ class TrainerState:
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """Copies in host memory of all tensors of a folder. Rank 0 holds `weights` and `adapters`; later steps leave the
-    copies unchanged.
-    """
+    """Copies in host memory of all tensors of a folder. Rank 0 alone holds `weights` and `adapters`."""
 
     weights: dict[str, torch.Tensor]
     adapters: dict[str, torch.Tensor]
@@ -237,35 +234,27 @@ def is_complete(folder: Path) -> bool:
 
 
 def tidy(output_dir: Path, stage: str, best: BestStep | None, keep: int) -> None:
-    """Names the newest checkpoint and the best of `stage`, and removes all but the newest `keep` and the best."""
+    """Names the newest checkpoint and the best of `stage`. Removes all but the newest `keep` and every best one.
+
+    A kill in between leaves the rest of this work to the next call.
+    """
     if rank() == 0 and (checkpoints := complete_checkpoints(output_dir)):
         link(output_dir / "last", checkpoints[-1])
-        mark_best(output_dir, stage, best)
-        prune(output_dir, keep)
+        best_names = {entry["checkpoint"] for entry in mark_best(output_dir, stage, best).values()}
+        for folder in checkpoints[:-keep]:
+            if folder.name not in best_names:
+                remove_folder(folder, _MAKER)
 
 
-def mark_best(output_dir: Path, stage: str, best: BestStep | None) -> None:
-    """Writes the best evaluated step of `stage` to best.json. None removes the stage's entry."""
-    path = output_dir / _BEST
-    marked = read_best(output_dir)
+def mark_best(output_dir: Path, stage: str, best: BestStep | None) -> dict[str, dict[str, Any]]:
+    """Writes the best evaluated step of `stage` to best.json, or removes it for None. Returns the file's contents."""
+    path = output_dir / "best.json"
+    marked = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     entry = {stage: asdict(best)} if best is not None else {}
     changed = {name: value for name, value in marked.items() if name != stage} | entry
     if changed != marked:
         write_json(path, changed)
-
-
-def read_best(output_dir: Path) -> dict[str, dict[str, Any]]:
-    """Returns the fields of `BestStep` by stage, from best.json."""
-    path = output_dir / _BEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def prune(output_dir: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`, and the best of each stage."""
-    best = {entry["checkpoint"] for entry in read_best(output_dir).values()}
-    for folder in complete_checkpoints(output_dir)[:-keep]:
-        if folder.name not in best:
-            remove_folder(folder, _MAKER)
+    return changed
 
 
 def discard_after(checkpoint: Path) -> None:

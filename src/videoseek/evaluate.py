@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.distributed import choose_accelerator
 
     choose_accelerator(config.device)
+    from videoseek.attempts import end_attempt
     from videoseek.distributed import barrier
     from videoseek.engine import end_distributed
     from videoseek.evaluation.model_scores import score_model
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.pages.report import write_report
     from videoseek.runtime import say
     from videoseek.stages.loading import load_split
-    from videoseek.stages.run_folder import start_folder, start_run, total_seconds
+    from videoseek.stages.run_folder import start_folder, start_run
 
     started = time.monotonic()
     context = start_run(config)
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
         barrier()
         values = score_model(config, context.device, folder, folder.name, samples, context.output_dir)
         if rank() == 0:
-            seconds = total_seconds(context.output_dir, time.monotonic() - started)
+            seconds = end_attempt(context.output_dir, time.monotonic() - started)
             summary = summary_of(config, {folder.name: values}, seconds)
             write_json(context.output_dir / "summary.json", summary)
             say(f"report: {write_report(context.output_dir)}")

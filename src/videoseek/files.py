@@ -78,7 +78,10 @@ def remove_folder(folder: Path, maker: str) -> None:
 
 
 def remove_leftovers(parent: Path, maker: str) -> None:
-    """Removes leftovers of killed processes in `parent` under the partial names of `maker`, the only user there."""
+    """Removes leftovers of killed processes in `parent` under the partial names of `maker`, the only user there.
+
+    `maker` may be a pattern such as `*`.
+    """
     for pattern in (maker, f"{maker}-old"):
         for partial in parent.glob(f"*{_MARK}{pattern}"):
             shutil.rmtree(partial) if _is_real_folder(partial) else partial.unlink()

@@ -17,7 +17,7 @@ from typing import Any
 from videoseek import checkpoint, metrics
 from videoseek.engine import TrainEngine
 from videoseek.rollout.native import NativeEngine
-from videoseek.stages import pipeline
+from videoseek.stages import pipeline, stage_run
 from videoseek.stages.stage_run import StageRun
 
 #: The kinds of work: training by stage, evaluation within a stage and of a finished stage, and checkpoints.
@@ -68,7 +68,7 @@ def watch(log: str, fatal: str | None) -> None:
     """Watches the run of this process."""
     places = Places(Path(log), fatal)
     places.around(TrainEngine, "step", "step")
-    places.around(StageRun, "evaluate", "evaluation", "evaluation inside")
+    places.around(stage_run, "score_policy", "evaluation", "evaluation inside")
     places.around(pipeline, "score_stage", "evaluation", "final evaluation")
     places.around(NativeEngine, "_sample_turn", "turn")
     places.around(checkpoint, "save_file", "state file")

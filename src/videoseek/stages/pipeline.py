@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from videoseek.attempts import end_attempt
 from videoseek.batches.order import batch_indices
 from videoseek.checkpoint import CheckpointWriter, is_complete, link, read_state
 from videoseek.config import TrainConfig, UsageError, stage_steps
@@ -34,7 +35,7 @@ from videoseek.samples.clueworld import phrases
 from videoseek.stages.dry_run import dry_run
 from videoseek.stages.grpo import train_grpo
 from videoseek.stages.loading import Data, load_data
-from videoseek.stages.run_folder import start_folder, start_run, total_seconds
+from videoseek.stages.run_folder import start_folder, start_run
 from videoseek.stages.sft import train_sft
 from videoseek.stages.stage_run import RunContext, StageRun, find_resume_point
 from videoseek.trackers import check_trackers, open_trackers
@@ -73,7 +74,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     barrier()
     run_stages(context, start_weights(config, output_dir), data, functions)
     if rank() == 0:
-        write_summary(config, output_dir, total_seconds(output_dir, time.monotonic() - started))
+        write_summary(config, output_dir, end_attempt(output_dir, time.monotonic() - started))
         say(f"report: {write_report(output_dir)}")
         say(f"next: python -m videoseek.ask VIDEO QUESTION model={output_dir / 'final'}")
     end_distributed()

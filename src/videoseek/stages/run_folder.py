@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from videoseek.checkpoint import (
-    CheckpointError,
-    TrainerState,
-    discard_after,
-    discard_stage,
-    mark_best,
-    read_state,
-)
+from videoseek.attempts import start_attempt
+from videoseek.checkpoint import CheckpointError, TrainerState, discard_after, discard_stage, mark_best, read_state
 from videoseek.config import TrainConfig
 from videoseek.config_merge import config_yaml
 from videoseek.distributed import choose_device, environment_report, seed_everything
 from videoseek.engine import start_distributed
-from videoseek.files import hold_folder, prepare_output_dir, write_json, write_text
+from videoseek.files import hold_folder, prepare_output_dir, remove_leftovers, write_text
 from videoseek.runtime import num_local_ranks, say
 from videoseek.stages.stage_run import RunContext
 from videoseek.video.service import start_video_service
-
-#: The files that a run at work renews.
-_SIGNS_OF_LIFE = ("env.json", "metrics.jsonl", "trajectories", "evaluation-*.json", "checkpoint-*")
 
 
 def start_run(config: TrainConfig) -> RunContext:
@@ -57,37 +45,12 @@ def start_folder(config: TrainConfig, output_dir: Path) -> None:
         hold_folder(output_dir)
         os.close(lock)  # it moved with the earlier run
         say(f"  an earlier run was moved to {aside}")
-    earlier = earlier_attempts(output_dir)
+    for folder in (output_dir, output_dir / "trajectories"):
+        remove_leftovers(folder, "*")  # of killed processes: the lock excludes other ones
     for name in ("summary.json", "report.html"):  # they tell of a finished run, and this run goes on
         (output_dir / name).unlink(missing_ok=True)
     write_text(output_dir / "config.yaml", config_yaml(config))
-    report = environment_report()
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    attempt = {"command": report["command"], "started_at": started_at, "wall_seconds": None}
-    write_json(output_dir / "env.json", report | {"attempts": [*earlier, attempt]})
-
-
-def earlier_attempts(output_dir: Path) -> list[dict[str, Any]]:
-    """Returns the attempts of env.json: command, start and wall time of each process that worked on the run.
-
-    A killed process wrote no time: its newest file gives the end.
-    """
-    path = output_dir / "env.json"
-    attempts = json.loads(path.read_text(encoding="utf-8")).get("attempts", []) if path.is_file() else []
-    if attempts and attempts[-1]["wall_seconds"] is None:
-        written = (file.stat().st_mtime for pattern in _SIGNS_OF_LIFE for file in output_dir.glob(pattern))
-        started = datetime.fromisoformat(attempts[-1]["started_at"]).timestamp()
-        attempts[-1]["wall_seconds"] = max(0.0, max(written) - started)
-    return attempts
-
-
-def total_seconds(output_dir: Path, seconds: float) -> float:
-    """Writes the wall time of this process to env.json. Returns the sum over all attempts."""
-    path = output_dir / "env.json"
-    report = json.loads(path.read_text(encoding="utf-8"))
-    report["attempts"][-1]["wall_seconds"] = seconds
-    write_json(path, report)
-    return sum(attempt["wall_seconds"] for attempt in report["attempts"])
+    start_attempt(output_dir, environment_report())
 
 
 def rewind_state(config: TrainConfig, output_dir: Path, checkpoint: Path) -> TrainerState:
