@@ -19,7 +19,8 @@ from videoseek.config import UsageError
 
 USAGE = "python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...]"
 #: Keys ignored by the comparison: time and place of a run, not its recipe.
-_NOT_COMPARED = ("seed", "output_dir", "resume", "save_every_steps", "save_in_background", "keep_checkpoints")
+_NOT_COMPARED = ("seed", "output_dir", "resume", "save_every_steps", "save_every_minutes", "save_in_background")
+_NOT_COMPARED += ("keep_checkpoints", "evaluate.every_steps", "evaluate.num_questions_inside")
 _COLUMNS = ("accuracy_tool", "accuracy_greedy_tool", "clue_iou", "calls_per_episode", "format")
 
 
