@@ -37,6 +37,7 @@ def drawn_places(log: Path) -> list[str]:
     return [place for turn in zip(*chosen, strict=True) for place in turn]
 
 
+@pytest.mark.slow
 def test_evaluation_and_background_writing_change_no_number(undisturbed: Path, tiny: list[str], tmp_path: Path) -> None:
     """A run without evaluations that waits for its checkpoints, due by minutes in SFT and by steps in GRPO."""
     keys = ["evaluate.every_steps=null", "save_in_background=false", "save_every_minutes=1e-9", "save_every_steps=0"]
@@ -72,6 +73,7 @@ def contents(output_dir: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "number",
