@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> None:
     from videoseek.distributed import choose_accelerator
 
     choose_accelerator(config.device)
+    from videoseek.attempts import end_attempt
     from videoseek.distributed import barrier
     from videoseek.engine import end_distributed
     from videoseek.evaluation.benchmarks import evaluate_tasks
@@ -72,7 +73,8 @@ def main(arguments: list[str]) -> None:
         barrier()
         values = score_model(config, context.device, folder, folder.name, samples, context.output_dir)
         if rank() == 0:
-            summary = summary_of(config, {folder.name: values}, time.monotonic() - started)
+            seconds = end_attempt(context.output_dir, time.monotonic() - started)
+            summary = summary_of(config, {folder.name: values}, seconds)
             write_json(context.output_dir / "summary.json", summary)
             say(f"report: {write_report(context.output_dir)}")
     end_distributed()
