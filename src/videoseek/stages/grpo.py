@@ -3,7 +3,8 @@
 Differences from the textbook (2402.03300) and from the public Video-o3 code: only `kl_coef` > 0 loads a reference
 model. A batch with one update skips the pass for old log-probs: the probability ratio is 1. Overlong episodes leave the
 baseline and the loss. Dynamic sampling replaces groups of equal rewards. A group trains as one packed tree with one
-copy of the prompt. Counts of the whole batch normalise the loss.
+copy of the prompt, and `data.group_by_film` joins the groups about one film. Counts of the whole batch normalise the
+loss.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from videoseek.algorithms.losses import LOSSES, LossInputs, Metrics, PolicyLossSettings
 from videoseek.batches.loader import AheadLoader
 from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, plan_metrics, plan_micro_batches
+from videoseek.batches.order import SampleOrder
 from videoseek.config import TrainConfig
 from videoseek.distributed import all_sum, split_minibatches
 from videoseek.engine import OptimizerSettings, TrainEngine, learning_rate
@@ -29,9 +31,7 @@ from videoseek.rollout.engine import RolloutEngine
 from videoseek.runtime import Progress
 from videoseek.stages.rollouts import filler_group, prefetch_prompts, rollout_metrics, sample_groups, with_advantages
 from videoseek.stages.stage_run import StageRun
-from videoseek.timing import CLOCK
 from videoseek.types import Clip, Sample
-from videoseek.video.errors import error_metrics
 
 
 def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[RewardFunction]) -> TrainEngine:
@@ -47,12 +47,13 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
     objective = Objective(run.config, engine, sampler, reference)
     packing = run.pack_settings(masked=False)
     run.policy.train()
-    loader = AheadLoader(partial(prefetch_prompts, run.environment, run.config, samples))
+    order = SampleOrder.of(samples, run.config.seed, by_film=run.config.data.group_by_film)
+    loader = AheadLoader(partial(prefetch_prompts, run.environment, run.config, samples, order))
     with closing(sampler.sampler), loader, Progress(run.name, grpo.steps, run.first_step) as progress:
         for step in range(run.first_step, grpo.steps):
             started = time.perf_counter()
             loader.get(step)
-            rollouts = sample_groups(run, engine, sampler, functions, samples, step)
+            rollouts = sample_groups(run, engine, sampler, functions, samples, order, step)
             if run.config.video.prefetch and step + 1 < grpo.steps:
                 loader.start(step + 1)
             groups = with_advantages(rollouts.groups, grpo.advantage, grpo.overlong)
@@ -81,11 +82,10 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
             values |= plan_metrics([account for _, account in plans])
             values |= rollout_metrics(rollouts, functions, run.device)
             values["step_time"] = time.perf_counter() - started
-            run.metrics.write(run.name, step + 1, values | CLOCK.take() | error_metrics())
             run.record(f"{run.name}_step_{step + 1:06d}", rollouts.all_groups)
             shown = {"reward": "reward/mean", "accuracy": "rewards/accuracy/mean", "tokens saved": "plan/saving"}
             progress.update(step + 1, {name: values[key] for name, key in shown.items()})
-            run.save(engine, step + 1)
+            run.end_step(engine, step + 1, values)
     return engine
 
 
