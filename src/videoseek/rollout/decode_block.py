@@ -36,6 +36,7 @@ class DecodeBlock:
         # The last place of a slot is free: a step on it, before the first `run`, harms no sequence.
         self._lengths = torch.full(size, cache.capacity - 1, dtype=torch.int32, device=cache.device)
         self._ids, self._positions, self._left = (torch.zeros_like(self._lengths, dtype=torch.long) for _ in range(3))
+        self._buffers = (self._lengths, self._ids, self._positions, self._left)
         self._step_number = torch.zeros(1, dtype=torch.long, device=cache.device)
         self._uniforms = torch.zeros(BLOCK_TOKENS, *size, dtype=torch.float64, device=cache.device)
         self._tokens = torch.zeros(BLOCK_TOKENS, *size, dtype=torch.long, device=cache.device)
@@ -65,16 +66,12 @@ class DecodeBlock:
             left[index] = sequence.settings.max_new_tokens - num_sampled
             drawn = sequence.uniforms[num_sampled : num_sampled + BLOCK_TOKENS]
             uniforms[: len(drawn), index] = drawn
-        buffers = (self._lengths, self._ids, self._positions, self._left)
-        for buffer, values in zip(buffers, (lengths, ids, positions, left), strict=True):
+        for buffer, values in zip(self._buffers, (lengths, ids, positions, left), strict=True):
             buffer.copy_(torch.tensor(values))
         self._uniforms.copy_(torch.from_numpy(uniforms))
         self._step_number.zero_()
         for _ in range(min(BLOCK_TOKENS, max(left))):
-            if self._graph is not None:
-                self._graph.replay()
-            else:
-                self._step()
+            self._graph.replay() if self._graph is not None else self._step()
         return self._tokens.T.tolist(), self._logprobs.T.tolist()
 
     def _step(self) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from videoseek.batches.order import cut_rows
 from videoseek.batches.positions import mrope_positions
-from videoseek.model.kv_cache import CachePass, Context, SharedPrefixCache, SlotCache, new_cache
+from videoseek.model.kv_cache import CachePass, Context, CopyCache, SharedPrefixCache, new_cache
 from videoseek.model.policy import Policy
 from videoseek.rollout.clip_features import LEAST_ROWS, ClipFeatures
 from videoseek.rollout.decode_block import BLOCK_TOKENS, DecodeBlock
@@ -37,8 +37,8 @@ MAX_TOKENS_PER_PASS = 2**15
 MAX_SEQUENCES = 256
 #: Memory for keys and values: bytes on a CPU, and the share of a GPU's unused memory. Activations take the rest.
 CPU_CACHE_BYTES, GPU_CACHE_SHARE = 2**31, 0.6
-#: Tokens of vision features that wait for another episode with the same crop, unless all features are kept.
-MAX_FEATURE_TOKENS = 2**17
+#: Clips whose features wait for another episode with the same crop, unless all features are kept.
+MAX_FEATURES = 64
 
 _Item = Film | Prompt | CachedSequence
 
@@ -66,19 +66,15 @@ class NativeSampler:
         tokens of one pass; a longer film, observation or clip gets a pass of its own.
         """
         self.features = ClipFeatures(policy, max_tokens_per_pass)
-        self._policy = policy
-        self._vocabulary = vocabulary
-        self._tokens_per_second = tokens_per_second
-        self._keep_features = keep_features
-        self._cache_tokens = cache_tokens
+        self._policy, self._vocabulary, self._tokens_per_second = policy, vocabulary, tokens_per_second
+        self._keep_features, self._cache_tokens = keep_features, cache_tokens
         self._max_tokens_per_pass = max_tokens_per_pass
         self._banned = torch.tensor(vocabulary.banned, device=policy.device)
-        self._version = 0
-        self._was_training = False
+        self._version, self._was_training = 0, False
         self._sequences: dict[str, CachedSequence] = {}
         self._films: dict[tuple[tuple[int, ...], tuple[Clip, ...]], Film] = {}
         self._observed: list[CachedSequence] = []
-        self._cache: SlotCache | None = None
+        self._cache: CopyCache | None = None
         self._block: DecodeBlock | None = None
 
     def submit(
@@ -159,7 +155,7 @@ class NativeSampler:
             logits = [self._feed(cache, rows, items)] if rows or items else []
             sampled = rows + [item for item in items if isinstance(item, CachedSequence)]
             opened = self._fill_slots(cache)
-            logits += [sequence.prompt.logits[None] for sequence in opened]
+            logits += [s.prompt.logits[None] for s in opened if s.prompt.logits is not None]
             if sampled or opened:
                 self._sample(cache, sampled + opened, torch.cat(logits))
             has_decoded = isinstance(cache, SharedPrefixCache) and self._decode_block(cache)
@@ -186,7 +182,7 @@ class NativeSampler:
                 sequence = film.queue.pop(0)
                 sequence.prompt.waiting.append(sequence)
 
-    def _new_cache(self, group_size: int) -> SlotCache:
+    def _new_cache(self, group_size: int) -> CopyCache:
         config, device = self._policy.model.config.text_config, self._policy.device
         head_size = config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, config.num_key_value_heads, head_size)
@@ -216,8 +212,8 @@ class NativeSampler:
 
     def _encode(self, items: list[_Item]) -> list[_Item]:
         """Encodes the clips of the items. Returns the items that can be read; the futures of the others fail."""
-        if not self._keep_features:
-            self.features.shrink(MAX_FEATURE_TOKENS)
+        if not self._keep_features and len(self.features) > MAX_FEATURES:
+            self.features.clear()
         # A trainer with a frozen vision tower takes the features over: autograd refuses inference tensors.
         with torch.inference_mode(False), torch.no_grad():
             errors = self.features.encode_readable(clip for item in items for clip in item.clips)
@@ -235,7 +231,7 @@ class NativeSampler:
                 sequence.future.set_exception(error)
         return readable
 
-    def _feed(self, cache: SlotCache, rows: Sequence[CachedSequence], items: Sequence[_Item]) -> torch.Tensor:
+    def _feed(self, cache: CopyCache, rows: Sequence[CachedSequence], items: Sequence[_Item]) -> torch.Tensor:
         """Feeds the unfed token of each of `rows` and the tokens of the items, and caches them all.
 
         Returns the logits of the last tokens of `rows` and of the sequences among the items.
@@ -243,13 +239,15 @@ class NativeSampler:
         started = time.perf_counter()
         token_ids = [sequence.ids[0] for sequence in rows]
         positions = [torch.tensor([sequence.next_position for sequence in rows], dtype=torch.long).expand(3, -1)]
-        ends, contexts = [len(rows)], []
+        ends: list[int] = [len(rows)]
+        contexts: list[Context | None] = []
         for item in items:
             start = item.film.next_position if isinstance(item, Prompt) else item.next_position
             block, item.next_position = mrope_positions(
                 item.ids, item.clips, self._vocabulary.video_pad, self._tokens_per_second, start=start
             )
-            contexts.append(_context(cache, item))
+            own = cache.context(item.slot) if isinstance(item, CachedSequence) and item.slot else None
+            contexts.append(item.film.tokens if isinstance(item, Prompt) else own)
             token_ids += item.ids
             positions.append(block)
             ends.append(len(token_ids))
@@ -257,21 +255,20 @@ class NativeSampler:
         attention = CachePass(cache, len(rows), list(zip(lengths, contexts, strict=True)))
         clips = [clip for item in items for clip in item.clips]
         hidden = self._decode(token_ids, torch.cat(positions, dim=1), clips, attention)
-        logits = self._project(hidden, [*range(len(rows)), *(end - 1 for end in ends[1:])])
+        lasts = [*range(len(rows)), *(end - 1 for end in ends[1:])]
+        logits = self._policy.project(hidden[lasts + [0] * (LEAST_ROWS - len(lasts))])
         seconds = (time.perf_counter() - started) / len(token_ids)
         for sequence in rows:
-            sequence.slot.length += 1
-            sequence.next_position += 1
-            sequence.seconds += seconds
+            sequence.step(seconds)
         kept = list(range(len(rows)))
         for row, (item, start, end) in enumerate(zip(items, ends, ends[1:], strict=False), len(rows)):
             tokens = attention.taken(start, end)
-            if isinstance(item, CachedSequence):
+            if isinstance(item, CachedSequence) and item.slot is not None:
                 cache.append(item.slot, tokens)
                 cache.set_active(item.slot, True)
                 item.seconds += seconds * (end - start)
                 kept.append(row)
-            else:
+            elif not isinstance(item, CachedSequence):
                 item.tokens = tokens
             if isinstance(item, Prompt):
                 item.logits = logits[row]
@@ -292,12 +289,7 @@ class NativeSampler:
         positions = F.pad(positions, (0, num_missing)).to(ids.device)
         return self._policy.decode(embeddings[None], positions[:, None], attention)[0]
 
-    def _project(self, hidden: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """Returns the logits [R, V] of rows of the hidden states, computed with at least `LEAST_ROWS` rows."""
-        padded = torch.tensor(rows + [0] * (LEAST_ROWS - len(rows)), device=hidden.device)
-        return self._policy.project(hidden[padded])[: len(rows)]
-
-    def _fill_slots(self, cache: SlotCache) -> list[CachedSequence]:
+    def _fill_slots(self, cache: CopyCache) -> list[CachedSequence]:
         """Opens a slot for every admitted sequence whose prompt has been fed. Returns the sequences."""
         opened: list[CachedSequence] = []
         for key, film in list(self._films.items()):
@@ -316,7 +308,7 @@ class NativeSampler:
                 del self._films[key]
         return opened
 
-    def _sample(self, cache: SlotCache, sequences: Sequence[CachedSequence], logits: torch.Tensor) -> None:
+    def _sample(self, cache: CopyCache, sequences: Sequence[CachedSequence], logits: torch.Tensor) -> None:
         """Samples a token of each sequence from its logits [R, V]."""
         settings = sequences[0].settings
         uniforms = None
@@ -327,9 +319,9 @@ class NativeSampler:
         for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
             self._append(cache, sequence, token, logprob)
 
-    def _append(self, cache: SlotCache, sequence: CachedSequence, token: int, logprob: float) -> None:
+    def _append(self, cache: CopyCache, sequence: CachedSequence, token: int, logprob: float) -> None:
         stop = sequence.append(token, logprob, self._vocabulary.im_end)
-        if stop is not None:
+        if stop is not None and sequence.slot is not None:
             cache.set_active(sequence.slot, False)
             versions = [self._version] * len(sequence.token_ids)
             turn = SampledTurn(sequence.token_ids, sequence.logprobs, versions, stop, sequence.seconds)
@@ -351,22 +343,13 @@ class NativeSampler:
             sequence = slot.owner
             for token, logprob in zip(tokens[slot.index], logprobs[slot.index], strict=True):
                 if slot.is_active:
-                    slot.length += 1
-                    sequence.next_position += 1
-                    sequence.seconds += seconds
+                    sequence.step(seconds)
                     self._append(cache, sequence, token, logprob)
         return True
 
 
-def _num_reserved(cache: SlotCache, sequence: CachedSequence) -> int:
+def _num_reserved(cache: CopyCache, sequence: CachedSequence) -> int:
     """Returns the tokens of the cache for a new sequence: its prompt, without what is shared, and its first turn."""
     prompt = sequence.prompt
     num_film = 0 if cache.is_shared else len(prompt.film.ids)
     return num_film + len(prompt.ids) + sequence.settings.max_new_tokens
-
-
-def _context(cache: SlotCache, item: _Item) -> Context | None:
-    """Returns the cached tokens in front of an item's tokens."""
-    if isinstance(item, CachedSequence):
-        return cache.context(item.slot)
-    return item.film.tokens if isinstance(item, Prompt) else None
