@@ -252,6 +252,10 @@ class SharedPrefixCache(CopyCache):
     def rows(self) -> list[Slot]:
         return self.slots
 
+    def shapes(self) -> tuple[torch.Size, torch.Size]:
+        """Returns the shapes of own and film keys."""
+        return self.keys[0].shape, self.film_keys[0].shape
+
     def open(self, owner: Any, film: Tokens, suffix: Tokens) -> Slot:
         free = [slot for slot in self.slots if slot.owner is None]
         name = (film.number, len(film))

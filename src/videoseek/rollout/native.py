@@ -170,17 +170,17 @@ class NativeSampler:
             self._cache = self._new_cache(max(len(film.queue) for film in films))
         cache = self._cache
         admitted = [s for s in self._sequences.values() if s.slot is not None or s in s.prompt.waiting]
-        longest = max([cache.capacity, *(_num_reserved(cache, s) for s in admitted if s.slot is None)])
-        count, shown = len(admitted), {s.prompt.film: len(s.prompt.film.ids) for s in admitted}
+        longest = max([cache.capacity, *(s.num_reserved(cache.is_shared) for s in admitted if s.slot is None)])
+        count, shown = len(admitted), {s.prompt.film for s in admitted}
         for film in films:
-            shown[film] = len(film.ids)
-            num_shared = sum(shown.values()) if cache.is_shared else 0
+            shown.add(film)
+            num_shared = sum(len(film.ids) for film in shown) if cache.is_shared else 0
             while film.queue:
-                count, longest = count + 1, max(longest, _num_reserved(cache, film.queue[0]))
+                sequence = film.queue[0]
+                count, longest = count + 1, max(longest, sequence.num_reserved(cache.is_shared))
                 if count > 1 and (count > MAX_SEQUENCES or count * longest + num_shared > self._budget):
                     return
-                sequence = film.queue.pop(0)
-                sequence.prompt.waiting.append(sequence)
+                sequence.prompt.waiting.append(film.queue.pop(0))
 
     def _new_cache(self, group_size: int) -> CopyCache:
         config, device = self._policy.model.config.text_config, self._policy.device
@@ -217,19 +217,15 @@ class NativeSampler:
         # A trainer with a frozen vision tower takes the features over: autograd refuses inference tensors.
         with torch.inference_mode(False), torch.no_grad():
             errors = self.features.encode_readable(clip for item in items for clip in item.clips)
-        readable = []
-        for item in items:
+        for item in items if errors else []:
             error = next((errors[clip] for clip in item.clips if clip in errors), None)
-            if error is None:
-                readable.append(item)
-                continue
             failed = [item] if isinstance(item, CachedSequence) else []
-            if isinstance(item, Film):
+            if error is not None and isinstance(item, Film):
                 del self._films[tuple(item.ids), tuple(item.clips)]
                 failed = item.queue + [sequence for prompt in item.waiting() for sequence in prompt.waiting]
-            for sequence in failed:
+            for sequence in failed if error is not None else []:
                 sequence.future.set_exception(error)
-        return readable
+        return [item for item in items if errors.keys().isdisjoint(item.clips)]
 
     def _feed(self, cache: CopyCache, rows: Sequence[CachedSequence], items: Sequence[_Item]) -> torch.Tensor:
         """Feeds the unfed token of each of `rows` and the tokens of the items, and caches them all.
@@ -334,7 +330,7 @@ class NativeSampler:
             return False
         started = time.perf_counter()
         cache.reserve(cache.num_slots, max(slot.length for slot in cache.slots) + BLOCK_TOKENS + 1)
-        if self._block is None or not self._block.fits(cache):
+        if self._block is None or self._block.shapes != cache.shapes():
             settings = running[0].owner.settings
             self._block = DecodeBlock(self._policy, cache, self._banned, self._vocabulary.im_end, settings)
         tokens, logprobs = self._block.run(running)
@@ -346,10 +342,3 @@ class NativeSampler:
                     sequence.step(seconds)
                     self._append(cache, sequence, token, logprob)
         return True
-
-
-def _num_reserved(cache: CopyCache, sequence: CachedSequence) -> int:
-    """Returns the tokens of the cache for a new sequence: its prompt, without what is shared, and its first turn."""
-    prompt = sequence.prompt
-    num_film = 0 if cache.is_shared else len(prompt.film.ids)
-    return num_film + len(prompt.ids) + sequence.settings.max_new_tokens

@@ -53,3 +53,19 @@ def test_another_thread_does_not_interrupt_this_one() -> None:
         thread.join()
     seconds = clock.take()
     assert seconds["time/train_s"] >= 0.05 and seconds["time/wait_s"] >= 0.05
+
+
+def test_a_thread_beside_the_training_thread_is_left_out() -> None:
+    clock = StepClock()
+
+    def work() -> None:
+        clock.leave_out_this_thread()
+        with clock.phase("wait"):
+            time.sleep(0.02)
+        clock.add("decode", 1.0)
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    values = clock.take()
+    assert values["time/wait_s"] == 0 and values["time/decode_s"] == 1.0
