@@ -118,22 +118,6 @@ def test_an_episode_does_not_wait_for_the_tools_of_another(world: TinyWorld) -> 
     assert progress[-2:] == [5, 6] and [len(group) for group in rolled] == [2, 2, 2]
 
 
-def test_the_time_of_tools_and_of_company_cuts_no_episode(world: TinyWorld) -> None:
-    """32 episodes side by side, tools that take 2 s, and a limit of 60 s: a common clock would end all of them."""
-    clock: list[float] = []
-
-    class SlowCrop(VideoCrop):
-        def run(self, video: str, call: Call) -> Clip | Fault:
-            clock.append(2.0)
-            return super().run(video, call)
-
-    sampler = Scripted(world, [look(4, 8), answer("A")], seconds=1.5)
-    settings = replace(SETTINGS, deadline_seconds=60.0)
-    rolled = engine_of(world, sampler, SlowCrop(LIMITS)).rollout(world.samples[:4], 8, 0, settings)
-    assert sum(clock) > 60 and 1.5 * 2 * 32 > 60
-    assert {episode.stop_reason for group in rolled for episode in group} == {StopReason.ANSWERED}
-
-
 def test_the_deadline_counts_the_model_time_of_the_episode(world: TinyWorld) -> None:
     sampler = Scripted(world, [look(4, 8), look(8, 12), answer("A")], seconds=2.0)
     settings = replace(SETTINGS, deadline_seconds=5.0)
