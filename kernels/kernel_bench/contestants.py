@@ -198,7 +198,7 @@ def _varlen(block_mask: BlockMask) -> Contestant:
     longest = max(stop - start for start, stop in pairwise(bounds))
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        causal = [-1, 0]
+        causal = (-1, 0)
         out = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=causal, enable_gqa=True)
         return out if isinstance(out, torch.Tensor) else out[0]
 
