@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 #: The last commit before the redesign of the rollout.
 BASELINE = "883d713"
 ROUNDS = 3
-#: The aims are 3 and 5. On two shared cores the first is missed: a pass of the tiny model costs calls, not rows.
+#: In CPU seconds. The aims are 3 and 5; both are missed: a pass of the tiny model costs its calls, not its rows.
 MIN_LOCK_STEP, MIN_GENERATE = 1.5, 3.0
 
 
@@ -79,5 +79,6 @@ def test_episodes_per_second(tmp_path: Path, capsys: pytest.CaptureFixture[str])
                 f"native, {ratios[1]:6.2f} x the CPU seconds"
             )
     assert same >= 0.9 * len(lengths)
-    assert least[f"lock-step ({BASELINE})"]["wall"] / least["native"]["wall"] >= MIN_LOCK_STEP
-    assert least["generate, once a turn"]["wall"] / least["native"]["wall"] >= MIN_GENERATE
+    # CPU seconds: wall seconds say little on a busy machine.
+    assert least[f"lock-step ({BASELINE})"]["cpu"] / least["native"]["cpu"] >= MIN_LOCK_STEP
+    assert least["generate, once a turn"]["cpu"] / least["native"]["cpu"] >= MIN_GENERATE
