@@ -6,6 +6,7 @@ observation, and so on to its end. An episode goes on as soon as its own turn or
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -109,7 +110,8 @@ class RolloutEngine:
 class _Rollout:
     """One call of `RolloutEngine.rollout`. Each open episode has one future under way, of its turn or of its tools.
 
-    `events` holds finished futures with the transition of their episode.
+    `events` holds finished futures with the transition of their episode, and `answers` the tools' futures, finished or
+    not, for a sampler that wants answers in order.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class _Rollout:
         self.environment, self.sampler = engine.environment, engine.sampler
         self.settings, self.pool, self.skip_unreadable = settings, pool, skip_unreadable
         self.events: SimpleQueue[tuple[_Transition, _Running, Future[Any]]] = SimpleQueue()
+        self.answers: deque[tuple[_Transition, _Running, Future[Any]]] = deque()
         self.open: dict[str, _Running] = {}
 
     def run(
@@ -143,6 +146,8 @@ class _Rollout:
                     self._handle(*self.events.get())
             while not self.events.empty():
                 self._handle(*self.events.get())
+            while self.answers:
+                self._handle(*self.answers.popleft())
 
     def _open_group(self, number: int, sample: Sample, streams: Sequence[int]) -> list[_Running]:
         group: list[_Running] = []
@@ -198,7 +203,11 @@ class _Rollout:
             return
         environment.prefetch_calls(builder, parsed)
         answer = partial(self._end_observation, list(builder.token_ids))
-        self._then(answer, episode, self.pool.submit(environment.respond, builder, parsed))
+        future = self.pool.submit(environment.respond, builder, parsed)
+        if self.sampler.in_order:
+            self.answers.append((answer, episode, future))
+        else:
+            self._then(answer, episode, future)
 
     def _end_observation(self, sampled_ids: list[int], episode: _Running, future: Future[StopReason | None]) -> None:
         """Sends the observation to the sampler, or ends the episode."""

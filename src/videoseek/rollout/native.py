@@ -71,6 +71,8 @@ class NativeSampler:
         self._keep_features, self._cache_tokens = keep_features, cache_tokens
         self._max_tokens_per_pass = max_tokens_per_pass
         self._banned = torch.tensor(vocabulary.banned, device=policy.device)
+        # On a CPU the passes have shapes of equal rounding, on a GPU the kernel's choice depends on the shape.
+        self.in_order = policy.device.type == "cuda"
         self._version, self._was_training = 0, False
         self._sequences: dict[str, CachedSequence] = {}
         self._films: dict[tuple[tuple[int, ...], tuple[Clip, ...]], Film] = {}

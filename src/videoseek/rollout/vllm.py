@@ -56,6 +56,7 @@ class VllmSampler:
         self, workers: Sequence[RemoteWorker], vocabulary: Vocabulary, weights_dir: Path | None = None
     ) -> None:
         """`weights_dir` None sends weights as tensors over the connection."""
+        self.in_order = False  # turns end in any order
         self._workers = workers
         self._vocabulary = vocabulary
         self.weights_dir = weights_dir
