@@ -75,8 +75,8 @@ class Sampler(Protocol):
     A sampler in another process resolves futures in a thread of its own, a sampler in this process inside `work`.
     """
 
-    #: Whether answers of tools must come in the order of the turns, before the next `work`. Rounding depends on the rows
-    #: of a pass: only then does a resumed run repeat every bit.
+    #: Whether answers of tools must come in the order of the turns, before the next `work`. Rounding may depend on the
+    #: rows of a pass: only then does a resumed run repeat every bit.
     in_order: bool
 
     def submit(
