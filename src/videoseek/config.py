@@ -175,6 +175,12 @@ class RolloutConfig:
     worker_silence_seconds: float = option(
         600.0, "vllm: a worker that says nothing for so long while asked, also at its start, is lost", above=0
     )
+    lag: int = option(
+        0,
+        "steps that sampling runs ahead: 1 samples the next step's episodes with the weights of today",
+        choices=(0, 1),
+    )
+    max_lag: int = option(1, "groups sampled with weights of more steps before are dropped and counted", at_least=0)
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,17 @@ def _source_revision() -> str | None:
 T = TypeVar("T")
 
 
-def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
-    """Returns the element-wise sum over ranks."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+def all_sum(values: Sequence[float], device: torch.device, group: dist.ProcessGroup | None = None) -> list[float]:
+    """Returns the element-wise sum over ranks. A thread beside the training thread needs a `side_group`."""
+    total = torch.tensor(values, dtype=torch.float64, device=device if group is None else "cpu")
     if world_size() > 1:
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
     return total.tolist()
+
+
+def side_group() -> dist.ProcessGroup | None:
+    """Returns a group of all ranks for a thread of its own: two threads of one group would mix up their collectives."""
+    return dist.new_group(backend="gloo") if world_size() > 1 else None
 
 
 def all_max(value: int, device: torch.device) -> int:

@@ -63,6 +63,7 @@ class StageRun:
     resumed_from: Path | None
     skipped_in_a_row: int = 0
     saved_at: float = field(default_factory=time.monotonic)
+    save_decision: tuple[int, bool] = (-1, False)
 
     @classmethod
     def open(
@@ -181,8 +182,13 @@ class StageRun:
             )
         return {"skipped_steps": 1.0}
 
-    def save(self, engine: TrainEngine, step: int) -> None:
-        """Saves a checkpoint after `step` steps of the stage, if due by steps or by minutes."""
+    def is_save_due(self, step: int) -> bool:
+        """Returns whether a checkpoint is due after `step` steps, by steps or by minutes. The first answer holds."""
+        if self.save_decision[0] != step:
+            self.save_decision = (step, self._is_save_due(step))
+        return self.save_decision[1]
+
+    def _is_save_due(self, step: int) -> bool:
         config = self.config
         interval = config.grpo.save_every_steps if self.name == "grpo" else None
         interval = config.save_every_steps if interval is None else interval
@@ -191,7 +197,12 @@ class StageRun:
             # Clocks differ between machines. Rank 0 decides for all.
             late = time.monotonic() - self.saved_at >= 60 * config.save_every_minutes
             due = bool(all_max(int(late and rank() == 0), self.device))
-        if due:
+        return due
+
+    def save(self, engine: TrainEngine, step: int) -> None:
+        """Saves a checkpoint after `step` steps of the stage, if due."""
+        config = self.config
+        if self.is_save_due(step):
             state = TrainerState(self.name, step, self.first_global_step + step, config.seed, world_size())
             save_checkpoint(self.output_dir, engine, self.environment.vocabulary.tokenizer, self.source, state)
             prune(self.output_dir, config.keep_checkpoints)

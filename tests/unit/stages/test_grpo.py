@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
@@ -91,8 +92,8 @@ class Trainer:
             save=lambda engine, step: None,
             check_finite=lambda step, sums, grad_norm: {},
         )
-        self.monkeypatch.setattr(grpo, "prefetch_prompts", lambda *_: None)
-        self.monkeypatch.setattr(grpo, "sample_groups", lambda *_: rollouts)
+        schedule = SimpleNamespace(get=lambda step: rollouts)
+        self.monkeypatch.setattr(grpo, "RolloutSchedule", lambda *_: nullcontext(schedule))
         self.monkeypatch.setattr(grpo, "with_advantages", lambda *_: scored)
         shown = {"reward/mean": 0.0, "rewards/accuracy/mean": 0.0}
         self.monkeypatch.setattr(grpo, "rollout_metrics", lambda *_: shown)
