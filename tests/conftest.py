@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from collections.abc import Iterator
@@ -36,7 +37,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     no_gpu = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
     no_vllm = pytest.mark.skip(reason="VIDEOSEEK_VLLM_PYTHON names no interpreter with vLLM: make test-vllm")
     no_transformers_4 = pytest.mark.skip(reason="VIDEOSEEK_TF457_PYTHON names no interpreter with transformers 4.57")
+    no_ray = pytest.mark.skip(reason="Ray is not installed: make test-ray")
     for item in items:
+        if "ray" in item.keywords and importlib.util.find_spec("ray") is None:
+            item.add_marker(no_ray)
         if "vllm" in item.keywords and not os.environ.get("VIDEOSEEK_VLLM_PYTHON"):
             item.add_marker(no_vllm)
         if "tf457" in item.keywords and "VIDEOSEEK_TF457_PYTHON" not in os.environ:

@@ -175,6 +175,12 @@ class RolloutConfig:
     worker_silence_seconds: float = option(
         600.0, "vllm: a worker that says nothing for so long while asked, also at its start, is lost", above=0
     )
+    placement: str = option(
+        "local",
+        "vllm: each rank starts a worker on its machine, or Ray starts workers anywhere",
+        choices=("local", "ray"),
+    )
+    workers: int | None = option(None, "ray: number of workers for all ranks (null: one for each rank)", at_least=1)
     lag: int = option(
         0,
         "steps that sampling runs ahead: 1 samples the next step's episodes with the weights of today",

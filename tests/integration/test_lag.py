@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import TWO_RANKS, curve, numbers, reached, run, start, stop, weights
+from support.commands import TRAIN, TWO_RANKS, curve, numbers, reached, run, start, stop, weights
+from support.fake_vllm import interpreter
 
 LAG = ["stages=[sft,grpo]", "rollout.lag=1", "grpo.learning_rate=1e-3"]
 
@@ -51,3 +52,16 @@ def test_two_ranks_equal_one(tiny: list[str], tmp_path: Path) -> None:
         assert curve(tmp_path / "two", name, "grpo") == pytest.approx(curve(tmp_path / "one", name, "grpo"), abs=1e-3)
     wanted = weights(tmp_path / "one/final")
     assert max(float((p - wanted[n]).abs().max()) for n, p in weights(tmp_path / "two/final").items()) < 1e-3
+
+
+@pytest.mark.parametrize("launcher", [TRAIN, TWO_RANKS], ids=["one rank", "two ranks"])
+def test_workers_sample_while_the_trainer_trains(launcher: list[str], tiny: list[str], tmp_path: Path) -> None:
+    """A stand-in for vLLM takes half a second for each round of turns, which the training hides in part."""
+    engine = ["rollout.engine=vllm", f"rollout.vllm_python={interpreter(tmp_path)}", "grpo.save_every_steps=0"]
+    engine += ["rollout.vllm_options=[turn_seconds=0.5]", "grpo.max_resample_rounds=1"]
+    out = tmp_path / "out"
+    run([*tiny, *LAG, *engine, f"output_dir={out}"], launcher=launcher)
+    assert curve(out, "rollout/version_gap_max", "grpo") == [0, 1, 1]
+    sampling, waiting = curve(out, "time/rollout_s", "grpo"), curve(out, "time/rollout_wait_s", "grpo")
+    assert waiting[0] > sampling[0] > 0.5
+    assert sum(waiting[1:]) < sum(sampling[1:]), (sampling, waiting)

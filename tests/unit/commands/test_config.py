@@ -30,7 +30,7 @@ grpo.max_tokens_per_micro_batch grpo.freeze_vision
 rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
 rollout.top_p rollout.cache_tokens rollout.deadline_seconds
 rollout.engine rollout.sync rollout.vllm_python rollout.vllm_options rollout.servers rollout.worker_restarts
-rollout.worker_silence_seconds rollout.lag rollout.max_lag
+rollout.worker_silence_seconds rollout.placement rollout.workers rollout.lag rollout.max_lag
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
 evaluate.num_questions evaluate.samples
