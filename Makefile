@@ -28,7 +28,7 @@ test-ray: $(READY) $(VENV)-ray/.ready  ## rollout.placement=ray on a local clust
 	PYTHONPATH=$(abspath $(VENV)-ray) $(BIN)/python -m pytest -m ray $(ARGS)
 
 $(VENV)-ray/.ready:
-	$(BIN)/python -m pip install --quiet --target $(VENV)-ray "ray>=2.30"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --target $(VENV)-ray ray
 	touch $@
 
 test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
