@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-vllm test-ray test-tf457 lint bench clean
+.PHONY: train test test-slow test-tf457 test-vllm test-ray lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -12,6 +12,9 @@ train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 # One worker more than two cores: much of a test is waiting for processes to start.
 test: $(READY)  ## all tests; none needs a network or a GPU
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+
+test-slow: $(READY)  ## the tests too that `make test` leaves out, because they take minutes
+	$(BIN)/python -m pytest --thorough -m thorough $(ARGS)
 
 test-vllm: $(READY) $(VENV)-vllm/.ready  ## rollout.engine=vllm with a vLLM for CPUs, in an environment of its own
 	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest tests/real_vllm $(ARGS)

@@ -1,4 +1,4 @@
-"""Packages come from three places: src/, kernels/ and, as data, recipes/ and data/tiny_base/."""
+"""Packages come from four folders: src/ and kernels/ hold code, recipes/ and data/tiny_base/ hold data files."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "src/videoseek/__init__.p
 CORE = [
     "torch>=2.8",
     "transformers>=5.16,<6",
-    "deepspeed>=0.17",
+    "deepspeed>=0.19",
     "omegaconf>=2.3",
     "pyyaml",
     "numpy",
@@ -27,7 +27,8 @@ CORE = [
     "tensorboard",
 ]
 EXTRAS = {
-    "gpu": ["triton>=3.6", "flash-attn"],
+    "gpu": ["triton>=3.6"],
+    "flash-attn": ["flash-attn"],  # its build imports torch and needs nvcc: pip install --no-build-isolation
     "vllm": ["vllm>=0.33"],  # serves a model on this machine to `data synthesize`
     "lora": ["peft>=0.17"],
     "trackers": ["swanlab>=0.10", "trackio>=0.43", "wandb>=0.31"],
@@ -80,7 +81,7 @@ setup(
         "videoseek.tiny_base",
     ],
     package_data={
-        "videoseek": ["**/*.jinja", "**/*.html", "**/*.css", "**/*.js"],
+        "videoseek": ["**/*.jinja", "**/*.css", "**/*.js"],
         "videoseek.recipes": ["*.yaml"],
         "videoseek.tiny_base": ["*.safetensors", "*.json", "*.jinja"],
     },

@@ -16,6 +16,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+#: Marker -> variable that names the interpreter of an environment of its own; `make test-MARKER` sets it up.
+INTERPRETERS = {"tf457": "VIDEOSEEK_TF457_PYTHON", "vllm": "VIDEOSEEK_VLLM_PYTHON"}
+
 # Processes that tests start import both packages of this checkout, whether or not another checkout is installed.
 ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -25,28 +28,29 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks too, and print their tables")
+    parser.addoption("--thorough", action="store_true", help="run the cases too that the default suite samples")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(1)  # another number of threads changes the last bits of sums
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_benchmark = pytest.mark.skip(reason="benchmarks run with --benchmark only")
+    no_thorough = pytest.mark.skip(reason="one of many like cases; make test-slow runs all")
     no_gpu = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
-    no_vllm = pytest.mark.skip(reason="VIDEOSEEK_VLLM_PYTHON names no interpreter with vLLM: make test-vllm")
-    no_transformers_4 = pytest.mark.skip(reason="VIDEOSEEK_TF457_PYTHON names no interpreter with transformers 4.57")
     no_ray = pytest.mark.skip(reason="Ray is not installed: make test-ray")
     for item in items:
         if "ray" in item.keywords and importlib.util.find_spec("ray") is None:
             item.add_marker(no_ray)
-        if "vllm" in item.keywords and not os.environ.get("VIDEOSEEK_VLLM_PYTHON"):
-            item.add_marker(no_vllm)
-        if "tf457" in item.keywords and "VIDEOSEEK_TF457_PYTHON" not in os.environ:
-            item.add_marker(no_transformers_4)
+        for marker, variable in INTERPRETERS.items():
+            if marker in item.keywords and not os.environ.get(variable):
+                reason = f"{variable} names no interpreter: make test-{marker}"
+                item.add_marker(pytest.mark.skip(reason=reason))
         if "benchmark" in item.keywords and not config.getoption("--benchmark"):
             item.add_marker(no_benchmark)
+        if "thorough" in item.keywords and not config.getoption("--thorough"):
+            item.add_marker(no_thorough)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
 

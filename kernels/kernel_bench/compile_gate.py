@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,16 @@ _TYPE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One launch for one chip, and the matrix instruction that it must show; float32 and rotations have none."""
+    """One launch for one chip, and the matrix instruction that it must show; float32 and rotations have none.
+
+    overlaps: the loops that must take exponentials while P V is under way.
+    """
 
     name: str
     capability: int
     launch: Launch
     matrix: str = ""
+    overlaps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Report:
     shared_bytes: int
     matrix: int
     bulk_loads: int
+    #: Waits for matrix products and exponentials in the order of the machine code, as "W1 66E W0".
+    order: str = ""
 
     @property
     def faults(self) -> list[str]:
@@ -78,8 +85,16 @@ class Report:
             f"{self.shared_bytes} bytes of shared memory, the chip has {limit}": self.shared_bytes > limit,
             f"no {self.case.matrix}": self.case.matrix and not self.matrix,
             "no bulk loads, though descriptors are used": self.case.launch.config.tma and not self.bulk_loads,
+            "the softmax waits for P V": self.num_overlaps < self.case.overlaps,
         }
         return [fault for fault, failed in tests.items() if failed]
+
+    @property
+    def num_overlaps(self) -> int:
+        """Counts softmaxes with P V under way: a wait for all but one product, exponentials, the wait for all."""
+        runs = [int(count) for count in re.findall(r"W1 (\d+)E W0", self.order)]
+        # 128 threads take the exponentials of 64 rows: a thread takes half of block_n.
+        return sum(count >= self.case.launch.config.block_n // 2 for count in runs)
 
 
 def attention_cases(capability: int, dtype: torch.dtype, head_dim: int, heads: tuple[int, int]) -> Iterator[Case]:
@@ -94,17 +109,20 @@ def attention_cases(capability: int, dtype: torch.dtype, head_dim: int, heads: t
 def hopper_case(dtype: torch.dtype, head_dim: int, heads: tuple[int, int]) -> Case:
     """The forward with specialised warps."""
     launch = _attention_launch("forward, Hopper", TILES[head_dim], dtype, head_dim, heads, 1)
-    return Case(f"forward, Hopper {_TYPE_NAMES[dtype]} D{head_dim} {heads[0]}:{heads[1]}", 90, launch, "HGMMA")
+    return Case(
+        f"forward, Hopper {_TYPE_NAMES[dtype]} D{head_dim} {heads[0]}:{heads[1]}", 90, launch, "HGMMA", overlaps=2
+    )
 
 
 def candidate_cases() -> Iterator[Case]:
     """The tiles that the sweep tries on Hopper beside the shipped ones."""
     dtype, heads = torch.bfloat16, HEADS["7B"]
     for stage, candidates in (CANDIDATES | HOPPER_CANDIDATES).items():
-        shipped = TILES[128] if stage in HOPPER_CANDIDATES else tile_config(stage, 90, dtype)
+        shipped = {"forward, Hopper": TILES[128], "forward, Hopper in turns": None}
         for config in (TileConfig(*tile, tma=True) for tile in candidates):
-            if config != shipped:
-                yield Case(f"candidate {stage}", 90, _attention_launch(stage, config, dtype, 128, heads, 1), "HGMMA")
+            if config != (shipped[stage] if stage in shipped else tile_config(stage, 90, dtype)):
+                launch = _attention_launch(stage, config, dtype, 128, heads, 1)
+                yield Case(f"candidate {stage}", 90, launch, "HGMMA", overlaps=2 * (stage in HOPPER_CANDIDATES))
 
 
 def _attention_launch(
@@ -118,7 +136,7 @@ def _attention_launch(
     if stage == "forward":
         return forward_launch((q, k, v), (out, lse), block_mask, 1.0, config)
     if stage in HOPPER_CANDIDATES:
-        return hopper_launch((q, k, v), (out, lse), block_mask, 1.0, config)
+        return hopper_launch((q, k, v), (out, lse), block_mask, 1.0, config, alternate=stage.endswith("turns"))
     if stage == "dq":
         return dq_launch((q, k, v), (out, lse), (d_out, None), (dq, delta), block_mask, 1.0, config)
     part_type = dtype if num_parts == 1 else torch.float32
@@ -218,7 +236,18 @@ def inspect(case: Case) -> Report:
         shared_bytes=compiled.metadata.shared,
         matrix=_count(r"\bHG?MMA\b", code) if case.matrix == "HMMA" else _count(r"\bHGMMA\b", code),
         bulk_loads=_count(r"\bUTMALDG\b", code),
+        order=_order(code),
     )
+
+
+def _order(code: str) -> str:
+    """Returns `Report.order` of machine code: waits for warpgroup products by number, exponentials counted."""
+    found = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)|(MUFU\.EX2)", code)
+    parts: list[str] = []
+    for exponential, run in groupby(found, key=lambda match: bool(match[1])):
+        steps = list(run)
+        parts += [f"{len(steps)}E"] if exponential else [f"W{number}" for number, _ in steps]
+    return " ".join(parts)
 
 
 def _count(pattern: str, text: str) -> int:
@@ -235,8 +264,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="only the 7B shape on Hopper")
     arguments = parser.parse_args()
     print(f"triton {triton.__version__}")
-    print("| kernel | chip | tile | warps, stages | registers | spills | shared KB | matrix | bulk loads | verdict |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| kernel | chip | tile | warps, stages | registers | spills | shared KB | matrix | bulk loads "
+        "| exponentials beside P V | verdict |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     failed = False
     for case in cases(arguments.quick):
         report, config = inspect(case), case.launch.config
@@ -251,6 +283,7 @@ def main() -> int:
             round(report.shared_bytes / 1024),
             report.matrix,
             report.bulk_loads,
+            report.num_overlaps,
             "; ".join(report.faults) or "ok",
         ]
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)

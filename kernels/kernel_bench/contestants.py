@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from videoseek_kernels.api import tdam_attention
 from videoseek_kernels.block_mask import BlockMask
-from videoseek_kernels.dense import CUDNN_FIRST, FLASH_FIRST, segmented_attention
+from videoseek_kernels.dense import CUDNN_FIRST, FLASH_FIRST, document_bounds, segmented_attention
+from videoseek_kernels.impl.flex import flex_mask
+from videoseek_kernels.mask import TokenMask
 
 from kernel_bench import cudnn_flex
 from kernel_bench.measure import noting
@@ -63,6 +66,10 @@ def contestants(
         if mode is None or tuned:
             with noting(absent, name):
                 found.append(_flex(block_mask, name, mode))
+    with noting(absent, "FlexAttention FLASH"):
+        found.append(_flex_flash(block_mask))
+    with noting(absent, "varlen FA2 (torch)"):
+        found.append(_varlen(block_mask))
     with noting(absent, "cuDNN-frontend flex"):
         found.append(_cudnn_flex(block_mask, heads, head_dim))
     module, backward = next((fa3 for fa3 in _FA3 if find_spec(fa3[0])), _FA3[-1])
@@ -162,6 +169,40 @@ def _flex(block_mask: BlockMask, name: str, mode: str | None) -> Contestant:
         return _tokens_first(attend(query, key, value, block_mask=flex_mask, enable_gqa=True))
 
     return Contestant(name, run, build_seconds=seconds)
+
+
+def _flex_flash(block_mask: BlockMask) -> Contestant:
+    """FlexAttention over FlashAttention 4, with our block lists: what `impl="flex"` runs."""
+    if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
+        raise RuntimeError("flash-attn-4 is not installed")
+    start = time.perf_counter()
+    block_mask.forms["flex"] = flex_mask(block_mask)
+    seconds = time.perf_counter() - start
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return tdam_attention(q, k, v, block_mask, impl="flex")
+
+    return Contestant("FlexAttention FLASH", run, build_seconds=seconds)
+
+
+def _varlen(block_mask: BlockMask) -> Contestant:
+    """All documents of a plain pack in one call of torch's flash kernel, FA3 or FA4 where activated."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    mask = block_mask.mask.to("cpu")
+    bounds = document_bounds(mask.end)
+    plain = TokenMask.documents([stop - start for start, stop in pairwise(bounds)])
+    if not torch.equal(plain.end, mask.end) or not bool((mask.visible[:, None] & mask.key_class.unique()).all()):
+        raise RuntimeError("the mask is no plain pack of documents")
+    ends = torch.tensor(bounds, dtype=torch.int32, device=block_mask.device)
+    longest = max(stop - start for start, stop in pairwise(bounds))
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        causal = [-1, 0]
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=causal, enable_gqa=True)
+        return out if isinstance(out, torch.Tensor) else out[0]
+
+    return Contestant("varlen FA2 (torch)", run)
 
 
 def _cudnn_flex(block_mask: BlockMask, heads: tuple[int, int], head_dim: int) -> Contestant:

@@ -15,17 +15,21 @@ _KERNELS = ("Triton", "Hopper")
 _OURS = (*_KERNELS, "SDPA segments", "SDPA segments, cuDNN")
 _TDAM = ("spans", "turns")
 _SHAPES = ("28:4 D128 T16384", "28:4 D128 T32768")
+#: A yardstick that is told beside FA3, and meets no goal.
+_STAND_IN = "cuDNN causal"
 _NOT_MEASURED = {"measured": "not measured", "met by": ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A goal that is a number: findings of at least `bound`."""
+    """A goal that is a number: findings of at least `bound` at every place, against the named rival itself."""
 
     text: str
     step: str
     bound: float
     find: Callable[[Sequence[Row]], Iterator[Finding]]
+    #: Whose findings may meet the goal: by default the contestant that `impl="auto"` runs on a GPU.
+    judged: str = "Triton"
 
     def judge(self, steps: Steps, faults: Mapping[str, str]) -> Row:
         """Returns every finding, and who reached the bound at each place; names the fault of a step that failed."""
@@ -37,13 +41,10 @@ class Ratio:
             f"{place}: " + ", ".join(f"{who} {value:g}" for where, who, value in found if where == place)
             for place in places
         )
-        met = [
-            who
-            for who in dict.fromkeys(who for _, who, _ in found)
-            if all(value >= self.bound for _, other, value in found if other == who)
-        ]
+        values = [value for place, who, value in found if who == self.judged and not place.endswith(_STAND_IN)]
+        met = bool(values) and min(values) >= self.bound
         told += f" ({self.step}: {faults[self.step]})" if self.step in faults else ""
-        return {"measured": told, "met by": ", ".join(met) or "none"}
+        return {"measured": told, "met by": self.judged if met else "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +72,25 @@ def _timed(rows: Sequence[Row], stage: str, masks: Sequence[str]) -> Iterator[tu
             yield f"{row['mask']} {row['shape'].split()[-1]}", row
 
 
-def _over(column: str, stage: str) -> Callable[[Sequence[Row]], Iterator[Finding]]:
+def _over_flex(stage: str) -> Callable[[Sequence[Row]], Iterator[Finding]]:
     def find(rows: Sequence[Row]) -> Iterator[Finding]:
+        """Yields the speed over the fastest FlexAttention that ran: of either backend, searched tiles or not."""
         for where, row in _timed(rows, stage, _TDAM):
-            if column in row:
-                yield where, row["contestant"], row[column]
+            ratios = [value for column, value in row.items() if column.startswith("x FlexAttention")]
+            if ratios:
+                yield where, row["contestant"], min(ratios)
 
     return find
 
 
 def _over_flash(stage: str) -> Callable[[Sequence[Row]], Iterator[Finding]]:
-    """Speed over FA3 where it ran, else over cuDNN; both are causal and scaled to the visible area."""
+    """Speed over FA3 and over cuDNN, both causal and scaled to the visible area. Only FA3 is FA3-class."""
 
     def find(rows: Sequence[Row]) -> Iterator[Finding]:
         for where, row in _timed(rows, stage, _TDAM):
-            for yardstick in ("FA3 causal", "cuDNN causal"):
+            for yardstick in ("FA3 causal", _STAND_IN):
                 if f"x {yardstick}" in row:
                     yield f"{where} over {yardstick}", row["contestant"], row[f"x {yardstick}"]
-                    break
 
     return find
 
@@ -150,15 +152,15 @@ def _numerics(rows: Sequence[Row]) -> str:
 GOALS: tuple[Ratio | Pass, ...] = (
     Pass("two-times rule; compute-sanitizer", {"correctness": _worst, "sanitizer": _said}),
     Ratio("forward >= 0.95 of FA3-class causal, scaled by area", "benchmark", 0.95, _over_flash("forward")),
-    Ratio("forward >= 1.4 x FlexAttention", "benchmark", 1.4, _over("x FlexAttention", "forward")),
+    Ratio("forward >= 1.4 x FlexAttention", "benchmark", 1.4, _over_flex("forward")),
     Ratio("backward >= 0.90 of FA3-class causal, scaled by area", "benchmark", 0.9, _over_flash("backward")),
-    Ratio("backward >= 1.8 x FlexAttention", "benchmark", 1.8, _over("x FlexAttention", "backward")),
+    Ratio("backward >= 1.8 x FlexAttention", "benchmark", 1.8, _over_flex("backward")),
     Ratio("masked against unmasked, per visible pair: >= 0.98", "benchmark", 0.98, _over_causal(_TDAM)),
     Ratio("packed against unpacked, per visible pair: >= 0.97", "benchmark", 0.97, _over_causal(("packed 1:1:2:4",))),
     Ratio("forward + backward >= 20 x SDPA with a dense mask at 32k", "benchmark", 20, _dense),
     Ratio("shared prefix >= 0.9 of its bound", "benchmark", 0.9, _prefix),
-    Ratio("decode >= 0.85 of copy bandwidth", "decode", 0.85, _decode),
+    Ratio("decode >= 0.85 of copy bandwidth", "decode", 0.85, _decode, "decode"),
     Pass("Hopper forward: two-times rule", {"hopper": _said}),
-    Ratio("Hopper forward >= 1.1 x Triton, or it goes", "benchmark", 1.1, _over_triton),
+    Ratio("Hopper forward >= 1.1 x Triton, or it goes", "benchmark", 1.1, _over_triton, "Hopper"),
     Pass("training, 20 steps: loss gap at most 1e-3, a wrong mask's above", {"numerics": _numerics}),
 )

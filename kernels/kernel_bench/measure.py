@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,6 +72,17 @@ def noting(faults: dict[str, str], name: str) -> Iterator[None]:
         faults[name] = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # memory of the failed call
+
+
+def gpu_state() -> dict[str, str]:
+    """Returns clocks, temperature and power of the GPU now, by nvidia-smi: a hot GPU lowers its clocks."""
+    fields = ["clocks.sm", "clocks.mem", "temperature.gpu", "power.draw"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"not run": f"nvidia-smi: {error}"[:200]}
+    return dict(zip(fields, (value.strip() for value in done.stdout.splitlines()[0].split(",")), strict=True))
 
 
 def _enough(taken: list[float]) -> bool:

@@ -14,7 +14,7 @@ from videoseek_kernels.mask import TokenMask
 from videoseek_kernels.tree import group, tree_end
 
 from kernel_bench.contestants import Contestant, causal_contestants, contestants, ours
-from kernel_bench.measure import interleave, noting
+from kernel_bench.measure import gpu_state, interleave, noting
 from kernel_bench.parity import sampled_excess
 from kernel_bench.testing import pack, random_inputs, trajectory_mask
 
@@ -22,7 +22,10 @@ Row = dict[str, Any]
 #: What ships: an error or a wrong result of these is a failure; none is timed before it passes parity.
 OURS = ("Triton", "SDPA segments")
 #: Every row also gives the contestant's speed over these, where they ran.
-YARDSTICKS = ("FA3 causal", "cuDNN causal", "SDPA segments", "FlexAttention", "SDPA dense mask")
+YARDSTICKS = (
+    *("FA3 causal", "cuDNN causal", "SDPA segments", "varlen FA2 (torch)", "SDPA dense mask"),
+    *("FlexAttention", "FlexAttention tuned", "FlexAttention FLASH"),
+)
 #: Per visible pair, query head and element of the head.
 FLOP_PER_PAIR = {"forward": 4, "forward + backward": 14, "backward": 10}
 
@@ -111,6 +114,7 @@ def compare(shape: Shape, name: str, mask: TokenMask, *, tuned: bool = False, ho
     first = first_calls(inputs, mask)
     pairs = {False: visible_pairs(block_mask.mask), True: shape.num_tokens * (shape.num_tokens + 1) // 2}
     about = {"shape": str(shape), "mask": name}
+    yield about | {"contestant": "(the GPU)"} | gpu_state()
     yield from (about | {"contestant": rival} | _reason(rival, why) for rival, why in absent.items())
 
     medians: dict[str, dict[str, float]] = {}

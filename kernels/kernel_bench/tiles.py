@@ -9,10 +9,10 @@ import torch
 from videoseek_kernels.block_mask import build_block_mask
 from videoseek_kernels.impl.hopper.forward import CANDIDATES as HOPPER_CANDIDATES
 from videoseek_kernels.impl.hopper.forward import hopper_launch
-from videoseek_kernels.impl.triton.autograd import empty_parts
 from videoseek_kernels.impl.triton.backward import dkdv_launch, dq_launch
 from videoseek_kernels.impl.triton.forward import forward_launch
 from videoseek_kernels.impl.triton.launch import CANDIDATES, Launch, TileConfig
+from videoseek_kernels.impl.triton.operator import empty_parts
 
 from kernel_bench.measure import interleave
 from kernel_bench.testing import random_inputs, trajectory_mask
@@ -34,7 +34,7 @@ def sweep(hopper: bool, num_tokens: int = 16384) -> Iterator[dict[str, Any]]:
         if stage == "forward":
             return forward_launch((q, k, v), (out, lse), block_mask, scale, config)
         if stage in HOPPER_CANDIDATES:
-            return hopper_launch((q, k, v), (out, lse), block_mask, scale, config)
+            return hopper_launch((q, k, v), (out, lse), block_mask, scale, config, alternate=stage.endswith("turns"))
         if stage == "dq":
             return dq_launch((q, k, v), (out, lse), (d_out, None), (dq, delta), block_mask, scale, config)
         return dkdv_launch((q, k, v), (d_out, lse, delta), (dk, dv), block_mask, scale, config)

@@ -7,9 +7,10 @@ always exact. A PARTIAL block may in truth be empty or full.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,8 @@ class BlockMask:
     by_query: BlockLists
     by_key: BlockLists
     host_mask: TokenMask | None = None
+    #: Forms of this mask for other libraries, by name, each made at its first use.
+    forms: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -65,6 +68,20 @@ class BlockMask:
     @property
     def device(self) -> torch.device:
         return self.mask.device
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Returns all tensors on the device. `of` builds an equal block mask from the tensors."""
+        mask = self.mask
+        return [mask.end, mask.key_class, mask.visible, self.key_word, *self.by_query.tensors, *self.by_key.tensors]
+
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor], blocks: Sequence[int]) -> BlockMask:
+        """Returns the block mask of `tensors` with `blocks` (block_m, block_n)."""
+        end, key_class, visible, key_word, *lists = tensors
+        mask = TokenMask(end, key_class, visible)
+        block_m, block_n = blocks
+        return cls(mask, block_m, block_n, key_word, BlockLists(*lists[:4]), BlockLists(*lists[4:]))
 
     @property
     def num_bytes(self) -> int:

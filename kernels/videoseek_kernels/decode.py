@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from videoseek_kernels.dispatch import check_triton_inputs, log_choice
+from videoseek_kernels.dispatch import check_scale, check_triton_inputs, log_choice
 from videoseek_kernels.key_values import KeyValues
 from videoseek_kernels.reference import masked_attention
 
@@ -32,6 +32,7 @@ def decode_attention(
     reference elsewhere. Raises ValueError for wrong shapes and types.
     """
     _check(q, cache, prefix, visible, impl)
+    check_scale(scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chosen = ("triton" if q.device.type == "cuda" else "reference") if impl == "auto" else impl
     log_choice("decode_attention", impl, chosen, str(q.device), q.dtype)
@@ -56,10 +57,14 @@ def _check(
             continue
         if held.k.shape[3] != q.shape[3] or q.shape[2] % held.k.shape[2] or held.k.dtype != q.dtype:
             raise ValueError(f"{name} k {list(held.k.shape)} {held.k.dtype} does not fit q {list(q.shape)} {q.dtype}")
+        if held.k.device != q.device:
+            raise ValueError(f"{name} is on {held.k.device}, q is on {q.device}")
         if q.shape[0] % held.k.shape[0] or held.k.shape[2] != cache.k.shape[2]:
             raise ValueError(f"{held.k.shape[0]} {name} caches cannot serve {q.shape[0]} sequences in equal groups")
     if visible is not None and (visible.shape != q.shape[:2] or visible.dtype != torch.int32):
         raise ValueError(f"visible must be int32 {list(q.shape[:2])}, got {visible.dtype} {list(visible.shape)}")
+    if visible is not None and (visible.device != q.device or not visible.is_contiguous()):
+        raise ValueError(f"visible must be contiguous on {q.device}, is on {visible.device}")
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl {impl!r} is not one of {', '.join(IMPLEMENTATIONS)}")
 

@@ -197,6 +197,10 @@ def segmented_attention(
     replaced row adds nothing to dq, dk or dv. scale: D ** -0.5 if None.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not any(segment.num_pairs for segment in segments):
+        # No row sees a key. The zeros still belong to the graph of q, k and v.
+        nothing = sum(x.masked_fill(torch.ones_like(x, dtype=torch.bool), 0).sum() for x in (k, v))
+        return q.masked_fill(torch.ones_like(q, dtype=torch.bool), 0) + nothing
     first = [segment for segment in segments if not segment.override]
     overrides = [segment for segment in segments if segment.override]
     parts: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""Chooses an implementation by a rule: `triton`, `hopper`, `dense` or `reference`.
+"""Chooses an implementation by a rule: `triton`, `hopper`, `flex`, `dense` or `reference`.
 
 `impl` overrules the rule, and a forced choice never falls back. Only the choice of Triton imports Triton.
 """
@@ -13,9 +13,11 @@ from importlib.util import find_spec
 
 import torch
 
-IMPLEMENTATIONS = ("auto", "triton", "hopper", "dense", "reference")
+IMPLEMENTATIONS = ("auto", "triton", "hopper", "flex", "dense", "reference")
 TRITON_HEAD_DIMS = (32, 64, 128)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Types of the other implementations.
+DTYPES = (*TRITON_DTYPES, torch.float64)
 HOPPER_HEAD_DIMS = (64, 128)
 HOPPER_DTYPES = (torch.float16, torch.bfloat16)
 HOPPER_BLOCK = 128
@@ -40,6 +42,12 @@ def choose_on_gpu(capability: tuple[int, int], dtype: torch.dtype, head_dim: int
     if capability < (8, 0) or dtype not in TRITON_DTYPES or head_dim not in TRITON_HEAD_DIMS:
         return "dense"
     return "triton"
+
+
+def check_scale(scale: float | None) -> None:
+    """Raises ValueError unless `scale` is None or a positive, finite number."""
+    if scale is not None and not (isinstance(scale, float | int) and 0 < scale < float("inf")):
+        raise ValueError(f"scale must be a positive, finite number, got {scale!r}")
 
 
 def check_triton_inputs(q: torch.Tensor) -> None:

@@ -11,8 +11,8 @@ import torch
 class KeyValues:
     """Keys and values of C caches, for a single layer.
 
-    k and v [C, S, Hkv, D]; lengths int32 [C] counts the filled slots of each cache. key_class int32 [C, S] as in
-    `TokenMask`; None if every row sees every key.
+    k and v [C, S, Hkv, D]; lengths int32 [C] counts the filled slots of each cache, at most S: more is refused on the
+    CPU, and cut to S on a GPU. key_class int32 [C, S] as in `TokenMask`; None if every row sees every key.
     """
 
     k: torch.Tensor
@@ -28,9 +28,13 @@ class KeyValues:
             )
         if not (self.k.is_contiguous() and self.v.is_contiguous()):
             raise ValueError("k and v must be contiguous: give the whole buffer, and say by lengths what is filled")
-        if self.lengths.shape != self.k.shape[:1] or self.lengths.dtype != torch.int32:
-            raise ValueError(f"lengths must be int32 [C], got {self.lengths.dtype} {list(self.lengths.shape)}")
-        classes = self.key_class
+        lengths, classes = self.lengths, self.key_class
+        if lengths.shape != self.k.shape[:1] or lengths.dtype != torch.int32 or not lengths.is_contiguous():
+            raise ValueError(f"lengths must be int32 [C], contiguous, got {lengths.dtype} {list(lengths.shape)}")
+        if len({x.device for x in (self.k, self.v, lengths, *([] if classes is None else [classes]))}) > 1:
+            raise ValueError(f"k, v, lengths and key_class must share a device; k is on {self.k.device}")
+        if lengths.device.type == "cpu" and len(lengths) and int(lengths.max()) > self.k.shape[1]:
+            raise ValueError(f"lengths must be at most the {self.k.shape[1]} slots, got {int(lengths.max())}")
         if classes is None:
             return
         if classes.shape != self.k.shape[:2] or classes.dtype != torch.int32 or not classes.is_contiguous():

@@ -49,9 +49,10 @@ class TokenMask:
         if not 1 <= len(self) <= MAX_TOKENS:
             raise ValueError(f"a mask covers 1 to {MAX_TOKENS} tokens, got {len(self)}")
         if self.device.type == "cpu":
-            self._check_values()
+            self.check_values()
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Raises ValueError for values that the form cannot hold. On a GPU the check waits for the device."""
         low, high = int(self.end.min()), int(self.end.max())
         if low < 0 or high > len(self):
             raise ValueError(f"end must lie in [0, {len(self)}], got values from {low} to {high}")

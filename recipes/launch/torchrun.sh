@@ -6,8 +6,9 @@
 #
 # Rendezvous   All nodes meet at MASTER_ADDR:MASTER_PORT, where node 0 listens; the port must be open between nodes.
 #              The run starts when the last node has come. The nodes need the same code and packages.
-# Folders      output_dir, model, data files, videos and the folder of VIDEOSEEK_CACHE lie under the same paths for all nodes: rank 0
-#              writes metrics, reports and weights, and every rank writes its own part of a checkpoint.
+# Folders      output_dir is one folder that all nodes share: rank 0 writes metrics, reports and weights, every rank writes
+#              its own part of a checkpoint, and a run with separate folders is refused. model, data files and videos lie
+#              under the same paths for all nodes; the folder of VIDEOSEEK_CACHE may be each node's own.
 # Network      NCCL_SOCKET_IFNAME names the interface between the nodes, if NCCL chooses another one.
 set -euo pipefail
 

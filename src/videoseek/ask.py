@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from videoseek.command import parse, recipe_of_model, run_command, wants_help
+from videoseek.command import FLAGS, parse, recipe_of_model, run_command, wants_help
 from videoseek.config import UsageError, option
 from videoseek.config_merge import config_keys, load_settings
 from videoseek.types import CallRecord, Clip, Episode, Sample
@@ -28,16 +28,19 @@ class AskSettings:
 
 
 def main(arguments: list[str]) -> None:
+    own_keys = config_keys(AskSettings())
     if wants_help(arguments):
-        parse(["--help"], USAGE)
+        parse(["--help"], USAGE, flags=("--help",), own_keys=own_keys)
     if len(arguments) < 2:
         raise UsageError(f"a video and a question are wanted; usage: {USAGE}")
     video, question, *rest = arguments
-    own = [argument for argument in rest if argument.removeprefix("--").partition("=")[0] in config_keys(AskSettings())]
+    own = [argument for argument in rest if argument.removeprefix("--").partition("=")[0] in own_keys]
     settings = load_settings(AskSettings(), own)
     if settings.out is not None and not settings.out.endswith(".html"):
         raise UsageError(f"out must end in .html, got {settings.out!r}")
-    _, config = parse(recipe_of_model([argument for argument in rest if argument not in own]), USAGE)
+    flags = [argument for argument in rest if argument in FLAGS]
+    keys = recipe_of_model([argument for argument in rest if argument not in (*own, *flags)])
+    _, config = parse([*flags, *keys], USAGE, flags=("--help",))
     # torch and transformers take seconds to import: errors in the arguments come first.
     from videoseek.distributed import choose_device
     from videoseek.files import write_text

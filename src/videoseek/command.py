@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,22 +40,33 @@ class Options:
     dry_run: bool = False
 
 
-def parse(arguments: Sequence[str], usage: str = TRAIN_USAGE) -> tuple[Options, TrainConfig]:
-    """Parses flags and `key=value` arguments in any order. Raises UsageError.
+def parse(
+    arguments: Sequence[str],
+    usage: str = TRAIN_USAGE,
+    *,
+    flags: Sequence[str] = tuple(FLAGS),
+    defaults: Sequence[str] = (),
+    own_keys: Mapping[str, Key] = {},  # noqa: B006  (never written to)
+) -> tuple[Options, TrainConfig]:
+    """Parses `flags` and `key=value` arguments in any order. Raises UsageError.
 
-    The three informative flags print and raise SystemExit(0).
+    `defaults` are `key=value` arguments of the command, stronger than a recipe. `--help` also lists the `own_keys` of
+    the command. The three informative flags print and raise SystemExit(0).
     """
-    flags = {"--help"} if wants_help(arguments) else FLAGS.keys() & set(arguments)
+    given = {"--help"} if wants_help(arguments) else FLAGS.keys() & set(arguments)
+    if unknown := sorted(given.difference(flags)):
+        raise UsageError(f"{unknown[0]} is no flag of this command; usage: {usage}")
     # The deepspeed launcher passes the rank as an argument. The environment holds the same rank.
     rest = [a for a in arguments if a not in FLAGS and a != "-h" and not a.startswith("--local_rank=")]
-    if "--help" in flags:
-        _show(help_text(usage))
-    if "--list-recipes" in flags:
+    if "--help" in given:
+        _show(help_text(usage, {**own_keys, **config_keys(load_settings(TrainConfig(), defaults))}, flags))
+    if "--list-recipes" in given:
         _show(recipes_text())
-    config = load_config(rest)
-    if "--print-config" in flags:
+    given_keys = {argument.removeprefix("--").partition("=")[0] for argument in rest}
+    config = load_config([*(text for text in defaults if text.partition("=")[0] not in given_keys), *rest])
+    if "--print-config" in given:
         _show(config_yaml(config))
-    return Options(dry_run="--dry-run" in flags), config
+    return Options(dry_run="--dry-run" in given), config
 
 
 def recipe_of_model(arguments: Sequence[str]) -> list[str]:
@@ -112,6 +123,9 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str] | No
     VIDEOSEEK_TRACEBACK=1. Any other exception is a defect and keeps the traceback.
     """
     sys.unraisablehook = _resend_interrupt
+    # By default an OpenMP thread spins while it waits, on the core that the awaited thread needs beside another busy
+    # process. The library of torch reads the variable once, at the import of torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         main(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
@@ -137,13 +151,13 @@ def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def help_text(usage: str) -> str:
+def help_text(usage: str, keys: Mapping[str, Key], flags: Sequence[str]) -> str:
     """Returns usage, flags and every key with its default, grouped by owner."""
     width = min(shutil.get_terminal_size().columns, 120)
     lines = [f"usage: {usage}", "", "Later wins: code defaults, the recipe's bases, the recipe, the command line.", ""]
-    lines += [_entry(flag, text, width) for flag, text in FLAGS.items()]
+    lines += [_entry(flag, FLAGS[flag], width) for flag in flags]
     owner = None
-    for name, key in config_keys().items():
+    for name, key in keys.items():
         group = name.rpartition(".")[0] or "run"
         if group != owner:
             owner = group

@@ -55,6 +55,10 @@ class DataConfig:
         at_least=0,
         at_most=1,
     )
+    group_by_film: bool = option(
+        False,
+        "bring up to 8 questions about one film together in a batch, and train the film's tokens once per packed row",
+    )
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,17 @@ class VideoConfig:
     stall_seconds: float | None = option(
         60.0, "most seconds of decoding without a frame, in a process that is then killed (null: no limit)", at_least=0
     )
-
+    overview_cache: str | None = option(
+        None, "folder on a local disk that keeps decoded overviews for later epochs and runs (null: none)"
+    )
+    overview_cache_gigabytes: float = option(
+        50.0, "bound of that folder, in GB; the overviews unused for longest are removed", above=0
+    )
     prefetch: bool = option(True, "decode the clips of the next step while this step trains")
 
     def shown_by(self) -> dict[str, Any]:
         """Returns the fields for the choice of frames and tokens, as part of a measurement's cache key."""
-        unrelated = {"cache_megabytes", "stall_seconds", "prefetch"}
+        unrelated = {"cache_megabytes", "stall_seconds", "prefetch", "overview_cache", "overview_cache_gigabytes"}
         return {name: value for name, value in asdict(self).items() if name not in unrelated}
 
 
@@ -206,6 +215,50 @@ class DeepSpeedConfig:
 class EvaluateConfig:
     num_questions: int = option(256, "held-out questions", at_least=1)
     samples: int = option(4, "sampled episodes per question, beside one greedy one", at_least=1)
+    every_steps: int | None = option(
+        None, "steps between greedy evaluations within a stage, each with a checkpoint (null: off)", at_least=1
+    )
+    num_questions_inside: int | None = option(
+        None, "held-out questions of an evaluation within a stage, drawn by the seed (null: all)", at_least=1
+    )
+    tasks: list[str] = option(
+        [],
+        "benchmarks (videomme, mlvu, ..), data sources as in data.eval, or tasks of your own as FILE.py:NAME",
+    )
+    data_root: str | None = option(None, "folder of the benchmarks' released files")
+    limit: int | None = option(None, "questions of a task, drawn by the seed (null: the whole files)", at_least=1)
+    mode: str = option(
+        "tool",
+        "with the crop tool, or one turn without a tool: the answer alone (direct), or reasoning and answer (think)",
+        choices=("tool", "direct", "think"),
+    )
+    prompt_style: str = option(
+        "ours", "words of the question: ours, or those of another harness", choices=("ours", "lmms", "vlmevalkit")
+    )
+    subtitles: str = option(
+        "none",
+        "subtitles in the question: of the overview's frames or all; window: of each crop, in its observation",
+        choices=("none", "covering_frames", "all", "window"),
+    )
+    final_answer: bool = option(False, "after the last turn that may call, one more turn that must answer")
+    questions_per_batch: int = option(
+        64, "questions that a rank asks side by side; a kill loses one batch of answers", at_least=1
+    )
+    votes: int = option(1, "answers per question, by majority; 1 is greedy, more are sampled", at_least=1)
+    evidence: str = option(
+        "score",
+        "score the crops, or also run with each crop swapped for as long a clip from elsewhere in the film",
+        choices=("score", "swap"),
+    )
+    judge: str | None = option(
+        None, "model that judges open answers (null: an open answer counts if its words equal the key's)"
+    )
+    judge_endpoint: str = option("http://127.0.0.1:8000/v1", "base URL of the judge's OpenAI-compatible endpoint")
+    judge_api_key_env: str | None = option(
+        "OPENAI_API_KEY", "environment variable that holds the judge's key (null: the endpoint needs none)"
+    )
+    shard: str | None = option(None, "part of the films as INDEX/COUNT, such as 1/3; a run without shard merges them")
+    papers: bool = option(False, "print the papers' rows below the table, each with its protocol")
 
 
 @dataclass(frozen=True)
@@ -235,7 +288,10 @@ class TrainConfig:
     save_every_minutes: float | None = option(
         None, "minutes between checkpoints, beside the steps (null: off)", above=0
     )
-    keep_checkpoints: int = option(2, "newest checkpoints kept", at_least=1)
+    save_in_background: bool = option(
+        True, "write checkpoints from a copy in host memory while training goes on (false: training waits)"
+    )
+    keep_checkpoints: int = option(2, "newest checkpoints kept, beside the best evaluated of each stage", at_least=1)
     tracker: list[str] = option(
         ["tensorboard"],
         "get the numbers of metrics.jsonl too, offline unless the environment asks",

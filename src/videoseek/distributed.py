@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import itertools
+import json
 import os
 import platform
 import random
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +22,10 @@ import torch
 import torch.distributed as dist
 
 from videoseek.config import UsageError
-from videoseek.runtime import local_rank, rank, world_size
+from videoseek.runtime import local_rank, rank, say, world_size
 
+#: A network file system may show a new file of another machine this late.
+_MOST_SECONDS_UNSEEN = 10.0
 PACKAGES = ("torch", "transformers", "deepspeed", "triton", "av", "numpy", "omegaconf", "safetensors", "tokenizers")
 
 
@@ -49,6 +54,25 @@ def choose_accelerator(name: str) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def choose_threads(device: torch.device, resumed_env: Path | None) -> None:
+    """Says the number of CPU threads. A resumed run takes the number from its env.json: `resumed_env`.
+
+    Another number of threads changes the last bits of sums. OMP_NUM_THREADS of the user wins. Raises UsageError for an
+    env.json without a number of threads.
+    """
+    reason = "one for each core (OMP_NUM_THREADS sets another number)"
+    if "OMP_NUM_THREADS" in os.environ:
+        reason = "as OMP_NUM_THREADS sets"
+    elif resumed_env is not None and resumed_env.is_file():
+        try:
+            torch.set_num_threads(json.loads(resumed_env.read_bytes())["threads"])
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UsageError(f"{resumed_env} has no number of threads; OMP_NUM_THREADS must set it") from error
+        reason = "as the resumed run had"
+    if device.type == "cpu":
+        say(f"  CPU threads: {torch.get_num_threads()}, {reason}")
+
+
 def free_memory() -> None:
     """Frees reference cycles (model classes are full of cycles) and then torch's unused GPU blocks."""
     gc.collect()
@@ -75,6 +99,7 @@ def environment_report() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "num_cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "world_size": world_size(),
         "revision": _source_revision(),
@@ -97,17 +122,17 @@ def _source_revision() -> str | None:
 T = TypeVar("T")
 
 
+def background_group() -> dist.ProcessGroup | None:
+    """Returns a group of all ranks for a background thread, apart from training's collectives. One rank needs none."""
+    return dist.new_group(backend="gloo") if world_size() > 1 else None
+
+
 def all_sum(values: Sequence[float], device: torch.device, group: dist.ProcessGroup | None = None) -> list[float]:
-    """Returns the element-wise sum over ranks. A thread beside the training thread needs a `side_group`."""
-    total = torch.tensor(values, dtype=torch.float64, device=device if group is None else "cpu")
+    """Returns the element-wise sum over ranks, by the collectives of `group` (None: of training)."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
     if world_size() > 1:
         dist.all_reduce(total, group=group)
     return total.tolist()
-
-
-def side_group() -> dist.ProcessGroup | None:
-    """Returns a group of all ranks for a thread of its own: two threads of one group would mix up their collectives."""
-    return dist.new_group(backend="gloo") if world_size() > 1 else None
 
 
 def all_max(value: int, device: torch.device) -> int:
@@ -143,6 +168,32 @@ def barrier() -> None:
         dist.barrier()
 
 
-def rank_indices(count: int) -> range:
-    """Returns this rank's indices of a global batch: every world_size-th. Ranks differ by at most 1 index."""
+def check_shared(folder: Path) -> None:
+    """Raises UsageError on all ranks unless all ranks see one folder: every rank reads the files of other ranks."""
+    if world_size() == 1:
+        return
+    (name,) = gather([f".seen-by-all-{uuid.uuid4().hex}"] if rank() == 0 else [])
+    if rank() == 0:
+        (folder / name).touch()
+    barrier()
+    until = time.monotonic() + _MOST_SECONDS_UNSEEN
+    while not (folder / name).exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    blind = gather([] if (folder / name).exists() else [f"rank {rank()} on {platform.node()}"])
+    if rank() == 0:
+        (folder / name).unlink()
+    if blind:
+        raise UsageError(
+            f"output_dir {folder} must be one folder for all ranks, but {blind[0]} does not see the files of rank 0; "
+            "name a folder on a file system that all nodes share"
+        )
+
+
+def rank_indices(count: int, *, contiguous: bool = False) -> range:
+    """Returns this rank's indices of a global batch: every world_size-th, or `contiguous` ones.
+
+    Numbers of indices differ by at most 1 between ranks.
+    """
+    if contiguous:
+        return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
     return range(rank(), count, world_size())

@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,23 @@ def prepare_output_dir(path: str | Path) -> Path:
     except OSError as error:
         raise UsageError(f"output_dir {folder} cannot be written to: {error.strerror}") from error
     return folder
+
+
+def hold_folder(folder: Path) -> int:
+    """Locks a folder for this process, until its end or kill. Returns the descriptor of the lock, to close earlier.
+
+    Raises UsageError while another process holds the lock.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise UsageError(f"output_dir {folder} is in use by {holder or 'another process'}; give another one") from None
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+    return descriptor
 
 
 def partial_path(path: Path, maker: str) -> Path:
@@ -60,7 +78,10 @@ def remove_folder(folder: Path, maker: str) -> None:
 
 
 def remove_leftovers(parent: Path, maker: str) -> None:
-    """Removes leftovers of killed processes in `parent` under the partial names of `maker`, the only user there."""
+    """Removes leftovers of killed processes in `parent` under the partial names of `maker`, the only user there.
+
+    `maker` may be a pattern such as `*`.
+    """
     for pattern in (maker, f"{maker}-old"):
         for partial in parent.glob(f"*{_MARK}{pattern}"):
             shutil.rmtree(partial) if _is_real_folder(partial) else partial.unlink()
@@ -184,6 +205,37 @@ def open_json_lines(path: Path) -> FileIO:
 def append_json_line(file: FileIO, value: Any) -> None:
     """Appends one line. Raises ValueError for NaN and infinity (absent in JSON)."""
     file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
+
+
+class FolderBound:
+    """Keeps the files `pattern` of a folder within `max_bytes`: removes the files written or touched longest ago.
+
+    Several processes may share a folder. A process looks at its first write and then after each hundredth of the bound
+    that it wrote. It leaves a tenth of the bound free.
+    """
+
+    def __init__(self, folder: Path, pattern: str, max_bytes: int) -> None:
+        self._folder, self._pattern, self._max_bytes = folder, pattern, max_bytes
+        self._unseen_bytes = max_bytes
+
+    def wrote(self, num_bytes: int) -> None:
+        """Counts a file that this process wrote, and removes the oldest files if it is time to look."""
+        self._unseen_bytes += num_bytes
+        if 100 * self._unseen_bytes < self._max_bytes:
+            return
+        self._unseen_bytes = 0
+        files = []
+        for path in self._folder.rglob(self._pattern):
+            with suppress(FileNotFoundError):  # another process removed the file
+                files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        excess = sum(size for _, size, _ in files) - self._max_bytes
+        if excess > 0:
+            excess += self._max_bytes // 10
+        for _, size, path in sorted(files):
+            if excess <= 0:
+                return
+            path.unlink(missing_ok=True)
+            excess -= size
 
 
 def shipped_folder(name: str, in_checkout: str) -> Path:

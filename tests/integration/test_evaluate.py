@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.commands import run
+from support.benchmarks import Films, videomme
+from support.commands import run, start, stop
 
 from videoseek.config_merge import config_yaml, load_config
 from videoseek.files import shipped_folder
 
 EVALUATE = [sys.executable, "-m", "videoseek.evaluate"]
+LINE = (
+    "id film prompt_hash groups seconds status text extracted reason right stop calls turns tokens new_tokens windows"
+)
 ASK = [sys.executable, "-m", "videoseek.ask"]
 
 
@@ -65,3 +70,50 @@ def test_refusals(finished: Path, output_dir: Path) -> None:
     assert f"videoseek: model {str(finished)!r}: no config.json in" in said
     said = run(["gone.mp4", "Where?", f"model={finished / 'final'}"], code=1, launcher=ASK)
     assert said.splitlines()[-1] == "videoseek: 'gone.mp4' does not exist or cannot be reached."
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Returns the arguments for Video-MME and the clue world: the tiny model, one turn of twelve tokens."""
+    root = tmp_path_factory.mktemp("benchmarks")
+    videomme(root, Films(root))
+    keys = [f"data_root={root}", "rollout.max_new_tokens_per_turn=12", "rollout.max_turns=2", "limit=4"]
+    return ["model=tiny", "recipe=sft_rl", "tasks=[videomme, clueworld:6]", "questions_per_batch=1", *keys]
+
+
+def answers(output_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns the lines of each task without their times."""
+    files = sorted(output_dir.glob("tiny/tool-*/*/answers.jsonl"))
+    lines = {path.parent.name: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
+    return {task: [{**line, "seconds": 0} for line in of_task] for task, of_task in lines.items()}
+
+
+def test_benchmarks_by_the_command(benchmarks: list[str], tmp_path: Path) -> None:
+    """The papers' rows below the model's own, a call that adds nothing, and a killed run with the same answers."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    said = run([*benchmarks, f"output_dir={whole}", "papers=true"], launcher=EVALUATE)
+    assert "videomme: 4 of 7 questions" in said and "clueworld_6: 4 of 6 questions" in said
+    assert "1  missing_film" in said and "1  bad_key" in said
+    assert "| videomme | tool | 4 of 7 | accuracy |" in said and "Video-o3-7B (SFT and RL) | 66.5 | - |" in said
+    results = json.loads(next(whole.glob("tiny/tool-*/clueworld_6/results.json")).read_text())
+    assert results["settings"]["video"] and results["environment"]["versions"]["torch"]
+    assert "tool: 0.5 fps, at most" in results["protocol"] and results["prompt_hash"] in results["protocol"]
+    lines = answers(whole)["clueworld_6"]
+    assert [set(line) for line in lines] == [{*LINE.split(), "windows", "clue_recall", "clue_iou"}] * 4
+    assert all(line["text"] for line in lines)
+
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    said = run([*benchmarks, f"output_dir={whole}"], launcher=EVALUATE)
+    assert said.count("questions are answered already; nothing was added") == 2
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+    process = start([*benchmarks, f"output_dir={killed}"], launcher=EVALUATE)
+    stop(process, lambda: any(path.stat().st_size for path in killed.glob("tiny/*/videomme/answers.jsonl")))
+    run([*benchmarks, f"output_dir={killed}"], launcher=EVALUATE)
+    assert answers(killed) == answers(whole)
+
+
+def test_benchmarks_dry_run_counts_and_asks_nothing(benchmarks: list[str], output_dir: Path) -> None:
+    said = run([*benchmarks, f"output_dir={output_dir}", "--dry-run"], launcher=EVALUATE)
+    assert "videomme: 4 of 7 questions" in said
+    assert list(output_dir.iterdir()) == []

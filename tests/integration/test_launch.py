@@ -126,6 +126,22 @@ def test_deepspeed_equals_one_process(
     assert_same_curves(output_dir, one_process)
 
 
+def test_nodes_with_separate_output_folders_are_refused(arguments: list[str], tmp_path: Path) -> None:
+    """Two nodes in different working folders, each with a disk of its own below `output_dir=out`."""
+    shared = variables(WORLD_SIZE="2", LOCAL_RANK="0")
+    processes = []
+    for node in ("0", "1"):
+        (tmp_path / node).mkdir()
+        command = [sys.executable, "-m", "videoseek.train", *arguments, "output_dir=out"]
+        own = {"env": shared | {"RANK": node}, "cwd": tmp_path / node, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, **own))
+    for process in processes:
+        said = process.communicate(timeout=300)[1].splitlines()[-1]
+        assert process.returncode == 2, said
+        assert "output_dir out must be one folder for all ranks, but rank 1 on " in said
+    assert [list((tmp_path / node / "out").iterdir()) for node in ("0", "1")] == [[], []]
+
+
 @pytest.mark.parametrize(
     ("name", "needed"),
     [("torchrun.sh", ["NUM_NODES", "NODE_RANK", "MASTER_ADDR"]), ("deepspeed_hostfile.sh", ["HOSTFILE"])],

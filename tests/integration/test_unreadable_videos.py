@@ -53,6 +53,19 @@ def test_sft_stops_at_an_unreadable_sample_by_default(tiny: list[str], data: Pat
     assert "damaged-" in said.splitlines()[-1] and "Traceback" not in said
 
 
+def test_rl_passes_over_a_film_with_a_zeroed_middle_third(tiny: list[str], tmp_path: Path, output_dir: Path) -> None:
+    samples: list[Sample] = clueworld.load(tmp_path, "train", 3, seed=0)
+    third = damaged_copy(samples[0].video, tmp_path / "third.mp4", 1 / 3, 2 / 3)
+    write_samples(tmp_path / "rl.jsonl", [replace(samples[0], video=third), *samples[1:]])
+    own = [f"data.rl=[{tmp_path / 'rl.jsonl'}]", "data.eval=[]", "stages=[grpo]", "grpo.max_resample_rounds=0"]
+    said = forked([*tiny, *own, f"output_dir={output_dir}"], tmp_path)
+    assert (
+        sum(curve(output_dir, "rollout/unreadable_prompts", "grpo")) == 2
+    )  # three steps of two are two epochs of three
+    assert min(curve(output_dir, "grad_norm", "grpo")) > 0
+    assert sum("third.mp4" in line and "cannot be decoded" in line for line in said.splitlines()) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_rank_without_a_sample_stays_in_step(stage: int, tiny: list[str], data: Path, output_dir: Path) -> None:

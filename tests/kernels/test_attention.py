@@ -19,11 +19,12 @@ from kernel_bench.testing import (
     random_mask,
     trajectory_mask,
 )
+from torch.utils.flop_counter import FlopCounterMode
 from videoseek_kernels import TokenMask, build_block_mask, tdam_attention
 from videoseek_kernels.block_mask import BlockMask
-from videoseek_kernels.dense import padded_attention, segmented_attention
+from videoseek_kernels.dense import find_segments, padded_attention, segmented_attention
 from videoseek_kernels.dispatch import choose_on_gpu, log_choice
-from videoseek_kernels.impl.triton import autograd as triton_autograd
+from videoseek_kernels.impl.triton import operator as triton_operator
 from videoseek_kernels.impl.triton.launch import TileConfig
 
 NUM_MASKS = 2000
@@ -66,7 +67,7 @@ def test_fuzz_dense_is_exact(cut: str) -> None:
 
 def test_fuzz_kernel(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks are packed many to a row, which tests each of them and tiles that straddle them."""
-    monkeypatch.setattr(triton_autograd, "tile_config", lambda *_: TileConfig(64, 64, 4, 2))
+    monkeypatch.setattr(triton_operator, "tile_config", lambda *_: TileConfig(64, 64, 4, 2))
     rng = np.random.default_rng(11)
     for case in range(NUM_MASKS // 40):
         mask = pack(random_mask(rng, int(rng.choice([1, 3, 9, 14, 17]))) for _ in range(40)).to(device)
@@ -97,8 +98,8 @@ def test_kernel_keeps_the_budget(
 def test_every_route_of_the_kernel(splits: int, tma: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles smaller than the block mask's blocks, tensor descriptors, and dk/dv cut into parts."""
     tile = TileConfig(32, 16, 4, 2, tma)
-    monkeypatch.setattr(triton_autograd, "tile_config", lambda *_: tile)
-    monkeypatch.setattr(triton_autograd, "_num_splits", lambda *_: splits)
+    monkeypatch.setattr(triton_operator, "tile_config", lambda *_: tile)
+    monkeypatch.setattr(triton_operator, "_num_splits", lambda *_: splits)
     mask = pack(random_mask(np.random.default_rng(seed), 50) for seed in range(3)).to(device)
     inputs = random_inputs(150, (3, 1), 32, torch.float32, device)
     check_budget(run("triton", inputs, build_block_mask(mask, 64, 64)), inputs, mask)
@@ -200,6 +201,55 @@ def test_strided_inputs_and_gradients(device: str) -> None:
     torch.testing.assert_close(*grads, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["triton", "reference", "dense"])
+def test_autocast_changes_no_type(impl: str, device: str) -> None:
+    q, k, v, _ = random_inputs(40, (2, 1), 32, torch.float32, device)
+    mask = TokenMask.documents([15, 25]).to(device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        out = tdam_attention(q, k, v, mask, impl=impl)
+    assert torch.equal(out, tdam_attention(q, k, v, mask, impl=impl)) and out.dtype == torch.float32
+
+
+def test_segments_of_blind_rows_alone_give_zero_gradients() -> None:
+    q, k, v, _ = random_inputs(20, (2, 1), 32, torch.float32)
+    hidden = TokenMask(*(torch.zeros(20, dtype=torch.int32) for _ in range(3)))
+    out = segmented_attention(q, k, v, find_segments(hidden))
+    assert not any(x.any() for x in (out, *torch.autograd.grad(out.sum(), (q, k, v))))
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_a_compiled_graph_is_whole_and_equal(impl: str, device: str) -> None:
+    """`fullgraph` raises at the first break of the graph; two lengths show that shapes may change."""
+
+    def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask) -> torch.Tensor:
+        return tdam_attention(q * 2, k, v, mask, impl=impl).sin()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for num_tokens in (40, 57):
+        q, k, v, upstream = random_inputs(num_tokens, (4, 2), 32, torch.float32, device)
+        mask = build_block_mask(trajectory_mask(num_tokens, 2).to(device), 32, 32)
+        found = [
+            (out, *torch.autograd.grad(out, (q, k, v), upstream))
+            for out in (function(q, k, v, mask) for function in (compiled, step))
+        ]
+        for ours, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_operator_is_sound_and_counts_its_products(device: str) -> None:
+    q, k, v, _ = random_inputs(40, (4, 2), 32, torch.float32, device)
+    mask = build_block_mask(TokenMask.documents([40]).to(device), 32, 32)
+    operator = torch.ops.videoseek_kernels.attention
+    arguments = (q, k, v, mask.tensors, [32, 32], 0.2, False)
+    torch.library.opcheck(
+        operator, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )
+    with FlopCounterMode(display=False) as counter:
+        tdam_attention(q, k, v, mask, impl="triton").sum().backward()
+    pairs = 40 * 41 // 2
+    assert counter.get_total_flops() == (4 + 10) * pairs * 4 * 32
+
+
 def test_gradcheck_of_the_reference() -> None:
     mask = random_mask(np.random.default_rng(4), 7)
     inputs = [torch.randn(7, h, 3, dtype=torch.float64, requires_grad=True) for h in (2, 1, 1)]
@@ -213,11 +263,15 @@ def test_gradcheck_of_the_reference() -> None:
         ({"k": torch.zeros(4, 2, 32)}, "k \\[4, 2, 32\\]"),
         ({"v": torch.zeros(5, 2, 32, dtype=torch.float64)}, "v torch.float64"),
         ({"mask": TokenMask.documents([4])}, "covers 4 tokens, q has 5"),
-        ({"scale": 0.0}, "scale must be positive"),
+        ({"scale": 0.0}, "scale must be a positive"),
+        ({"scale": torch.tensor(1.0)}, "positive, finite number, got tensor"),
+        ({"k": torch.zeros(5, 0, 32), "v": torch.zeros(5, 0, 32)}, "k \\[5, 0, 32\\]"),
+        ({"mask": None}, "TokenMask or a BlockMask, got NoneType"),
+        ({name: torch.zeros(5, 2, 32, dtype=torch.int64) for name in "qkv"}, "float64, got torch.int64"),
         ({"impl": "flash"}, "'flash' is not one of auto"),
         ({"impl": "dense", "return_lse": True}, "no log-sum-exp"),
     ],
-    ids=["ratio", "length", "dtype", "mask", "scale", "impl", "lse"],
+    ids=["ratio", "length", "dtype", "mask", "scale", "scale-tensor", "no-heads", "no-mask", "int64", "impl", "lse"],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
     good = {"q": torch.zeros(5, 4, 32), "k": torch.zeros(5, 2, 32), "v": torch.zeros(5, 2, 32)}
@@ -279,6 +333,7 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "triton" else real(name, *rest)
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from videoseek_kernels import TokenMask, tdam_attention
 q = torch.randn(5, 2, 32)
 mask = TokenMask.documents([2, 3])

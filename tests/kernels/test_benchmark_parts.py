@@ -24,7 +24,7 @@ from kernel_bench.testing import (
     trajectory_mask,
 )
 from videoseek_kernels import TokenMask, build_block_mask, tdam_attention
-from videoseek_kernels.impl.triton import autograd as triton_autograd
+from videoseek_kernels.impl.triton import operator as triton_operator
 
 
 def test_parity_on_sampled_rows_passes_the_kernel_and_fails_a_wrong_mask() -> None:
@@ -125,12 +125,12 @@ def test_poisoned_memory_is_nan_and_ends() -> None:
 
 def test_the_case_of_one_part_has_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the multiprocessors of a Hopper GPU; the other cases have several."""
-    monkeypatch.setattr(triton_autograd, "num_processors", lambda _: 132)
+    monkeypatch.setattr(triton_operator, "num_processors", lambda _: 132)
     whole = build_block_mask(trajectory_mask(2048, 3))
-    assert len(triton_autograd.empty_parts(torch.zeros(2048, 32, 128), whole)[0]) == 1
-    assert len(triton_autograd.empty_parts(torch.zeros(2048, 2, 128), whole)[0]) > 1
+    assert len(triton_operator.empty_parts(torch.zeros(2048, 32, 128), whole)[0]) == 1
+    assert len(triton_operator.empty_parts(torch.zeros(2048, 2, 128), whole)[0]) > 1
     sweep = build_block_mask(trajectory_mask(16384, 4))
-    assert triton_autograd._num_splits(torch.zeros(16384, 4, 1), sweep) == 1
+    assert triton_operator._num_splits(torch.zeros(16384, 4, 1), sweep) == 1
 
 
 @pytest.mark.parametrize("name", suite.masks(1024))

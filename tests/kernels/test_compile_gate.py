@@ -28,6 +28,7 @@ def test_the_7b_shape_compiles_for_hopper_without_spills() -> None:
     rows = table("--quick")
     assert [row.split()[1] for row in rows] == ["forward", "dq", "dkdv", "dkdv", "forward,"]
     assert all(row.endswith("| ok |") for row in rows)
+    assert rows[-1].split("|")[-3].strip() == "2"
 
 
 @pytest.mark.benchmark
@@ -45,3 +46,14 @@ def test_the_gate_names_every_fault() -> None:
     bad = gate.Report(case, registers=255, stack_bytes=8, spills=3, shared_bytes=1 << 20, matrix=0, bulk_loads=0)
     assert len(bad.faults) == 4
     assert "3 spills" in bad.faults[0] and "HGMMA" in bad.faults[2]
+
+
+@pytest.mark.parametrize(
+    ("order", "num_overlaps"),
+    [("W0 66E W1 66E W0 W0 W0 66E W1 66E W0", 2), ("W0 66E W1 W0 66E W0", 0), ("W1 2E W0 64E", 0), ("", 0)],
+)
+def test_the_gate_counts_softmaxes_beside_a_product(order: str, num_overlaps: int) -> None:
+    case = gate.Case("forward", 90, next(gate.attention_cases(90, torch.bfloat16, 128, (2, 1))).launch, overlaps=2)
+    report = gate.Report(case, 168, 0, 0, 1, matrix=1, bulk_loads=1, order=order)
+    assert report.num_overlaps == num_overlaps
+    assert report.faults == ([] if num_overlaps == 2 else ["the softmax waits for P V"])

@@ -141,9 +141,13 @@ def test_result_does_not_depend_on_the_batch(device: str) -> None:
         ({"q": torch.zeros(3, 1, 4, 32)}, "2 caches"),
         ({"q": torch.zeros(2, 1, 3, 32)}, "does not fit"),
         ({"visible": torch.zeros(2, 2, dtype=torch.int32)}, "visible must be"),
+        ({"visible": torch.zeros(2, 2, dtype=torch.int32)[:, :1]}, "visible must be contiguous"),
+        ({"scale": -1.0}, "positive, finite number, got -1.0"),
+        ({"scale": math.nan}, "positive, finite number, got nan"),
+        ({"q": torch.zeros(2, 1, 4, 32, device="meta")}, "cache is on cpu, q is on meta"),
         ({"impl": "dense"}, "not one of auto, triton, reference"),
     ],
-    ids=["sequences", "ratio", "visible", "impl"],
+    ids=["sequences", "ratio", "visible", "strided", "scale", "nan", "device", "impl"],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
     slots = torch.zeros(2, 5, 2, 32)
@@ -152,10 +156,28 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
         decode_attention(**({"q": torch.zeros(2, 1, 4, 32), "cache": cache} | change))
 
 
+def test_lengths_beyond_the_slots_read_no_other_cache(device: str) -> None:
+    cache = moved(random_cache(np.random.default_rng(3), [40, 40], 40, 1, 32, torch.float32), device, torch.float32)
+    assert cache is not None
+    q = torch.randn(2, 1, 7, 32, device=device)
+    wanted = decode_attention(q, cache, impl="triton")
+    object.__setattr__(cache, "lengths", cache.lengths + 9)  # the values on a GPU are unchecked
+    beyond = torch.zeros(2, 1, 7, 32, device=device)
+    beyond[:] = decode_attention(q, cache, impl="triton")
+    torch.testing.assert_close(beyond, wanted, rtol=0, atol=1e-6)
+
+
 def test_bad_caches_are_named() -> None:
     slots = torch.zeros(2, 5, 2, 32)
     with pytest.raises(ValueError, match="lengths must be int32"):
         KeyValues(slots, slots, torch.tensor([1, 2]))
+    table = torch.tensor([[1, 0], [2, 0]], dtype=torch.int32)
+    with pytest.raises(ValueError, match="lengths must be int32 \\[C\\], contiguous"):
+        KeyValues(slots, slots, table[:, 0])
+    with pytest.raises(ValueError, match="at most the 5 slots, got 6"):
+        KeyValues(slots, slots, torch.tensor([1, 6], dtype=torch.int32))
+    with pytest.raises(ValueError, match="share a device"):
+        KeyValues(slots, slots, torch.tensor([1, 2], dtype=torch.int32, device="meta"))
     with pytest.raises(ValueError, match="whole buffer"):
         KeyValues(slots[:, :4], slots[:, :4], torch.tensor([1, 2], dtype=torch.int32))
     with pytest.raises(ValueError, match="key_class must be int32"):

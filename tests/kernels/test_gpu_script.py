@@ -229,7 +229,7 @@ def test_report_answers_the_goals_and_says_what_was_not_measured(tmp_path: Path)
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
     cells = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     forward = cells["forward >= 0.95 of FA3-class causal, scaled by area"]
-    assert "turns T16384 over FA3 causal: Triton 0.75, SDPA segments 0.97 | SDPA segments |" in forward
+    assert "turns T16384 over FA3 causal: Triton 0.75, SDPA segments 0.97 | none |" in forward
     assert cells["forward >= 1.4 x FlexAttention"].endswith("Triton 1.6, SDPA segments 1.3 | Triton |")
     assert "Triton 0.98 | Triton |" in cells["masked against unmasked, per visible pair: >= 0.98"]
     assert "turns T16384: Hopper 1.2 | Hopper |" in cells["Hopper forward >= 1.1 x Triton, or it goes"]

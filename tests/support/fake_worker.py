@@ -97,6 +97,10 @@ class FakeWorker:
         self.welcome(peer)
         self.answer(peer, self.next_turn(peer), version=3)
 
+    def gives_up(self, peer: socket.socket) -> None:
+        self.welcome(peer)
+        self.answer(peer, self.next_turn(peer), stop="error")
+
     def refuses(self, peer: socket.socket) -> None:
         challenge(peer, "another secret")
 

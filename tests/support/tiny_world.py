@@ -133,6 +133,14 @@ def answer(text: str) -> str:
     return FORMAT.render_turn("rows", None, text)
 
 
+def film_episodes(world: TinyWorld) -> list[Episode]:
+    """Returns four episodes of unequal crops for each of three questions about one film, question by question."""
+    indices = sorted({sample.question: i for i, sample in enumerate(world.samples[:6])}.values())[:3]
+    turns = [(answer("A"),), (look(4, 8), answer("B")), (look(0, 12, "fine"), look(4, 8), answer("C"))]
+    turns.append((look(8, 20, "coarse"), answer("D")))
+    return [world.replay(index, *texts) for index in indices for texts in turns]
+
+
 @torch.no_grad()
 def row_logits(policy: Policy, batch: TokenBatch) -> torch.Tensor:
     """Returns the logits [T, vocabulary] of every row of a batch."""

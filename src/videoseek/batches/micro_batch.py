@@ -1,6 +1,7 @@
 """Packs groups of episodes into the micro-batches of a policy update.
 
-A group trains as one packed tree with one copy of the prompt. A group beyond the row's limit becomes several trees.
+A group trains as one packed tree with one copy of the prompt. The groups about one film can train as one tree with one
+copy of the film. A tree beyond the row's limit becomes several trees.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from videoseek.batches.planning import GroupShape, Tree, num_planned_tokens, pla
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import gather
 from videoseek.runtime import rank, world_size
-from videoseek.types import Episode
+from videoseek.types import Clip, Episode
 
 Group = list[Episode]
 ScoredGroup = tuple[Group, list[float]]  # the episodes of one prompt with their advantages
@@ -57,8 +58,11 @@ def plan_micro_batches(
 ) -> tuple[list[MicroBatch], PlanAccount]:
     """Packs the groups of all ranks by one plan. Returns this rank's micro-batches and the account of the whole plan.
 
-    Rows move between ranks as token ids and references to clips, never as pixels.
+    `packing.share_films` joins this rank's groups about one film. Rows move between ranks as token ids and references
+    to clips, never as pixels.
     """
+    if packing.share_films:
+        groups = join_films(groups)
     own = [GroupShape.of(rank(), index, episodes) for index, (episodes, _) in enumerate(groups) if episodes]
     shapes = sorted(gather(own), key=lambda shape: (shape.rank, shape.index))
     plan = plan_rows(shapes, max_tokens, world_size())
@@ -68,6 +72,23 @@ def plan_micro_batches(
         trees |= dict(gather([(tree, scored) for tree, scored in trees.items() if tree in moved]))
     rows = [pack_micro_batch([trees[tree] for tree in row], packing, device) for row in plan[rank()]]
     return rows, PlanAccount(num_planned_tokens(plan), sum(shape.tokens_apart for shape in shapes))
+
+
+def join_films(groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+    """Joins the groups whose prompts show the same clip, in the order of their prompts' token ids."""
+    films: dict[Clip, list[ScoredGroup]] = {}
+    for group in groups:
+        if group[0]:
+            films.setdefault(group[0][0].clips[0], []).append(group)
+    return [_joined(sorted(film, key=lambda group: _prompt_ids(group[0][0]))) for film in films.values()]
+
+
+def _joined(groups: Sequence[ScoredGroup]) -> ScoredGroup:
+    return [e for episodes, _ in groups for e in episodes], [value for _, values in groups for value in values]
+
+
+def _prompt_ids(episode: Episode) -> list[int]:
+    return episode.token_ids[: episode.prompt_length]
 
 
 def _scored(groups: Sequence[ScoredGroup], tree: Tree) -> ScoredGroup:

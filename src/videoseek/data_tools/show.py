@@ -75,5 +75,6 @@ def recorded(sample: Sample, environment: Environment) -> TrajectoryRecord:
         turns = [RecordedTurn("assistant", text, len(encode(text))) for text in sample.turns]
         return replace(prompt, turns=(*prompt.turns, *turns))
     if sample.kind != "perception" and (sample.kind != "temporal_grounding" or sample.clues):
-        write_rewards([episode], call_format=environment.fmt.name)
+        limits = environment.tool.limits
+        write_rewards([episode], call_format=environment.fmt.name, min_window_seconds=limits.min_window_seconds)
     return TrajectoryRecord.from_episode(episode)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -76,19 +75,29 @@ def _attention(
 @cache
 def flash_attn_serves(device: torch.device, dtype: torch.dtype) -> bool:
     """Returns and logs whether flash-attn computes the vision windows: on a GPU, in 16 bits, if installed."""
-    serves = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and find_spec("flash_attn") is not None
-    logger.info("vision tower on %s in %s: windows by %s", device, dtype, "flash-attn" if serves else "torch")
+    serves, reason = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16), ""
+    if serves:
+        try:
+            # The package may be a build for another torch, or a namespace of flash-attn-4, which lacks the function.
+            from flash_attn import flash_attn_varlen_func  # noqa: F401
+        except ImportError as error:
+            serves, reason = False, f" ({error})"
+    logger.info("vision tower on %s in %s: windows by %s%s", device, dtype, "flash-attn" if serves else "torch", reason)
     return serves
 
 
 def flash_windows(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    """Computes `torch_windows` in one call and keeps `bounds` on the device. `longest` bounds the window length."""
+    """Computes `torch_windows` in one call and keeps `bounds` on the device. `longest` bounds the window length.
+
+    A trained tower takes the deterministic backward: the default adds gradients in changing order.
+    """
     from flash_attn import flash_attn_varlen_func
 
     rows = (rearrange(tensor, "1 head token size -> token head size") for tensor in (query, key, value))
-    return flash_attn_varlen_func(*rows, bounds, bounds, longest, longest)[None]
+    trained = query.requires_grad
+    return flash_attn_varlen_func(*rows, bounds, bounds, longest, longest, deterministic=trained)[None]
 
 
 def torch_windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:

@@ -106,9 +106,10 @@ class CachePass:
                 keys, values = (torch.cat([old.transpose(0, 1)[None], new], dim=2) for old, new in pairs)
             outputs.append(causal_sdpa(query[:, :, rows], keys, values))
             first += length
-        outputs.append(torch.zeros_like(query[:, :, first:]))
+        if first < query.shape[2]:
+            outputs.append(torch.zeros_like(query[:, :, first:]))
         self._new.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
-        return torch.cat(outputs, dim=2).transpose(1, 2)
+        return (torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]).transpose(1, 2)
 
     def taken(self, start: int, stop: int) -> Tokens:
         """Returns the keys and values of the new tokens [start, stop) of the pass."""
@@ -184,8 +185,8 @@ class SlotCache(ABC):
         """Makes room for `num_slots` slots of `capacity` tokens."""
         if num_slots <= self.num_slots and capacity <= self.capacity:
             return
-        # A quarter more than needed: each growth copies all keys once.
-        capacity = self.capacity if capacity <= self.capacity else -(-(capacity + capacity // 4) // _SPAN) * _SPAN
+        # Half more than needed: each growth copies all keys.
+        capacity = self.capacity if capacity <= self.capacity else -(-(capacity + capacity // 2) // _SPAN) * _SPAN
         num_slots = max(num_slots, self.num_slots)
 
         def grown(tensor: torch.Tensor) -> torch.Tensor:
@@ -254,11 +255,12 @@ class CopyCache(SlotCache):
         self.reserve(self.num_slots, int(lengths.max()) + 1)
         self._places = torch.arange(len(lengths)) * self.capacity + lengths
         self._chunks = []
+        places, zero = torch.arange(self.capacity), torch.zeros((), dtype=self.dtype)
+        unseen = torch.full((), -torch.inf, dtype=self.dtype)
         for start in range(0, len(lengths), _CHUNK):
             part = lengths[start : start + _CHUNK, None]
             span = (int(part.max()) // _SPAN + 1) * _SPAN
-            unseen = torch.arange(span) > part
-            mask = torch.zeros(len(part), 1, 1, span, dtype=self.dtype).masked_fill_(unseen[:, None, None], -torch.inf)
+            mask = torch.where(places[:span] <= part, zero, unseen)[:, None, None]
             self._chunks.append((slice(start, start + len(part)), span, mask))
 
     def step(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -273,7 +275,8 @@ class CopyCache(SlotCache):
             )
             for rows, span, mask in self._chunks
         ]
-        return torch.cat(outputs).permute(1, 2, 0, 3).flatten(0, 1)[None]
+        attended = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return attended.permute(1, 2, 0, 3).flatten(0, 1)[None]
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from videoseek.config import VideoConfig
 from videoseek.types import Interval
 
-#: The tool's shortest window. A shorter clue counts at this length: the shortest call is the tightest fit.
+#: The tool's shortest window by default. A shorter clue counts at this length: the shortest call is the tightest fit.
 MIN_WINDOW_SECONDS = VideoConfig().min_window_seconds
 #: A window at or below this IoU earns 0: either most of the clue is missed, or most of the window is off the clue.
 FIT_FLOOR = 0.2
@@ -65,7 +65,7 @@ def clue_score(predicted: Iterable[Interval], clues: Iterable[Interval]) -> floa
     return overlap(predicted, clues).score
 
 
-def clue_fit(window: Interval, clue: Interval) -> float:
+def clue_fit(window: Interval, clue: Interval, min_window_seconds: float = MIN_WINDOW_SECONDS) -> float:
     """Returns the IoU of a window and a clue, rescaled: FIT_FLOOR gives 0 and the exact window gives 1.
 
     The fit never falls with more of the clue at equal precision, or with more precision at equal overlap.
@@ -75,15 +75,17 @@ def clue_fit(window: Interval, clue: Interval) -> float:
     if shared_seconds <= 0 or clue_seconds <= _NOTHING:
         return 0.0
     # Half of a tiny clue counts as half of the shortest window, at any place in the window.
-    shared = shared_seconds * max(1.0, MIN_WINDOW_SECONDS / clue_seconds)
-    total = max(window_seconds, MIN_WINDOW_SECONDS) + max(clue_seconds, MIN_WINDOW_SECONDS)
+    shared = shared_seconds * max(1.0, min_window_seconds / clue_seconds)
+    total = max(window_seconds, min_window_seconds) + max(clue_seconds, min_window_seconds)
     return min(1.0, max(0.0, (shared / (total - shared) - FIT_FLOOR) / (1 - FIT_FLOOR)))
 
 
-def clue_fits(windows: Sequence[Interval], clues: Sequence[Interval]) -> list[float]:
+def clue_fits(
+    windows: Sequence[Interval], clues: Sequence[Interval], min_window_seconds: float = MIN_WINDOW_SECONDS
+) -> list[float]:
     """Returns the fit of the best window for each clue.
 
     A clue without a window counts 0. A second window on a clue earns the improvement only. A window over two clues is
     compared with each clue.
     """
-    return [max((clue_fit(window, clue) for window in windows), default=0.0) for clue in clues]
+    return [max((clue_fit(window, clue, min_window_seconds) for window in windows), default=0.0) for clue in clues]

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from videoseek.rewards.accuracy import last_answer, public_match, tolerant_match
-from videoseek.rewards.clue_score import clue_fits, clue_score, overlap
+from videoseek.rewards.clue_score import MIN_WINDOW_SECONDS, clue_fits, clue_score, overlap
 from videoseek.rewards.format import public_format, public_windows, strict_format
 from videoseek.trajectory.grammar import CALL_FAULTS, FORMATS, read_object, read_segment
 from videoseek.types import KINDS, Episode, Fault, Interval, ParsedTurn
@@ -101,9 +101,15 @@ class _Evidence:
 
 
 def score(
-    trajectory: Trajectory, variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
+    trajectory: Trajectory,
+    variant: str = "strict",
+    decay: float = 0.05,
+    call_format: str = "grounding",
+    min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> RewardParts:
     """Scores one trajectory. decay is the bonus lost per surplus call; call_format names the grammar.
+
+    min_window_seconds is the tool's shortest window, which `strict` takes as the length of a shorter clue.
 
     `paper` and `public_code` read the grounding format only. Raises ValueError for an unknown kind, variant or format,
     for kind `perception`, and for executed flags of another number than the calls.
@@ -116,14 +122,19 @@ def score(
     if trajectory.kind == "temporal_grounding":
         return _temporal_grounding(trajectory, parsed, attempts, variant)
     if variant == "strict":
-        evidence = _strict_evidence(trajectory, parsed, windows, attempts)
+        fits = clue_fits(windows, trajectory.clues, min_window_seconds)
+        evidence = _strict_evidence(trajectory, parsed, fits, attempts)
     else:
         evidence = _public_evidence(trajectory, variant)
     return _with_bonus(trajectory, evidence, variant, decay)
 
 
 def episode_reward(
-    episode: Episode, variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
+    episode: Episode,
+    variant: str = "strict",
+    decay: float = 0.05,
+    call_format: str = "grounding",
+    min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> RewardParts:
     """Scores an episode by its texts and, in `strict`, by the calls with a clip (`Episode.calls`)."""
     sample, turns = episode.sample, episode.assistant_texts()
@@ -135,15 +146,19 @@ def episode_reward(
         num_calls = len(fmt.parse(turn).calls)
         executed += ran + [False] * (num_calls - len(ran))  # a call prevented by a limit left no record
     trajectory = Trajectory(sample.kind, sample.answer, sample.clues, turns, executed)
-    return score(trajectory, variant, decay, call_format)
+    return score(trajectory, variant, decay, call_format, min_window_seconds)
 
 
 def write_rewards(
-    episodes: Sequence[Episode], variant: str = "strict", decay: float = 0.05, call_format: str = "grounding"
+    episodes: Sequence[Episode],
+    variant: str = "strict",
+    decay: float = 0.05,
+    call_format: str = "grounding",
+    min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> None:
     """Writes REWARD_NAMES into `rewards` of each episode."""
     for episode in episodes:
-        parts = episode_reward(episode, variant, decay, call_format)
+        parts = episode_reward(episode, variant, decay, call_format, min_window_seconds)
         episode.rewards = {name: float(getattr(parts, name)) for name in REWARD_NAMES}
 
 
@@ -182,12 +197,11 @@ def _public_evidence(trajectory: Trajectory, variant: str) -> _Evidence:
 
 
 def _strict_evidence(
-    trajectory: Trajectory, parsed: Sequence[ParsedTurn], windows: Sequence[Interval], attempts: int
+    trajectory: Trajectory, parsed: Sequence[ParsedTurn], fits: Sequence[float], attempts: int
 ) -> _Evidence:
     prediction = parsed[-1].answer if parsed else None
     right = prediction is not None and tolerant_match(prediction, trajectory.answer)
     format_score = strict_format(parsed)
-    fits = clue_fits(windows, trajectory.clues)
     search, mean_fit = (max(fits), sum(fits) / len(fits)) if fits else (0.0, 0.0)
     return _Evidence(float(right), format_score, search, mean_fit, attempts, right and format_score == 1)
 

@@ -6,7 +6,7 @@ SFT replays recorded turns through the environment. Rollout and evaluation sampl
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from videoseek.rollout.crop_tool import VideoCrop
@@ -24,13 +24,14 @@ CallHandler = Callable[[str, Call], Clip | Fault]
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The rules of an episode. `max_turns` limits assistant turns, `max_context_tokens` all tokens of an episode."""
+    """The rules of an episode: the most assistant turns, the most tokens, and the `note` at an observation's end."""
 
     vocabulary: Vocabulary
     fmt: CallFormat
     tool: VideoCrop
     max_turns: int
     max_context_tokens: int
+    note: Callable[[Sample, Sequence[CallRecord]], str] = lambda sample, records: ""
 
     def prompt_clip(self, sample: Sample) -> Clip:
         """Returns the first clip of an episode. Raises VideoError for an unreadable video."""
@@ -80,7 +81,7 @@ class Environment:
         records = [_record(turn, call, handler(builder.sample.video, call)) for call in parsed.calls]
         # A turn without a readable call is also recorded: the model reads the faults and may try again.
         records = records or [CallRecord(turn, None)]
-        fits = builder.observe(records, parsed.faults, max_tokens=max_tokens)
+        fits = builder.observe(records, parsed.faults, max_tokens=max_tokens, note=self.note(builder.sample, records))
         return None if fits else StopReason.CONTEXT_FULL
 
     def replay(self, sample: Sample) -> Episode:

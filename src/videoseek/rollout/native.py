@@ -112,6 +112,7 @@ class NativeSampler:
         film.queue.append(sequence)
         return sequence
 
+    @torch.inference_mode()
     def forget(self, sequence_id: str) -> None:
         """See `Sampler`. The last sequence takes the cache with it, and the policy returns to its mode."""
         sequence = self._sequences.pop(sequence_id, None)
@@ -145,7 +146,7 @@ class NativeSampler:
             self.forget(sequence_id)
         self.features.clear()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def work(self) -> bool:
         """See `Sampler`: one pass of the decoder, and with shared films a block of tokens of all running turns."""
         with CLOCK.phase("generate"):
@@ -218,7 +219,9 @@ class NativeSampler:
         """Encodes the clips of the items. Returns the items that can be read; the futures of the others fail."""
         if not self._keep_features:
             self.features.shrink(MAX_FEATURE_TOKENS)
-        errors = self.features.encode_readable(clip for item in items for clip in item.clips)
+        # A trainer with a frozen vision tower takes the features over: autograd refuses inference tensors.
+        with torch.inference_mode(False), torch.no_grad():
+            errors = self.features.encode_readable(clip for item in items for clip in item.clips)
         readable = []
         for item in items:
             error = next((errors[clip] for clip in item.clips if clip in errors), None)

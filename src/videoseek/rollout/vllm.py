@@ -164,6 +164,8 @@ class VllmSampler:
                 f"sequence {sequence_id}: the worker sampled with weights of version {reply['version']}, "
                 f"not of version {self._version}, which it was given last"
             )
+        if reply["stop"] not in _STOPS:
+            raise WorkerError(f"sequence {sequence_id}: vLLM ended the turn for an unknown reason, {reply['stop']!r}")
         sequence.ids += ids.tolist()
         sequence.short_ids += ids.tolist()
         versions = [reply["version"]] * len(ids)

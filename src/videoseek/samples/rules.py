@@ -62,6 +62,7 @@ def find_bad(
     indices: Sequence[int],
     *,
     need_turns: bool,
+    need_reward: bool = False,
     rules: Rules | None = None,
     first_only: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -69,13 +70,15 @@ def find_bad(
     """Returns the samples among `indices` that are unfit for training. Opens videos, and decodes no frame.
 
     Opening a video takes as long as reading the file, so all samples about a video share one opening. With `rules` and
-    `need_turns`, the turns of the samples must keep the protocol too. `on_progress` gets (done, total).
+    `need_turns`, the turns of the samples must keep the protocol too. `need_reward` refuses kinds without a reward.
+    `on_progress` gets (done, total).
     """
     opened: dict[str, VideoInfo | VideoError] = {}
     bad_samples = []
     for done, index in enumerate(indices, 1):
         sample = samples[index]
-        problem = next(_gate_errors(sample, opened, need_turns=need_turns, rules=rules), None)
+        problem = unscored_kind(sample) if need_reward else None
+        problem = problem or next(_gate_errors(sample, opened, need_turns=need_turns, rules=rules), None)
         if problem is not None:
             bad_samples.append(BadSample(index, sample.id, problem))
             if first_only:
@@ -139,6 +142,13 @@ def _option_problems(sample: Sample) -> Iterator[Problem]:
         yield Problem("answer_not_letter", f"answer {sample.answer!r} is the text of option {letter}, not its letter")
     elif option_letter(sample.answer) not in letters:
         yield Problem("bad_option", f"answer {sample.answer!r} is none of the options A to {letters[-1]}")
+
+
+def unscored_kind(sample: Sample) -> Problem | None:
+    """Returns the problem of a sample without a reward, because RL learns from rewards."""
+    if sample.kind != "perception":
+        return None
+    return Problem("no_reward", "kind 'perception' has no reward; it belongs to data.sft, not to data.rl")
 
 
 def missing_turns(sample: Sample) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +17,15 @@ import numpy as np
 import torch
 
 from videoseek.config import RolloutConfig, UsageError
-from videoseek.runtime import rank, say, world_size
+from videoseek.runtime import rank, world_size
 from videoseek.serving.client import Connection, WorkerError, WorkerLostError
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
 from videoseek.serving.ray_place import RayPlace, connect_to_ray
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
 from videoseek.wire import Message
+
+logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.2
 
@@ -179,7 +182,7 @@ class RemoteWorker:
             if self._num_restarts >= self._max_restarts or self._is_closed:
                 raise WorkerLostError(f"{lost}; rollout.worker_restarts={self._max_restarts} are used up")
             self._num_restarts += 1
-            say(f"{lost}; restart {self._num_restarts} of {self._max_restarts}")
+            logger.warning("%s; restart %d of %d", lost, self._num_restarts, self._max_restarts)
         self._clip_ids.clear()
         self.connection = self._connect()
         if self._weights is not None:

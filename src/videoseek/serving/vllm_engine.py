@@ -17,6 +17,7 @@ import numpy as np
 
 # The engine runs in this process: weights then reach the model without a copy of them being pickled.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its other runner has no sampler that TemperedSampler could refine
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -3,7 +3,8 @@
 Differences from the textbook (2402.03300) and from the public Video-o3 code: only `kl_coef` > 0 loads a reference
 model. A batch with one update skips the pass for old log-probs: the probability ratio is 1. Overlong episodes leave the
 baseline and the loss. Dynamic sampling replaces groups of equal rewards. A group trains as one packed tree with one
-copy of the prompt. Counts of the whole batch normalise the loss.
+copy of the prompt, and `data.group_by_film` joins the groups about one film. Counts of the whole batch normalise the
+loss.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ from videoseek.runtime import Progress
 from videoseek.stages.rollout_schedule import RolloutSchedule
 from videoseek.stages.rollouts import filler_group, rollout_metrics, with_advantages
 from videoseek.stages.stage_run import StageRun
-from videoseek.timing import CLOCK
 from videoseek.types import Clip, Sample
-from videoseek.video.errors import error_metrics
 
 
 def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[RewardFunction]) -> TrainEngine:
@@ -76,11 +75,10 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
             values |= plan_metrics([account for _, account in plans])
             values |= rollout_metrics(rollouts, functions, run.device, step)
             values["step_time"] = time.perf_counter() - started
-            run.metrics.write(run.name, step + 1, values | CLOCK.take() | error_metrics())
             run.record(f"{run.name}_step_{step + 1:06d}", rollouts.all_groups)
             shown = {"reward": "reward/mean", "accuracy": "rewards/accuracy/mean", "tokens saved": "plan/saving"}
             progress.update(step + 1, {name: values[key] for name, key in shown.items()})
-            run.save(engine, step + 1)
+            run.end_step(engine, step + 1, values)
     return engine
 
 

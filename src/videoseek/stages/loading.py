@@ -83,6 +83,7 @@ def load_split(config: TrainConfig, name: str) -> Mixture:
             once,
             rank_indices(len(once)),
             need_turns=name == "sft",
+            need_reward=name == "rl",
             rules=rules,
             first_only=not skip_bad,
             on_progress=progress.track,

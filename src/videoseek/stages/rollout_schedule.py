@@ -10,7 +10,8 @@ from threading import Thread
 from types import TracebackType
 
 from videoseek.batches.loader import AheadLoader
-from videoseek.distributed import side_group
+from videoseek.batches.order import SampleOrder
+from videoseek.distributed import background_group
 from videoseek.engine import TrainEngine
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.engine import RolloutEngine
@@ -42,10 +43,10 @@ class RolloutSchedule:
     ) -> None:
         self._run, self._engine, self._sampler = run, engine, sampler
         self._overlaps = run.config.rollout.lag > 0 and sampler.has_own_weights
-        self._sample_groups = partial(
-            sample_groups, run, sampler, functions, samples, group=side_group() if self._overlaps else None
-        )
-        self._prompts = AheadLoader(partial(prefetch_prompts, run.environment, run.config, samples))
+        order = SampleOrder.of(samples, run.config.seed, by_film=run.config.data.group_by_film)
+        group = background_group() if self._overlaps else None
+        self._sample_groups = partial(sample_groups, run, sampler, functions, samples, order, group=group)
+        self._prompts = AheadLoader(partial(prefetch_prompts, run.environment, run.config, samples, order))
         self._futures: dict[int, Future[Rollouts]] = {}
         self._thread: Thread | None = None
 

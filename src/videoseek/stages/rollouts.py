@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from videoseek.algorithms.advantages import group_advantages, has_spread
 from videoseek.batches.micro_batch import Group, ScoredGroup
-from videoseek.batches.order import RESERVE, batch_indices, stream_seed
+from videoseek.batches.order import RESERVE, SampleOrder, stream_seed
 from videoseek.config import GRPOConfig, TrainConfig
 from videoseek.distributed import all_max, all_sum, gather, rank_indices
 from videoseek.rewards.functions import RewardFunction
@@ -53,6 +53,7 @@ def sample_groups(
     sampler: RolloutEngine,
     functions: Sequence[RewardFunction],
     samples: Sequence[Sample],
+    order: SampleOrder,
     step: int,
     weight_version: int,
     group: ProcessGroup | None = None,
@@ -65,6 +66,7 @@ def sample_groups(
     at most `grpo.max_resample_rounds` rounds. All ranks count together: the prompts of a step are the same for any
     number of ranks. Raises UnreadableVideosError for too many unreadable videos.
     """
+    device = run.device if group is None else torch.device("cpu")
     grpo, config, started = run.config.grpo, run.config, time.perf_counter()
     sampling = sampling_settings(config, config.rollout.temperature)
     rollouts, num_drawn, num_usable = Rollouts(), 0, 0
@@ -72,8 +74,8 @@ def sample_groups(
         num_missing = grpo.prompts_per_step - num_usable
         if num_missing == 0:
             break
-        indices = step_prompts(step, attempt, grpo, len(samples), config.seed)[:num_missing]
-        own, draws = rank_indices(len(indices)), draw_numbers(indices)
+        indices = step_prompts(order, step, attempt, grpo)[:num_missing]
+        own, draws = rank_indices(len(indices), contiguous=config.data.group_by_film), draw_numbers(indices)
         sampled = sampler.rollout(
             [samples[indices[i]] for i in own],
             grpo.group_size,
@@ -94,7 +96,7 @@ def sample_groups(
                 rollouts.draws.append(num_drawn + i)
         num_drawn += len(indices)
         # All ranks agree on the missing groups.
-        usable, unreadable = all_sum([len(rollouts.groups), rollouts.num_unreadable], run.device, group)
+        usable, unreadable = all_sum([len(rollouts.groups), rollouts.num_unreadable], device, group)
         num_usable = int(usable)
         check_unreadable(int(unreadable), num_drawn, config.data.max_unreadable_share)
     cancel_prefetch()  # a clip whose group was dropped has no reader any more
@@ -102,18 +104,19 @@ def sample_groups(
     return rollouts
 
 
-def step_prompts(step: int, attempt: int, grpo: GRPOConfig, num_samples: int, seed: int) -> list[int]:
+def step_prompts(order: SampleOrder, step: int, attempt: int, grpo: GRPOConfig) -> list[int]:
     """Returns the indices of a rollout round's prompts: from the main order first, then from the reserve."""
     if attempt == 0:
-        return batch_indices(step, grpo.prompts_per_step, num_samples, seed)
-    number = step * grpo.max_resample_rounds + attempt - 1
-    return batch_indices(number, grpo.prompts_per_step, num_samples, seed, RESERVE)
+        return order.batch(step, grpo.prompts_per_step)
+    return order.batch(step * grpo.max_resample_rounds + attempt - 1, grpo.prompts_per_step, RESERVE)
 
 
-def prefetch_prompts(environment: Environment, config: TrainConfig, samples: Sequence[Sample], step: int) -> None:
+def prefetch_prompts(
+    environment: Environment, config: TrainConfig, samples: Sequence[Sample], order: SampleOrder, step: int
+) -> None:
     """Starts to decode the prompt clips of this rank's first rollout round of a step."""
-    indices = step_prompts(step, 0, config.grpo, len(samples), config.seed)
-    for i in rank_indices(len(indices)):
+    indices = step_prompts(order, step, 0, config.grpo)
+    for i in rank_indices(len(indices), contiguous=config.data.group_by_film):
         try:
             prefetch([environment.prompt_clip(samples[indices[i]])])
         except VideoError:
@@ -131,7 +134,8 @@ def check_unreadable(num_unreadable: int, num_prompts: int, max_share: float) ->
 
 def reward_episodes(config: TrainConfig, functions: Sequence[RewardFunction], episodes: Sequence[Episode]) -> None:
     """Writes the reward and its parts into each episode: the rule's value plus the values of the user's functions."""
-    write_rewards(episodes, config.reward.variant, config.reward.decay, config.prompt.format)
+    shortest = config.video.min_window_seconds
+    write_rewards(episodes, config.reward.variant, config.reward.decay, config.prompt.format, shortest)
     for function in functions:
         for episode, value in zip(episodes, function(episodes), strict=True):
             if value is not None:

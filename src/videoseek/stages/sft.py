@@ -14,8 +14,9 @@ import torch
 
 from videoseek.algorithms.losses import Metrics, sft_loss
 from videoseek.batches.loader import AheadLoader
-from videoseek.batches.order import batch_indices, cut_rows
-from videoseek.batches.packing import masked_by_tdam, pack_documents
+from videoseek.batches.micro_batch import PlanAccount, plan_metrics
+from videoseek.batches.order import SampleOrder
+from videoseek.batches.packing import masked_by_tdam, pack_documents, pack_rows
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.distributed import all_sum, rank_indices
 from videoseek.engine import OptimizerSettings, TrainEngine, learning_rate
@@ -23,10 +24,9 @@ from videoseek.rollout.replay import ReplayedEpisodes
 from videoseek.runtime import Progress, rank
 from videoseek.samples.schema import DataError
 from videoseek.stages.stage_run import StageRun
-from videoseek.timing import CLOCK
 from videoseek.types import Episode, Sample
 from videoseek.video.decode import prefetch, read_frames
-from videoseek.video.errors import VideoError, error_metrics, warn_once
+from videoseek.video.errors import VideoError, warn_once
 
 
 def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = None) -> TrainEngine:
@@ -41,33 +41,33 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
     engine = run.engine(OptimizerSettings((beta1, beta2), settings.weight_decay, run.config.grad_clip))
     packing = run.pack_settings(masked=True)
     episodes = ReplayedEpisodes(samples, run.environment)
+    order = SampleOrder.of(samples, run.config.seed, by_film=packing.share_films)
     skip_bad = run.config.data.bad_samples == "skip"
     run.policy.train()
-    with Progress(run.name, steps, run.first_step) as progress, AheadLoader(partial(_load, run, episodes)) as loader:
+    with (
+        Progress(run.name, steps, run.first_step) as progress,
+        AheadLoader(partial(_load, run, episodes, order)) as loader,
+    ):
         for step in range(run.first_step, steps):
             started = time.perf_counter()
             batch = loader.get(step)
             if run.config.video.prefetch and step + 1 < steps:
                 loader.start(step + 1)
+            rows = [row.to(run.device) for row in pack_rows(batch, settings.max_tokens_per_micro_batch, packing)]
             counts = all_sum(
                 [
                     sum(sum(episode.loss_mask) for episode in batch),
                     sum(len(episode.token_ids) for episode in batch),
                     sum(packing.tdam_rule != "off" and masked_by_tdam(episode, packing) for episode in batch),
                     len(rank_indices(settings.samples_per_step)) - len(batch),
+                    sum(map(len, rows)),
                 ],
                 run.device,
             )
-            num_targets, num_tokens, num_masked, num_unreadable = map(int, counts)
+            num_targets, num_tokens, num_masked, num_unreadable, num_row_tokens = map(int, counts)
             rate = learning_rate(step, steps, settings.learning_rate, settings.warmup_steps, settings.schedule)
             learnt = {"loss": 0.0, "grad_norm": 0.0}
             if num_targets:  # otherwise every rank is empty and the weights stay
-                rows = [
-                    pack_documents([batch[i] for i in row], packing).to(run.device)
-                    for row in cut_rows(
-                        [len(episode.token_ids) for episode in batch], settings.max_tokens_per_micro_batch
-                    )
-                ]
                 # A rank without any sample of its own still takes part, with any readable sample.
                 filler = rows[0] if rows else pack_documents([_any_readable(episodes)], packing).to(run.device)
                 sums = engine.accumulate(rows, partial(_row_loss, engine, num_targets), filler)
@@ -76,18 +76,18 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
             seconds = time.perf_counter() - started
             values = learnt | {"learning_rate": rate, "num_tokens": num_tokens}
             values |= {"tdam/masked_samples": num_masked, "step_time": seconds}
+            values |= plan_metrics([PlanAccount(num_row_tokens, num_tokens)]) if packing.share_films else {}
             values |= {"data/unreadable_samples": num_unreadable} if skip_bad else {}
             values |= {"perf/tokens_per_s": num_tokens / seconds}
-            run.metrics.write(run.name, step + 1, values | CLOCK.take() | error_metrics())
             progress.update(step + 1, {"loss": learnt["loss"]})
-            run.save(engine, step + 1)
+            run.end_step(engine, step + 1, values)
     return engine
 
 
-def _load(run: StageRun, episodes: Sequence[Episode], step: int) -> list[Episode]:
+def _load(run: StageRun, episodes: Sequence[Episode], order: SampleOrder, step: int) -> list[Episode]:
     """Returns this rank's episodes of a step, and starts to decode their clips. See `_readable` for skipping."""
-    indices = batch_indices(step, run.config.sft.samples_per_step, len(episodes), run.config.seed)
-    own_indices = [indices[i] for i in rank_indices(len(indices))]
+    indices = order.batch(step, run.config.sft.samples_per_step)
+    own_indices = [indices[i] for i in rank_indices(len(indices), contiguous=run.config.data.group_by_film)]
     if run.config.data.bad_samples == "skip":
         return list(_readable(episodes, own_indices))
     batch = [episodes[index] for index in own_indices]

@@ -11,10 +11,11 @@ from math import ceil
 from typing import Any
 
 from videoseek.config import UsageError
+from videoseek.endpoint import CallFailed, Client, EndpointError, read_key
 from videoseek.runtime import Progress
-from videoseek.synthesis.client import CallFailed, Client, EndpointError, ItemRejected, StageClient
+from videoseek.synthesis.client import ItemRejected, StageClient
 from videoseek.synthesis.items import STAGES, UNFINISHED, Item, Rejection
-from videoseek.synthesis.settings import SynthesisSettings, read_key
+from videoseek.synthesis.settings import SynthesisSettings
 from videoseek.synthesis.stages import STAGE_FUNCTIONS
 from videoseek.video.errors import VideoError
 from videoseek.video.worker import use_worker
@@ -36,7 +37,7 @@ def _execute_locally(items: Sequence[Item], settings: SynthesisSettings) -> list
 async def _run_stages(items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
     """Finishes a stage before the next stage starts, so progress shows the yield and the time left of each stage."""
     active, rejected = list(items), []
-    async with Client(settings) as client:
+    async with Client(settings, settings.cache_folder) as client:
         for stage in STAGES:
             with Progress(stage, len(active)) as progress:
                 results = await _run_stage(stage, active, client, progress.update)
@@ -46,7 +47,10 @@ async def _run_stages(items: Sequence[Item], settings: SynthesisSettings) -> lis
 
 
 async def _run_stage(
-    stage: str, items: Sequence[Item], client: Client, on_item: Callable[[int, Mapping[str, float]], None]
+    stage: str,
+    items: Sequence[Item],
+    client: Client[SynthesisSettings],
+    on_item: Callable[[int, Mapping[str, float]], None],
 ) -> list[Item]:
     """Returns the stage's results in the order of the items, whatever the concurrency.
 
@@ -69,7 +73,7 @@ async def _run_stage(
     return [result for item_results in results for result in item_results]
 
 
-async def _run_item(stage: str, item: Item, client: Client) -> list[Item]:
+async def _run_item(stage: str, item: Item, client: Client[SynthesisSettings]) -> list[Item]:
     """Runs an item through a stage. The first result carries the usage. An error becomes the item's rejection."""
     stage_client = StageClient(client)
     try:
@@ -139,7 +143,7 @@ def _set_decode_deadline(seconds: float | None) -> None:
 
 async def _run_single_stage(stage: str, items: Sequence[Item], settings: SynthesisSettings) -> list[Item]:
     active = [item for item in items if item.rejection is None]
-    async with Client(settings) as client:
+    async with Client(settings, settings.cache_folder) as client:
         results = await _run_stage(stage, active, client, lambda num_done, counts: None)
     return results + [item for item in items if item.rejection is not None]
 

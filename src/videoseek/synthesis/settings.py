@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from videoseek.config import UsageError, VideoConfig, option
+from videoseek.endpoint import EndpointSettings, check_endpoint
 from videoseek.synthesis.items import Usage
 from videoseek.trajectory.grammar import FORMATS
 
@@ -25,13 +24,8 @@ _SHARD = re.compile(r"([0-9]+)/([0-9]+)")
 
 
 @dataclass(frozen=True)
-class SynthesisSettings:
+class SynthesisSettings(EndpointSettings):
     out: str = option("synthesis", "output folder")
-    endpoint: str = option("http://127.0.0.1:8000/v1", "base URL of an OpenAI-compatible endpoint")
-    model: str | None = option(None, "name of the model at the endpoint")
-    api_key_env: str | None = option(
-        "OPENAI_API_KEY", "environment variable that holds the API key (null: the endpoint needs no key)"
-    )
     media: str = option(
         "frames", "how clips are sent: JPEG pictures with their times, or MP4", choices=("frames", "video")
     )
@@ -40,14 +34,8 @@ class SynthesisSettings:
         "how the endpoint enforces JSON (none: the prompt alone asks for it)",
         choices=("json_schema", "json_object", "none"),
     )
-    temperature: float | None = option(0.0, "sampling temperature (null: the endpoint's default)", at_least=0)
-    max_completion_tokens: int = option(4096, "maximum number of tokens of a reply", at_least=1)
     prompt_price: float = option(0.0, "price of a million prompt tokens, in any currency", at_least=0)
     completion_price: float = option(0.0, "price of a million completion tokens, in the same currency", at_least=0)
-    concurrency: int = option(16, "maximum number of requests in flight", at_least=1)
-    attempts: int = option(6, "tries per request, if it times out or gets 429 or 5xx", at_least=1)
-    deadline_seconds: float = option(180.0, "time limit of one try, in seconds", above=0)
-    max_wait_seconds: float = option(120.0, "maximum wait before another try, Retry-After included", above=0)
     cache_dir: str | None = option(None, "folder of cached replies, which runs may share (null: OUT/cache)")
     video_root: str | None = option(
         None, "folder that all videos must lie in after links are resolved (null: the input's folder)"
@@ -114,13 +102,7 @@ def shard_name(index: int, count: int) -> str:
 
 def check_settings(settings: SynthesisSettings) -> None:
     """Checks rules beyond the limits of single keys. Raises UsageError."""
-    url = urlsplit(settings.endpoint)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise UsageError(f"endpoint must be a URL such as http://127.0.0.1:8000/v1, got {settings.endpoint!r}")
-    if url.username or url.password or url.query:
-        raise UsageError(
-            "endpoint must hold no user, password or query: the key comes from the variable in api_key_env"
-        )
+    check_endpoint(settings)
     if settings.model is None and not (settings.merge or settings.dry_run):
         raise UsageError("model is missing; name the model at the endpoint with model=NAME")
     if settings.shares and (len(settings.shares) != len(QUADRANTS) or sum(settings.shares) <= 0):
@@ -132,15 +114,3 @@ def check_settings(settings: SynthesisSettings) -> None:
             f"video.min_frames {settings.video.min_frames} exceeds video.max_frames {settings.video.max_frames}"
         )
     _ = settings.part  # raises for a malformed shard
-
-
-def read_key(variable: str | None) -> str | None:
-    """Returns the key, or None if `variable` is None. Raises UsageError that names the variable and hides the value."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UsageError(
-            f"environment variable {variable} holds no key; set it, or api_key_env=null if the endpoint wants none"
-        )
-    return key

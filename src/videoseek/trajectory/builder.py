@@ -85,8 +85,10 @@ class EpisodeBuilder:
         self.answer = parsed.answer
         return parsed
 
-    def observe(self, records: Sequence[CallRecord], faults: Sequence[Fault] = (), *, max_tokens: int) -> bool:
-        """Appends the user turn with the outcome of each call, in order: a clip, or a fault in words.
+    def observe(
+        self, records: Sequence[CallRecord], faults: Sequence[Fault] = (), *, max_tokens: int, note: str = ""
+    ) -> bool:
+        """Appends the user turn with the outcome of each call, in order: a clip or a fault in words. `note` is the end.
 
         A turn without a readable call has one record, and `faults` come from the parser. Returns False and appends
         nothing if the episode would reach `max_tokens`.
@@ -101,6 +103,7 @@ class EpisodeBuilder:
                 reasons = [record.fault] if record.fault is not None else list(faults)
                 new_faults += [fault for fault in reasons if fault not in faults]
                 parts.append(self.fmt.fault_text(reasons))
+        parts += [note] if note else []
         turn = self._user_tokens(parts, Role.OBSERVATION, Role.CROP_VIDEO)
         if len(self.token_ids) + sum(len(token_ids) for token_ids, _ in turn) >= max_tokens:
             return False

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 
@@ -16,8 +15,9 @@ from videoseek.timing import CLOCK
 from videoseek.types import Clip
 from videoseek.video import worker
 from videoseek.video.cache import FrameCache
-from videoseek.video.errors import BAD_FILES, VideoError
+from videoseek.video.folder import FrameFolder
 from videoseek.video.index import VideoIndex, VideoInfo
+from videoseek.video.overviews import OverviewStore
 from videoseek.video.prefetch import Prefetcher
 
 #: Decoded clips of this process. Callers share the tensors and must never write into a tensor.
@@ -31,8 +31,7 @@ def probe(path: str) -> VideoInfo:
 
 def load_index(path: str) -> VideoIndex:
     """Returns the index of a local video file or frame folder, cached until the source changes. Raises VideoError."""
-    with _counted(path):
-        return worker.decoder().index(path)
+    return worker.decoder().index(path)
 
 
 def read_frames(clip: Clip) -> torch.Tensor:
@@ -58,23 +57,36 @@ def cancel_prefetch() -> None:
 
 
 def decode_clip(clip: Clip) -> torch.Tensor:
-    """Decodes a clip from the file into uint8 [F, height, width, 3], past the cache. Raises VideoError."""
-    started = time.perf_counter()
-    with _counted(clip.video):
+    """Returns the pixels of a clip, uint8 [F, height, width, 3], past the cache in memory. Raises VideoError.
+
+    After `keep_overviews`, a stored overview is read, and any other overview is decoded and stored.
+    """
+    store = _overviews if _overviews is not None and _is_overview(clip) else None
+    file = store.file_of(clip) if store is not None else None  # named before the decode: the film may change meanwhile
+    pixels = store.load(file, clip) if store is not None and file is not None else None
+    if pixels is None:
+        started = time.perf_counter()
         pixels = worker.decoder().frames(clip.video, clip.frame_seconds, clip.height, clip.width)
-    CLOCK.add("decode", time.perf_counter() - started)
+        CLOCK.add("decode", time.perf_counter() - started)
+        if store is not None and file is not None:
+            store.save(file, pixels)
     return torch.from_numpy(pixels)
 
 
-@contextmanager
-def _counted(path: str) -> Iterator[None]:
-    try:
-        yield
-    except VideoError as error:
-        BAD_FILES[path] = error.code
-        raise
+def keep_overviews(store: OverviewStore | None) -> None:
+    """Makes this process keep decoded overviews on disk, or no longer for None."""
+    global _overviews
+    _overviews = store
 
 
+def _is_overview(clip: Clip) -> bool:
+    """Returns whether the clip shows a whole film. Folders of images are left out: they are cheap to read."""
+    info = probe(clip.video)
+    is_whole = clip.start_seconds == 0 and clip.end_seconds == info.duration_seconds
+    return is_whole and FrameFolder.parse(clip.video) is None
+
+
+_overviews: OverviewStore | None = None
 _prefetcher = Prefetcher(FRAME_CACHE, decode_clip)
 
 
@@ -82,6 +94,8 @@ def _after_fork() -> None:
     """Replaces threads and locks: a fork ends all other threads, and a lost thread may have held a lock."""
     global _prefetcher
     FRAME_CACHE.reset()
+    if _overviews is not None:
+        _overviews.reset()
     _prefetcher = Prefetcher(FRAME_CACHE, decode_clip)
 
 

@@ -1,9 +1,8 @@
-"""VideoError, the only exception of the video floor, and the record of bad files."""
+"""VideoError, the only exception of the video floor, and warnings about bad files."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from functools import lru_cache
 
 logger = logging.getLogger(__name__)
@@ -36,15 +35,6 @@ class VideoError(Exception):
 
     def __str__(self) -> str:
         return self.message
-
-
-#: Unreadable files of this process so far, each with the code of the last error.
-BAD_FILES: dict[str, str] = {}
-
-
-def error_metrics() -> dict[str, float]:
-    """Counts the bad files so far by code, as `video/errors_CODE`, for the codes that occurred."""
-    return {f"video/errors_{code}": float(count) for code, count in sorted(Counter(BAD_FILES.values()).items())}
 
 
 @lru_cache(maxsize=1024)

@@ -15,13 +15,14 @@ import os
 import zlib
 from dataclasses import asdict, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from videoseek.files import whole_file
+from videoseek.files import FolderBound, whole_file
 from videoseek.video.errors import warn_once
 from videoseek.video.index import MAX_FRAMES, VideoIndex, VideoInfo
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: A new number makes every stored index invalid. The next read writes a new file.
 VERSION = 1
+#: The index of a film takes some kilobytes. The oldest indices are removed beyond this bound.
+MAX_STORED_BYTES = 2**30
 ARRAYS = ("stamps", "keyframes", "seek_stamps")
 _NUMBER_BYTES = 8
 _writing = Lock()
@@ -74,8 +77,14 @@ def store(index: VideoIndex, stamp: tuple[int, int]) -> None:
         # `whole_file` keeps processes apart, the lock keeps threads apart.
         with _writing, whole_file(stored) as partial:
             partial.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+        _bound_of(stored.parents[1], MAX_STORED_BYTES).wrote(len(text))
     except OSError as error:
         warn_once(f"indices of videos are not kept in {index_folder()}: {error.strerror}")
+
+
+@lru_cache
+def _bound_of(folder: Path, max_bytes: int) -> FolderBound:
+    return FolderBound(folder, "*.json*", max_bytes)
 
 
 def to_fields(index: VideoIndex) -> dict[str, Any]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import atexit
 import os
+from pathlib import Path
 
 from videoseek.config import VideoConfig
 from videoseek.video import worker
-from videoseek.video.decode import FRAME_CACHE, cancel_prefetch
+from videoseek.video.decode import FRAME_CACHE, cancel_prefetch, keep_overviews
+from videoseek.video.overviews import OverviewStore
 
 
 def start_video_service(video: VideoConfig, num_ranks_on_this_machine: int) -> None:
-    """Installs the cache and the pool of decode workers for this process, with a worker for each core of the process.
+    """Installs the caches and the pool of decode workers for this process, with a worker for each core of the process.
 
-    Workers start at the first request, and always end with this process.
+    Workers start at the first request, and always end with this process. Raises UsageError for an unusable folder.
     """
     num_cores = cores_per_rank(num_ranks_on_this_machine)
     FRAME_CACHE.resize(video.cache_megabytes * 2**20)
+    folder, num_bytes = video.overview_cache, int(video.overview_cache_gigabytes * 1e9)
+    keep_overviews(None if folder is None else OverviewStore(Path(folder), num_bytes))
     worker.use_worker(video.stall_seconds, num_workers=num_cores, num_cores=num_cores)
     # Otherwise a decode under way at the exit would run to the end.
     atexit.unregister(stop_video_service)

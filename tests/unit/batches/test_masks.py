@@ -177,6 +177,18 @@ def test_reference_masks_calls_from_the_second_on() -> None:
     assert hidden([CALL, SPACED, answer("A")], 4) == []
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_of_the_prompt_have_one_mask_under_every_rule(rule: str) -> None:
+    """Samples about one film may share the rows of their prompts, also where TDAM treats only some of the samples."""
+    ids, roles, kinds, _ = document(CALL, CALL, answer("A"))
+    tags = ReferenceTags.from_vocabulary(qwen_tokenizer().get_vocab())
+    plain = token_masks(ids, roles, kinds, "off")
+    treated = token_masks(ids, roles, kinds, rule, reference_tags=tags)
+    assert (plain[1] != treated[1]).any() == (rule != "off")
+    for without, under_rule in zip(plain, treated, strict=True):
+        np.testing.assert_array_equal(under_rule[:4], without[:4])
+
+
 def _reference_dense(ids: list[int], assistant: list[bool]) -> np.ndarray:
     """The public rule from its description, on plain lists, to compare on random ids."""
     size = len(ids)

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.tiny_world import TinyWorld, answer, lengths, look, tiny_world, tree_length
+from support.tiny_world import TinyWorld, answer, film_episodes, lengths, look, tiny_world, tree_length
 
-from videoseek.batches.packing import masked_by_tdam, pack_documents, pack_groups
+from videoseek.batches.micro_batch import plan_micro_batches
+from videoseek.batches.packing import masked_by_tdam, pack_documents, pack_groups, pack_rows
 from videoseek.batches.positions import mrope_positions
+from videoseek.batches.sharing import shared_lengths
 from videoseek.types import Episode, Role
 
 
@@ -20,6 +22,11 @@ def world() -> TinyWorld:
 def group(world: TinyWorld) -> list[Episode]:
     turns = [(answer("A"),), (look(0, 8, "fine"), answer("B")), (look(4, 8), look(500, 504), answer("D"))]
     return [world.replay(0, *texts) for texts in turns]
+
+
+@pytest.fixture(scope="module")
+def film(world: TinyWorld) -> list[Episode]:
+    return film_episodes(world)
 
 
 def test_documents_stand_side_by_side(world: TinyWorld) -> None:
@@ -87,17 +94,58 @@ def test_group_of_one_is_a_document(world: TinyWorld, group: list[Episode]) -> N
         assert torch.equal(getattr(tree, name), getattr(document, name)), name
 
 
-def test_prompts_of_a_group_must_agree(world: TinyWorld, group: list[Episode]) -> None:
-    with pytest.raises(ValueError, match="do not share one prompt"):
-        pack_groups([[group[0], world.replay(5, answer("A"))]], world.packing)
+def test_questions_share_their_film_by_hand_count(world: TinyWorld, film: list[Episode]) -> None:
+    """One token for each distinct beginning of the prompts, and a branch of its own for each episode."""
+    settings = replace(world.packing, share_films=True)
+    scored = [(film[i : i + 4], [0.0] * 4) for i in range(0, 12, 4)]
+    (row,), account = plan_micro_batches(scored, 10**6, settings, torch.device("cpu"))
+    beginnings = {tuple(e.token_ids[:stop]) for e in film for stop in range(1, e.prompt_length)}
+    prompts = {tuple(e.token_ids[: e.prompt_length]) for e in film}
+    assert len(prompts) == 3 and len(beginnings) < sum(map(len, prompts)) - 2 * film[0].clips[0].num_tokens
+    assert len(row.batch) == len(beginnings) + sum(len(e.token_ids) - e.prompt_length + 1 for e in film)
+    assert (account.num_tokens, account.num_tokens_apart) == (len(row.batch), sum(lengths(film)))
+    assert row.batch.clips.count(film[0].clips[0]) == 1
+    # The row that predicts the last token of an episode sees the tokens before, and none of another episode.
+    last_rows = [int(row.batch.label_rows[row.batch.label_documents == i].max()) for i in range(12)]
+    seen = [row.batch.token_ids[: last + 1][row.batch.end[: last + 1] > last].tolist() for last in last_rows]
+    assert sorted(seen) == sorted(episode.token_ids[:-1] for episode in film)
 
 
-def test_equal_words_about_another_video_are_another_prompt(world: TinyWorld, group: list[Episode]) -> None:
+def test_a_film_beyond_the_row_is_cut_and_nothing_is_lost(world: TinyWorld, film: list[Episode]) -> None:
+    settings = replace(world.packing, share_films=True)
+    scored = [(film[i : i + 4], [float(i), 1.0, 2.0, 3.0]) for i in range(0, 12, 4)]
+    rows, account = plan_micro_batches(scored, 150, settings, torch.device("cpu"))
+    assert len(rows) > 2 and max(len(row.batch) for row in rows) <= 150
+    assert account.num_tokens == sum(len(row.batch) for row in rows) < account.num_tokens_apart
+    labels = [token for e in film for token, trained in zip(e.token_ids, e.loss_mask, strict=True) if trained]
+    assert sorted(torch.cat([row.batch.labels for row in rows]).tolist()) == sorted(labels)
+
+
+@pytest.mark.parametrize("share_films", [True, False])
+def test_only_neighbours_about_one_film_share_and_only_if_asked(world: TinyWorld, share_films: bool) -> None:
+    other = next(i for i, sample in enumerate(world.samples) if sample.video != world.samples[0].video)
+    episodes = [world.replay(index, answer("A")) for index in (0, 1, other)]
+    (row,) = pack_rows(episodes, 10**6, replace(world.packing, share_films=share_films))
+    assert (len(row) < sum(lengths(episodes))) == share_films
+    assert row.end[-len(episodes[2].token_ids) :].tolist() == [len(row)] * len(episodes[2].token_ids)
+    assert int(row.end[: -len(episodes[2].token_ids)].max()) == len(row) - len(episodes[2].token_ids)
+
+
+def test_equal_words_about_another_video_are_not_shared(world: TinyWorld, group: list[Episode]) -> None:
     other_video = next(sample.video for sample in world.samples if sample.video != group[0].sample.video)
     moved = world.environment.replay(replace(group[0].sample, video=other_video))
     assert moved.token_ids[: moved.prompt_length] == group[0].token_ids[: group[0].prompt_length]
-    with pytest.raises(ValueError, match="do not share one prompt"):
-        pack_groups([[group[0], moved]], world.packing)
+    assert shared_lengths([group[0], moved, group[1], group[2]]) == [0, 0, 0, group[0].prompt_length - 1]
+
+
+def test_rows_that_tdam_may_treat_are_not_shared(world: TinyWorld) -> None:
+    """Prompts of equal ids share up to the first crop: from there on, masks differ between samples."""
+    shown = world.replay(1, look(4, 8), answer("B"))
+    first_crop = shown.roles.index(Role.CROP_VIDEO)
+    longer = replace(shown, prompt_length=first_crop + 3)
+    assert shared_lengths([longer, longer]) == [0, first_crop]
+    other_role = replace(longer, roles=[int(Role.SYSTEM), int(Role.QUESTION), *longer.roles[2:]])
+    assert shared_lengths([longer, other_role]) == [0, 1]
 
 
 @pytest.mark.parametrize("pack", [pack_documents, pack_groups])

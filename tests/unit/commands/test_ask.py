@@ -48,3 +48,17 @@ def test_an_answer_in_words_stays_as_it_is(world: TinyWorld) -> None:
 def test_ask_needs_a_video_and_a_question(arguments: list[str]) -> None:
     with pytest.raises(UsageError, match="a video and a question are wanted"):
         main(arguments)
+
+
+def test_help_names_the_keys_of_ask_and_the_flag_that_ask_has(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert {"options", "out", "model", "video.overview_fps"} <= set(names)
+    assert [name for name in names if name.startswith("--")] == ["--help"]
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--list-recipes", "--print-config"])
+def test_flags_of_training_are_refused(flag: str) -> None:
+    with pytest.raises(UsageError, match=f"{flag} is no flag of this command"):
+        main(["video.mp4", "What?", flag, "model=tiny"])

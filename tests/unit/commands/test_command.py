@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from videoseek import evaluate
 from videoseek.command import Options, parse, run_command
 from videoseek.config import UsageError
 from videoseek.config_merge import config_keys, list_recipes, load_config
@@ -176,3 +177,11 @@ def test_an_interrupt_that_falls_into_a_destructor_still_ends_the_run() -> None:
         timeout=25,
     )
     assert (done.returncode, done.stderr) == (130, "videoseek: interrupted\n")
+
+
+def test_evaluate_shows_and_takes_its_own_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    assert "writes (default runs/evaluate)" in " ".join(capsys.readouterr().out.split())
+    assert parse([], defaults=evaluate.DEFAULTS)[1].output_dir == "runs/evaluate"
+    assert parse(["output_dir=elsewhere"], defaults=evaluate.DEFAULTS)[1].output_dir == "elsewhere"

@@ -80,3 +80,19 @@ def test_bf16_gradients_are_summed_in_fp32(stage: int) -> None:
     reference = torch.cat([exact[name].flatten() for name, _ in policy.named_parameters() if name in exact])
     assert float((flat[: len(reference)] - reference).norm()) / wanted < 3e-3
     engine.release()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offloaded_optimizer_states_train_alike(stage: int) -> None:
+    """Three steps with AdamW's states in host memory have the gradient norms of three steps without offload."""
+    world = tiny_world()
+    row = pack_documents([world.replay(0, answer("A"))], world.packing)
+    norms = []
+    for offload in (False, True):
+        engine = TrainEngine(world.policy().train(), OptimizerSettings(), stage=stage, offload=offload)
+        for _ in range(3):
+            engine.backward(-engine(row)[0].mean(), last=True)
+            norms.append(engine.step(1e-2))
+        engine.release()
+    assert min(abs(later / earlier - 1) for earlier, later in zip(norms[:2], norms[1:3], strict=True)) > 0.01
+    assert norms[3:] == pytest.approx(norms[:3], rel=1e-3)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -104,6 +107,33 @@ def test_flash_attn_computes_the_same_windows(dtype: torch.dtype) -> None:
 def test_flash_attn_serves_no_cpu_and_no_float32() -> None:
     assert not attention.flash_attn_serves(torch.device("cpu"), torch.bfloat16)
     assert not attention.flash_attn_serves(torch.device("cuda"), torch.float32)
+
+
+def test_a_flash_attn_without_the_function_serves_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """flash-attn-4 installs a package of the same name without `flash_attn_varlen_func`."""
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    attention.flash_attn_serves.cache_clear()
+    with caplog.at_level(logging.INFO):
+        assert not attention.flash_attn_serves(torch.device("cuda"), torch.bfloat16)
+    assert "windows by torch (cannot import name 'flash_attn_varlen_func'" in caplog.text
+
+
+def test_flash_attn_is_deterministic_where_the_tower_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def flash_attn_varlen_func(q: torch.Tensor, *_: object, deterministic: bool) -> torch.Tensor:
+        asked.append(deterministic)
+        return q
+
+    package = ModuleType("flash_attn")
+    package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    bounds = torch.tensor([0, 12], dtype=torch.int32)
+    for trained in (True, False):
+        attention.flash_windows(*random_qkv(12, 1, grad=trained), bounds, 12)
+    assert asked == [True, False]
 
 
 def test_decoder_and_vision_tower_are_on_our_attention(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from support.tiny_world import (
     TinyWorld,
     answer,
     assert_same_gradients,
+    film_episodes,
     gradients,
     look,
     row_logits,
@@ -19,13 +20,14 @@ from support.tiny_world import (
 )
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from videoseek.batches.packing import PackSettings, pack_documents, pack_groups
+from videoseek.batches.micro_batch import join_films
+from videoseek.batches.packing import PackSettings, masked_by_tdam, pack_documents, pack_groups, pack_rows
 from videoseek.batches.token_batch import TokenBatch
 from videoseek.model import policy as policy_module
 from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model
-from videoseek.types import Episode
+from videoseek.types import Clip, Episode
 from videoseek.video.decode import read_frames
 from videoseek.video.patches import patchify
 
@@ -122,6 +124,44 @@ def test_tree_equals_its_episodes_as_documents(world: TinyWorld, policy: Policy,
     torch.testing.assert_close(entropy, wanted, atol=1e-4, rtol=0)
     mine = gradients(policy, (from_tree * weights).sum())
     assert_same_gradients(mine, gradients(policy, (from_documents * weights).sum()), 1e-4)
+
+
+def rms_norm(module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    return module.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + module.variance_epsilon)
+
+
+@pytest.mark.parametrize(
+    ("rule", "dtype", "tolerance"),
+    [("off", torch.float64, 1e-9), ("off", torch.float32, 1e-5), ("spans", torch.float64, 1e-9)],
+)
+def test_a_film_of_three_questions_equals_its_episodes_apart(
+    world: TinyWorld, rule: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GRPO packs groups (off), and as SFT packs samples of which TDAM masks some (spans)."""
+    policy = Policy(install_attention(build_model(world.config, 0).to(dtype)))
+    # The model casts logits, angles and norms to fp32.
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.to(dtype))
+    monkeypatch.setattr(type(policy.model.model.language_model.norm), "forward", rms_norm)
+    settings = replace(masked(world, rule), tdam_share=0.5, share_films=True, seed=1)
+    film = film_episodes(world)
+    if rule == "off":
+        ((episodes, _),) = join_films([(film[i : i + 4], [1.0] * 4) for i in (0, 4, 8)])
+        batch = pack_groups([episodes], settings)
+    else:
+        episodes = film[1::4] + film[2::4]
+        (batch,) = pack_rows(episodes, 10**6, settings)
+        assert 0 < sum(masked_by_tdam(episode, settings) for episode in episodes) < 6
+    assert len(batch) < 0.8 * sum(len(episode.token_ids) for episode in episodes)
+    encoded: list[Clip] = []
+    encode = policy.encode
+    monkeypatch.setattr(policy, "encode", lambda clips: encoded.extend(clips) or encode(clips))
+    of_tree = policy(batch)[0]
+    assert encoded.count(film[0].clips[0]) == 1 and len(encoded) == len(set(encoded)), "a clip is encoded once"
+    apart = torch.cat([policy(pack_documents([episode], settings))[0] for episode in episodes])
+    torch.testing.assert_close(of_tree, apart, atol=tolerance, rtol=0)
+    weights = torch.linspace(-1, 1, len(apart), dtype=dtype)
+    mine, wanted = (gradients(policy, (logprobs * weights).sum()) for logprobs in (of_tree, apart))
+    assert_same_gradients(mine, wanted, tolerance)
 
 
 def test_masking_changes_only_rows_that_the_rule_is_for(

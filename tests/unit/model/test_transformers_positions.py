@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import plain_generate
-from support.tiny_world import TOKENS_PER_SECOND, memorised, tiny_world
+from support.tiny_world import TOKENS_PER_SECOND, memorised, native_engine, tiny_world
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLModel
 
@@ -22,7 +22,7 @@ from videoseek.batches.positions import mrope_positions
 from videoseek.config import POSITION_RULES
 from videoseek.model.load import save_pretrained
 from videoseek.model.tiny import build_tokenizer, tiny_config
-from videoseek.rollout.native import NativeEngine, SamplingSettings
+from videoseek.rollout.sampler import SamplingSettings
 from videoseek.rollout.setup import generation_config
 from videoseek.trajectory.chat_template import chat_template
 from videoseek.types import Clip, Episode
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def episodes() -> list[Episode]:
     """Greedy episodes of our engine."""
-    engine = NativeEngine(memorised()[0], tiny_world().environment, TOKENS_PER_SECOND)
+    engine = native_engine(memorised()[0], tiny_world().environment)
     settings = SamplingSettings(temperature=0.0, max_new_tokens_per_turn=MAX_NEW_TOKENS)
     return [episode for [episode] in engine.rollout(tiny_world().samples, 1, 0, settings)]
 

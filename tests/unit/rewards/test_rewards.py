@@ -455,3 +455,10 @@ def test_public_reward_handles_inputs_that_crashed_the_original() -> None:
     turns = [look(10, 20).replace("[10, 20]", "[" * 50_000), say("A")]
     assert score(SINGLE, "A", CLUES, turns, variant="public_code").reward == pytest.approx(1.5)
     assert math.isfinite(score(SINGLE, "A", CLUES, turns).reward)
+
+
+@pytest.mark.parametrize("shortest", [0.5, 1.0, 4.0])
+def test_the_shortest_window_of_the_tool_fits_a_tiny_clue_exactly(shortest: float) -> None:
+    run = [look(10, 10 + shortest), say("A")]
+    found = [score(SINGLE, "A", [(10.1, 10.3)], run, min_window_seconds=each).bonus for each in (0.5, 1.0, 4.0)]
+    assert [bonus == pytest.approx(1) for bonus in found] == [each >= shortest for each in (0.5, 1.0, 4.0)]

@@ -54,6 +54,16 @@ def test_dtype_choice() -> None:
     assert distributed.choose_dtype("float32") is torch.float32
 
 
+@pytest.mark.parametrize("content", ["", "{}", '{"threads": 0}', '{"threads": "x"}', "[]"])
+def test_env_json_without_a_number_of_threads_is_refused(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "env.json").write_text(content)
+    with pytest.raises(UsageError, match="env.json has no number of threads; OMP_NUM_THREADS must set it"):
+        distributed.choose_threads(torch.device("cpu"), tmp_path / "env.json")
+
+
 def test_environment_report_is_json(tmp_path: Path) -> None:
     report = distributed.environment_report()
     write_json(tmp_path / "env.json", report)

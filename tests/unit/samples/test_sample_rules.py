@@ -108,3 +108,10 @@ def test_warnings_do_not_stop_a_run(sample: Sample) -> None:
     assert {problem.code for problem in question_problems(odd)} == {"repeated_option", "answer_not_letter"}
     assert messages([odd]) == []
     assert messages([replace(odd, answer="C")]) == ["answer 'C' is none of the options A to B"]
+
+
+def test_a_kind_without_a_reward_is_refused_for_rl_only(sample: Sample) -> None:
+    samples = [sample, replace(sample, kind="perception")]
+    assert find_bad(samples, range(2), need_turns=False) == []
+    (bad,) = find_bad(samples, range(2), need_turns=False, need_reward=True)
+    assert (bad.index, bad.problem.code) == (1, "no_reward")

@@ -96,9 +96,8 @@ class Trainer:
             engine=lambda _: self.engine,
             rollout_engine=lambda: sampler,
             pack_settings=lambda masked: self.world.packing,
-            metrics=SimpleNamespace(write=lambda stage, step, values: self.written.append(values)),
             record=lambda name, groups: None,
-            save=lambda engine, step: None,
+            end_step=lambda engine, step, values: self.written.append(values),
             check_finite=lambda step, sums, grad_norm: {},
         )
         schedule = SimpleNamespace(get=lambda step: rollouts)
@@ -133,6 +132,24 @@ def test_a_group_cut_to_the_limit_has_the_gradient_of_the_whole(
     assert max(cut.row_lengths) <= limit
     assert values == pytest.approx(wanted, rel=1e-3, abs=1e-6)
     assert_same_gradients(cut.gradients[0], whole.gradients[0], 1e-4)
+
+
+@pytest.mark.parametrize("max_tokens", [WHOLE, 120])
+def test_groups_about_one_film_have_the_gradient_of_separate_groups(
+    world: TinyWorld,
+    config: TrainConfig,
+    scored: list[ScoredGroup],
+    monkeypatch: pytest.MonkeyPatch,
+    max_tokens: int,
+) -> None:
+    sharing = replace(world, packing=replace(world.packing, share_films=True))
+    apart, together = Trainer(world, config, monkeypatch), Trainer(sharing, config, monkeypatch)
+    wanted = apart.update(scored[4:8], minibatches=1, max_tokens=max_tokens)
+    values = together.update(scored[4:8], minibatches=1, max_tokens=max_tokens)
+    assert {episodes[0].sample.video for episodes, _ in scored[4:6]} != {scored[6][0][0].sample.video}
+    assert max(together.row_lengths) <= max_tokens and sum(together.row_lengths) < sum(apart.row_lengths)
+    assert values == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    assert_same_gradients(together.gradients[0], apart.gradients[0], 1e-4)
 
 
 def test_an_episode_is_never_cut(world: TinyWorld, scored: list[ScoredGroup]) -> None:

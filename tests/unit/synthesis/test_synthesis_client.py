@@ -17,18 +17,17 @@ import pytest
 from support.openai_server import Fault, FaultScript, ScriptedServer, serving
 
 from videoseek.config import UsageError
-from videoseek.samples.schema import DataError
-from videoseek.synthesis.client import (
+from videoseek.endpoint import (
     FIRST_WAIT_SECONDS,
     MAX_FAILURES_IN_A_ROW,
+    CacheError,
     CallFailed,
     Client,
     EndpointError,
-    ItemRejected,
-    StageClient,
     retry_after_seconds,
     wait_seconds,
 )
+from videoseek.synthesis.client import ItemRejected, StageClient
 from videoseek.synthesis.settings import SynthesisSettings
 
 KEY = "sk-never-to-be-seen-1234567890"
@@ -46,7 +45,7 @@ def ask_each(settings: SynthesisSettings, *texts: str, concurrently: bool = Fals
     """Returns the verdict or the exception of one request per text, sent one after the other or concurrently."""
 
     async def run() -> list[Any]:
-        async with Client(settings) as client:
+        async with Client(settings, settings.cache_folder) as client:
             calls = [StageClient(client).ask("verify", [text], lambda reply: None) for text in texts]
             if concurrently:
                 return await asyncio.gather(*calls, return_exceptions=True)
@@ -228,7 +227,7 @@ def test_a_foreign_file_in_the_cache_is_named(tmp_path: Path) -> None:
         (path,) = run_settings.cache_folder.rglob("*.json")
         path.write_text("{}")
         (failure,) = ask_each(run_settings, "x")
-        assert isinstance(failure, DataError) and str(path) in str(failure)
+        assert isinstance(failure, CacheError) and str(path) in str(failure)
 
 
 @pytest.mark.parametrize("limit", [1, 3])
@@ -265,7 +264,7 @@ def test_the_key_is_sent_but_never_stored_or_shown(tmp_path: Path, monkeypatch: 
 def test_a_missing_key_is_reported_before_any_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(UsageError, match="MY_KEY holds no key"):
-        Client(make_settings(None, tmp_path, api_key_env="MY_KEY"))
+        Client(make_settings(None, tmp_path, api_key_env="MY_KEY"), tmp_path)
 
 
 def test_waits_double_with_jitter_up_to_the_maximum_and_respect_retry_after() -> None:

@@ -15,7 +15,7 @@ from support.video_samples import KINDS
 from videoseek.config import VideoConfig
 from videoseek.video import worker
 from videoseek.video.decode import decode_clip, probe
-from videoseek.video.errors import BAD_FILES, CODES, VideoError
+from videoseek.video.errors import CODES, VideoError
 from videoseek.video.quotas import crop_clip, overview_clip
 
 NUM_MUTANTS = int(os.environ.get("VIDEOSEEK_MUTANTS", 5000 if os.environ.get("VIDEOSEEK_FULL") else 500))
@@ -30,7 +30,6 @@ def _worker() -> Iterator[None]:
     worker.use_worker(STALL_SECONDS)
     yield
     worker.use_worker(None)
-    BAD_FILES.clear()
 
 
 def flip(data: bytearray, rng: np.random.Generator, end: int) -> bytearray:

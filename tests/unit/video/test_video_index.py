@@ -202,6 +202,15 @@ def test_folder_that_cannot_be_written_to_is_named_once(tmp_path, monkeypatch, c
     assert [str(tmp_path / "file") in record.getMessage() for record in caplog.records].count(True) == 1
 
 
+def test_the_folder_of_indices_is_bounded(tmp_path, folder, monkeypatch) -> None:
+    load_index(str(write_video(tmp_path / "0.mp4", steady(8, 4))))
+    (first,) = stored_files(folder)
+    monkeypatch.setattr(index_store, "MAX_STORED_BYTES", round(2.5 * first.stat().st_size))
+    for number in range(1, 5):
+        load_index(str(write_video(tmp_path / f"{number}.mp4", steady(8, 4))))
+    assert len(stored_files(folder)) == 2 and not first.exists()
+
+
 def test_empty_variable_turns_the_stored_index_off(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("VIDEOSEEK_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -21,7 +21,7 @@ from videoseek.types import Clip
 from videoseek.video import decode, worker
 from videoseek.video.cache import FrameCache
 from videoseek.video.decode import FRAME_CACHE, prefetch, read_frames
-from videoseek.video.errors import BAD_FILES, VideoError
+from videoseek.video.errors import VideoError
 from videoseek.video.prefetch import Prefetcher, num_bytes
 from videoseek.video.service import cores_per_rank, start_video_service, stop_video_service
 
@@ -36,7 +36,6 @@ def _fresh() -> Iterator[None]:
     stop_video_service()
     FRAME_CACHE.clear()
     FRAME_CACHE.resize(512 * 2**20)
-    BAD_FILES.clear()
 
 
 @pytest.fixture(scope="module")

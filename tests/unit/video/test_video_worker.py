@@ -19,12 +19,10 @@ import pytest
 import torch
 from support.video_samples import KINDS, read_number, steady, write_folder, write_long_film, write_video, x264
 
-from videoseek.config import VideoConfig
-from videoseek.rollout.crop_tool import VideoCrop
-from videoseek.types import Call, Clip, Fault
+from videoseek.types import Clip
 from videoseek.video import watchdog, worker
 from videoseek.video.decode import decode_clip, load_index, probe
-from videoseek.video.errors import BAD_FILES, VideoError, error_metrics
+from videoseek.video.errors import VideoError
 
 STALL_SECONDS = 60.0
 
@@ -33,7 +31,6 @@ STALL_SECONDS = 60.0
 def _local_afterwards() -> Iterator[None]:
     yield
     worker.use_worker(None)
-    BAD_FILES.clear()
 
 
 @pytest.fixture(scope="module")
@@ -312,16 +309,6 @@ numbers(path, 0.0, 0.25)
     while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < until, "the worker outlives its run"
         time.sleep(0.05)
-
-
-def test_bad_files_are_counted_once_each_by_code(tmp_path, video, started) -> None:
-    for name in ("a.mp4", "b.mp4"):
-        (tmp_path / name).write_bytes(b"nothing")
-    for path in (tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "c.mp4", video):
-        for _ in range(2):
-            outcome = VideoCrop(VideoConfig()).run(str(path), Call(0.0, 4.0, "coarse"))
-            assert isinstance(outcome, Clip if path is video else Fault)
-    assert error_metrics() == {"video/errors_missing_file": 1.0, "video/errors_not_video": 2.0}
 
 
 @pytest.mark.parametrize(

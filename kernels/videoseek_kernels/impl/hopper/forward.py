@@ -16,8 +16,11 @@ _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 #: Head size -> tile: the widest tile with all stages in shared memory and without spills on every supported Triton. A
 #: tile counts the warps of one of the two computing groups.
 TILES = {128: TileConfig(128, 128, 4, 2, tma=True), 64: TileConfig(128, 128, 4, 4, tma=True)}
-#: Tiles for head size 128 that may be faster.
-CANDIDATES = {"forward, Hopper": [(128, 128, 4, 2), (128, 64, 4, 3), (128, 64, 4, 4)]}
+#: Tiles for head size 128 that may be faster, without and with turns between the computing groups.
+CANDIDATES = {
+    "forward, Hopper": [(128, 128, 4, 2), (128, 64, 4, 3), (128, 64, 4, 4)],
+    "forward, Hopper in turns": [(128, 128, 4, 2), (128, 64, 4, 3)],
+}
 
 
 def hopper_launch(
@@ -26,10 +29,12 @@ def hopper_launch(
     block_mask: BlockMask,
     scale: float,
     config: TileConfig | None = None,
+    alternate: bool = False,
 ) -> Launch:
     """Returns the launch of (q [T, Hq, D], k and v [T, Hkv, D]) -> (O like q, L float32 [Hq, T] in log2 units).
 
     All tensors are contiguous; q, k, v and O have 16 bits. The mask's blocks are whole multiples of the tile.
+    `alternate` lets the two computing groups issue their products in turns (FlashAttention-3, section 3.1).
     """
     (q, k, v), (out, lse) = inputs, outputs
     config = config or TILES[q.shape[2]]
@@ -40,9 +45,10 @@ def hopper_launch(
         "v": _tiles_of(v, config.block_n),
         "out": _tiles_of(out, HALF.value),
         "lse": lse,
-        **list_arguments(block_mask, block_mask.by_query, scale, num_tiles),
+        **list_arguments(block_mask, block_mask.by_query, scale),
+        "num_tiles": num_tiles,
     }
-    constants = tile_constants(q, k, block_mask, config) | {"STAGES": config.num_stages}
+    constants = tile_constants(q, k, block_mask, config) | {"STAGES": config.num_stages, "ALTERNATE": alternate}
     del constants["TMA"]
     return Launch(attn_fwd_kernel_hopper, (num_tiles * q.shape[1],), arguments, constants, config)
 

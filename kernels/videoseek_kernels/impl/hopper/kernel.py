@@ -112,12 +112,18 @@ def compute_half(
     s_q,
     q_ready,
     stages,
+    turns,
     D: gl.constexpr,
     BN: gl.constexpr,
     SUB_N: gl.constexpr,
     STAGES: gl.constexpr,
+    ALTERNATE: gl.constexpr,
 ):
-    """Runs a computing warpgroup: O and L of HALF rows from i_m on. s_q and q_ready are private, the stages shared."""
+    """Runs a computing warpgroup: O and L of HALF rows from i_m on. s_q and q_ready are private, the stages shared.
+
+    With ALTERNATE the groups issue products in turns: a group waits for `own_turn` and then ends the other's wait.
+    """
+    own_turn, other_turn, i_half = turns
     s_k, s_v, k_ready, k_free, v_ready, v_free = stages
     key_word, visible, indices, i_first, i_last, i_partial = lists
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
@@ -145,14 +151,22 @@ def compute_half(
             i_stage = i_turn % STAGES
             i_before = (i_turn - 1) % STAGES
             mbarrier.wait(k_ready.index(i_stage), (i_turn // STAGES) & 1)
+            if ALTERNATE:
+                mbarrier.wait(own_turn, (i_turn + i_half) & 1)
             b_s = warpgroup_mma(s_q, s_k.index(i_stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
             mbarrier.wait(v_ready.index(i_before), ((i_turn - 1) // STAGES) & 1)
             b_out = warpgroup_mma(b_operand, s_v.index(i_before), b_out, is_async=True)
+            if ALTERNATE:
+                mbarrier.arrive(other_turn)
             b_s = warpgroup_mma_wait(1, [b_s])
             mbarrier.arrive(k_free.index(i_stage))
             b_p, b_max, b_sum, b_decay = masked_online_softmax(
                 b_s, b_max, b_sum, key_word, indices, i, i_partial, o_m, b_visible, scale_log2, BN, SUB_N, SCORES
             )
+            # This branch is never taken, and needs every probability. Without the branch the assembler lifts the wait
+            # for P V above the exponentials, and the tensor cores idle during the softmax.
+            if num_tokens < 0:
+                gl.store(lse + o_m, b_sum)
             b_out = warpgroup_mma_wait(0, [b_out])
             mbarrier.arrive(v_free.index(i_before))
             b_out = b_out * gl.convert_layout(b_decay, gl.SliceLayout(1, OUTPUT))[:, None]
@@ -197,6 +211,7 @@ def attn_fwd_kernel_hopper(
     SUB_M: gl.constexpr,
     SUB_N: gl.constexpr,
     STAGES: gl.constexpr,
+    ALTERNATE: gl.constexpr,
 ):
     i_block, i_tile, i_h, i_kv = row_tile(order, num_tiles, HQ, HKV, SUB_M)
     i_m = i_tile * BM
@@ -213,8 +228,10 @@ def attn_fwd_kernel_hopper(
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i_half in gl.static_range(2):
         mbarrier.init(q_ready.index(i_half), count=1)
+        mbarrier.init(turns.index(i_half), count=1)
     for i_stage in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(i_stage), count=1)
         mbarrier.init(v_ready.index(i_stage), count=1)
@@ -239,10 +256,12 @@ def attn_fwd_kernel_hopper(
                     s_q.index(0),
                     q_ready.index(0),
                     stages,
+                    (turns.index(0), turns.index(1), 0),
                     D,
                     BN,
                     SUB_N,
                     STAGES,
+                    ALTERNATE,
                 ),
             ),
             (
@@ -258,10 +277,12 @@ def attn_fwd_kernel_hopper(
                     s_q.index(1),
                     q_ready.index(1),
                     stages,
+                    (turns.index(1), turns.index(0), 1),
                     D,
                     BN,
                     SUB_N,
                     STAGES,
+                    ALTERNATE,
                 ),
             ),
             (load_all, (q, k, v, lists, i_m, i_h, i_kv, s_q, q_ready, stages, D, BN, SUB_N, STAGES)),

@@ -13,7 +13,7 @@ import triton.language as tl
 from videoseek_kernels.block_mask import BlockMask
 from videoseek_kernels.impl.triton.forward import list_arguments, tile_constants
 from videoseek_kernels.impl.triton.launch import Launch, TileConfig, rows_of
-from videoseek_kernels.impl.triton.primitives import load_per_token, load_rows, row_tile, sees, store_rows
+from videoseek_kernels.impl.triton.primitives import key_program, load_per_token, load_rows, row_tile, sees, store_rows
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_tiles"])
@@ -82,7 +82,7 @@ def attn_bwd_kernel_dq(
     store_rows(dq, b_dq * scale, i_m, i_h, num_tokens, HQ, D, BM, TMA)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_tiles", "num_splits"])
+@triton.jit(do_not_specialize=["num_tokens", "num_splits"])
 def attn_bwd_kernel_dkdv(
     q,
     k,
@@ -100,7 +100,6 @@ def attn_bwd_kernel_dkdv(
     order,
     scale,
     num_tokens,
-    num_tiles,
     num_splits,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
@@ -113,10 +112,7 @@ def attn_bwd_kernel_dkdv(
 ):
     """Computes a key tile of a KV head against one of num_splits shares of the tile's (query head, row tile) pairs."""
     GROUP: tl.constexpr = HQ // HKV
-    i_program = tl.program_id(0)
-    i_split = i_program % num_splits
-    i_rank = i_program // num_splits % num_tiles
-    i_kv = i_program // num_splits // num_tiles
+    i_rank, i_kv, i_split = key_program(tl.program_id(0), num_splits, HKV)
     i_block = tl.load(order + i_rank // SUB_N)
     i_n = (i_block * SUB_N + i_rank % SUB_N) * BN
     o_n = i_n + tl.arange(0, BN)
@@ -188,7 +184,8 @@ def dq_launch(
         "d_lse": lse if d_lse is None else d_lse,
         "dq": rows_of(dq, config.block_m, config.tma),
         "delta": delta,
-        **list_arguments(block_mask, lists, scale, num_tiles),
+        **list_arguments(block_mask, lists, scale),
+        "num_tiles": num_tiles,
     }
     constants = tile_constants(q, k, block_mask, config) | {"HAS_D_LSE": d_lse is not None}
     return Launch(attn_bwd_kernel_dq, (num_tiles * q.shape[1],), arguments, constants, config)
@@ -217,7 +214,7 @@ def dkdv_launch(
         "delta": delta,
         "dk": dk,
         "dv": dv,
-        **list_arguments(block_mask, lists, scale, num_tiles),
+        **list_arguments(block_mask, lists, scale),
         "num_splits": num_splits,
     }
     grid = (num_tiles * k.shape[1] * num_splits,)

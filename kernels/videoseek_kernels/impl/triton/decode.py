@@ -60,7 +60,7 @@ def decode_split_kernel(
     o_d = tl.arange(0, D)
     b_q = tl.load(q + o_row.to(tl.int64)[:, None] * D + o_d[None, :], mask=m_row[:, None], other=0.0)  # [BM, D]
     b_visible = tl.load(visible + o_token, mask=m_row, other=0)
-    length = tl.load(lengths + i_cache)
+    length = tl.minimum(tl.load(lengths + i_cache), num_slots)
     b_limit = tl.where(m_row, length, 0)
     if OWN:
         b_limit = tl.where(m_row, length - R + 1 + o_token % R, 0)

@@ -94,10 +94,8 @@ def tile_constants(
     }
 
 
-def list_arguments(
-    block_mask: BlockMask, lists: BlockLists, scale: float, num_tiles: int
-) -> dict[str, torch.Tensor | float]:
-    """Returns the arguments common to all kernels: the mask, the lists of one direction, and the number of tiles."""
+def list_arguments(block_mask: BlockMask, lists: BlockLists, scale: float) -> dict[str, torch.Tensor | float]:
+    """Returns the arguments common to all kernels: the mask and the lists of one direction."""
     return {
         "key_word": block_mask.key_word,
         "visible": block_mask.mask.visible,
@@ -107,7 +105,6 @@ def list_arguments(
         "order": lists.order,
         "scale": scale,
         "num_tokens": len(block_mask),
-        "num_tiles": num_tiles,
     }
 
 
@@ -129,7 +126,8 @@ def forward_launch(
         "v": rows_of(v, config.block_n, config.tma),
         "out": rows_of(out, config.block_m, config.tma),
         "lse": lse,
-        **list_arguments(block_mask, lists, scale, num_tiles),
+        **list_arguments(block_mask, lists, scale),
+        "num_tiles": num_tiles,
     }
     grid = (num_tiles * q.shape[1],)
     return Launch(attn_fwd_kernel, grid, arguments, tile_constants(q, k, block_mask, config), config)

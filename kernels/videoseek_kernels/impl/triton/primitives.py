@@ -9,12 +9,26 @@ import triton.language as tl
 @triton.jit
 def row_tile(order, num_tiles, HQ: tl.constexpr, HKV: tl.constexpr, SUB_M: tl.constexpr):
     """Returns this program's mask block, row tile, head and KV head: heads of a KV head in turn, long lists first."""
-    GROUP: tl.constexpr = HQ // HKV
-    i_program = tl.program_id(0)
+    i_rank, i_h, i_kv = row_program(tl.program_id(0), num_tiles, HQ // HKV)
+    i_block = tl.load(order + i_rank // SUB_M)
+    return i_block, i_block * SUB_M + i_rank % SUB_M, i_h, i_kv
+
+
+@triton.jit
+def row_program(i_program, num_tiles, GROUP):
+    """Returns a program's rank in the order of row tiles, head and KV head; also on Python's integers."""
     i_kv = i_program // (num_tiles * GROUP)
     i_rank = i_program % (num_tiles * GROUP) // GROUP
-    i_block = tl.load(order + i_rank // SUB_M)
-    return i_block, i_block * SUB_M + i_rank % SUB_M, i_kv * GROUP + i_program % GROUP, i_kv
+    return i_rank, i_kv * GROUP + i_program % GROUP, i_kv
+
+
+@triton.jit
+def key_program(i_program, num_splits, HKV):
+    """Returns a program's rank in the order of key tiles, KV head and part; also on Python's integers.
+
+    Heads vary before ranks: all heads of the longest tile start first, and short tiles fill the last wave.
+    """
+    return i_program // num_splits // HKV, i_program // num_splits % HKV, i_program % num_splits
 
 
 @triton.jit

@@ -1,0 +1,60 @@
+"""The benchmarks by name, one small file each."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from videoseek.config import UsageError
+from videoseek.evaluation.tasks import (
+    charades,
+    longvideobench,
+    lvbench,
+    mlvu,
+    mmvu,
+    video_holmes,
+    videomme,
+    videomme_v2,
+    videommmu,
+    videosiah,
+)
+from videoseek.evaluation.tasks.own import SourceTask
+from videoseek.evaluation.tasks.task import Task
+from videoseek.samples.sources import GENERATED, parse_source
+
+_FILES = (videomme, videomme_v2, mlvu, lvbench, longvideobench, videommmu, mmvu, video_holmes, videosiah, charades)
+TASKS: dict[str, Task] = {task.name: task for task in (*(file.TASK for file in _FILES), videommmu.QUESTION_ONLY)}
+
+
+def find_task(name: str) -> Task:
+    """Returns a task: by name, as `FILE.py:NAME`, or a data source as in `data.eval`. Raises UsageError."""
+    if name in TASKS:
+        return TASKS[name]
+    path, _, member = name.rpartition(":")
+    if path.endswith(".py"):
+        return _load_task(Path(path).expanduser(), member)
+    source = parse_source(name)
+    if source.is_generated or Path(source.name).is_file():
+        label = re.sub(r"[^\w.-]+", "_", name).strip("_")
+        return SourceTask(name=label, citation="the user's questions", files=(name,))
+    raise UsageError(
+        f"task {name!r} is none of {', '.join([*TASKS, *GENERATED])}, no existing data file and no FILE.py:NAME"
+    )
+
+
+def _load_task(path: Path, member: str) -> Task:
+    """Returns a task of the user's own file, which runs with the user's rights. Raises UsageError."""
+    if not path.is_file():
+        raise UsageError(f"task {path}:{member}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"task {path}:{member}: {path} failed to load: {error!r}") from error
+    task = vars(module).get(member)
+    if not isinstance(task, Task):
+        raise UsageError(f"task {path}:{member} is a {type(task).__name__}, no videoseek.evaluation.tasks.task.Task")
+    return task
