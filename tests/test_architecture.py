@@ -49,8 +49,8 @@ CORE_ROOMS = {
 #: all ranks, 80 for loading ahead, 150 for the memory of a run, 40 for checkpoints by time and runs that are finished,
 #: 120 for saved folders that other tools open and the position rule, 120 for questions that share a film, 15 for the
 #: run's shortest window in the reward, 200 for evaluation within a stage with its best checkpoint and for checkpoints
-#: written in the background, 180 for sampling by vLLM.
-MAX_CORE_LINES = 7030
+#: written in the background, 180 for sampling by vLLM, 120 for rollouts a step ahead.
+MAX_CORE_LINES = 7150
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = {"videoseek": 60, "videoseek_kernels": 160, "kernel_bench": 100}
 MAX_PARAMETERS = 8

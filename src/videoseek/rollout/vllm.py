@@ -60,9 +60,8 @@ class VllmSampler:
         *,
         copy_weights: bool = False,
     ) -> None:
-        """`weights_dir` None sends weights as tensors over the connection.
-
-        `copy_weights` keeps a copy of them for workers that start again while the trainer changes the weights.
+        """`weights_dir` None sends weights as tensors over the connection. `copy_weights` keeps a copy of them for a
+        worker that starts again while the trainer trains.
         """
         self._copy_weights = copy_weights
         self._workers = workers

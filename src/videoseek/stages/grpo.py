@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -45,7 +46,7 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
     packing = run.pack_settings(masked=False)
     run.policy.train()
     progress = Progress(run.name, grpo.steps, run.first_step)
-    with RolloutSchedule(run, engine, sampler, functions, samples) as schedule, progress:
+    with closing(RolloutSchedule(run, engine, sampler, functions, samples)) as schedule, progress:
         for step in range(run.first_step, grpo.steps):
             started = time.perf_counter()
             rollouts = schedule.get(step)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from threading import Thread
-from types import TracebackType
 
 from videoseek.batches.loader import AheadLoader
 from videoseek.batches.order import SampleOrder
@@ -30,7 +29,7 @@ class RolloutSchedule:
     A sampler with weights of its own samples the next step in a thread, while this step trains. A sampler on the
     trainer's weights samples the next step first, and then this step trains: on one device the two would share the
     device anyway. The step after a checkpoint has no lag, resumed or not: nothing is under way at a checkpoint, and a
-    resumed run equals an uninterrupted run. Serves as a context manager, which closes the sampler.
+    resumed run equals an uninterrupted run.
     """
 
     def __init__(
@@ -92,13 +91,9 @@ class RolloutSchedule:
         except Exception as error:  # `get` raises it in the training thread
             future.set_exception(error)
 
-    def __enter__(self) -> RolloutSchedule:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Closes the sampler and ends what is under way."""
         self._sampler.sampler.close()  # turns under way fail, which ends the thread
         if self._thread is not None:
             self._thread.join(_END_SECONDS)
-        self._prompts.__exit__(kind, error, traceback)
+        self._prompts.__exit__(None, None, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import torch
 from torch.distributed import ProcessGroup
@@ -145,13 +146,10 @@ def reward_episodes(config: TrainConfig, functions: Sequence[RewardFunction], ep
 
 def drop_stale(rollouts: Rollouts, oldest_version: int) -> None:
     """Drops and counts the groups to train on with a token sampled by weights older than `oldest_version`."""
-    kept = [
-        (group, draw)
-        for group, draw in zip(rollouts.groups, rollouts.draws, strict=True)
-        if min(episode.weight_version for episode in group) >= oldest_version
-    ]
-    rollouts.num_stale = len(rollouts.groups) - len(kept)
-    rollouts.groups, rollouts.draws = [group for group, _ in kept], [draw for _, draw in kept]
+    fresh = [min(episode.weight_version for episode in group) >= oldest_version for group in rollouts.groups]
+    rollouts.num_stale = fresh.count(False)
+    rollouts.groups = list(compress(rollouts.groups, fresh))
+    rollouts.draws = list(compress(rollouts.draws, fresh))
 
 
 def rollout_metrics(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
@@ -100,8 +99,8 @@ class Trainer:
             end_step=lambda engine, step, values: self.written.append(values),
             check_finite=lambda step, sums, grad_norm: {},
         )
-        schedule = SimpleNamespace(get=lambda step: rollouts)
-        self.monkeypatch.setattr(grpo, "RolloutSchedule", lambda *_: nullcontext(schedule))
+        schedule = SimpleNamespace(get=lambda step: rollouts, close=lambda: None)
+        self.monkeypatch.setattr(grpo, "RolloutSchedule", lambda *_: schedule)
         self.monkeypatch.setattr(grpo, "with_advantages", lambda *_: scored)
         shown = {"reward/mean": 0.0, "rewards/accuracy/mean": 0.0}
         self.monkeypatch.setattr(grpo, "rollout_metrics", lambda *_: shown)

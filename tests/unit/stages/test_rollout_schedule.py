@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from threading import Event, current_thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from videoseek.config_merge import load_config
 from videoseek.rollout.clip_features import ClipFeatures
@@ -25,13 +26,14 @@ class Recorder:
         self.sampled: list[tuple[int, int]] = []
         self.loaded: list[int] = []
         self.threads: list[str] = []
+        self.features = ClipFeatures(None, 1)  # type: ignore[arg-type]
         self.may_sample, self.is_closed = Event(), Event()
         self.may_sample.set()
         config = load_config(["recipe=sft_rl", f"grpo.steps={STEPS}", f"rollout.lag={lag}"])
         run = SimpleNamespace(config=config, environment=None, is_save_due=lambda step: step == 3)
         sampler = SimpleNamespace(
             has_own_weights=has_own_weights,
-            features=ClipFeatures(None, 1),  # type: ignore[arg-type]
+            features=self.features,
             sampler=SimpleNamespace(close=self.close),
             load=self.loaded.append,
         )
@@ -47,7 +49,9 @@ class Recorder:
             if self.is_closed.is_set():
                 raise RuntimeError("the workers are closed")
         self.sampled.append((step, weight_version))
-        return Rollouts()
+        self.features._features[f"clip {step}"] = torch.zeros(1)  # type: ignore[index]
+        episode = SimpleNamespace(clips=[f"clip {step}"], weight_version=weight_version)
+        return Rollouts(groups=[[episode]], draws=[0])  # type: ignore[list-item]
 
     def close(self) -> None:
         self.is_closed.set()
@@ -61,7 +65,7 @@ def test_versions_by_hand(
 ) -> None:
     """A checkpoint is written after three steps: the step after it, number 3, is sampled with its weights."""
     recorder = Recorder(monkeypatch, lag, has_own_weights)
-    with recorder.schedule as schedule:
+    with closing(recorder.schedule) as schedule:
         for step in range(STEPS):
             schedule.get(step)
     assert recorder.sampled == list(enumerate(versions))
@@ -73,7 +77,7 @@ def test_versions_by_hand(
 def test_the_next_step_is_sampled_while_a_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(monkeypatch, lag=1, has_own_weights=True)
     recorder.may_sample.clear()
-    with recorder.schedule as schedule:
+    with closing(recorder.schedule) as schedule:
         schedule.get(0)
         assert recorder.sampled == [(0, 0)], "step 0 trains here, with step 1 under way"
         recorder.may_sample.set()
@@ -81,10 +85,18 @@ def test_the_next_step_is_sampled_while_a_step_trains(monkeypatch: pytest.Monkey
         assert recorder.sampled[:2] == [(0, 0), (1, 0)]
 
 
+def test_features_of_the_step_to_train_outlive_the_sampling_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch, lag=1)
+    with closing(recorder.schedule) as schedule:
+        for step, held in enumerate([{"clip 0", "clip 1"}, {"clip 1", "clip 2"}, {"clip 2"}]):
+            schedule.get(step)
+            assert held <= recorder.features._features.keys() <= held | {"clip 1"}
+
+
 def test_errors_of_either_side_end_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(monkeypatch, lag=1, has_own_weights=True)
     recorder.may_sample.clear()
-    with pytest.raises(ZeroDivisionError), recorder.schedule as schedule:
+    with pytest.raises(ZeroDivisionError), closing(recorder.schedule) as schedule:
         schedule.get(0)
         raise ZeroDivisionError  # in training: closes the sampler, which ends the thread
     with pytest.raises(RuntimeError, match="the workers are closed"):
