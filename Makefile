@@ -28,7 +28,7 @@ $(VENV)-vllm/.ready: $(wildcard tests/real_vllm/*.txt) tests/real_vllm/sitecusto
 	touch $@
 
 test-ray: $(READY) $(VENV)-ray/.ready  ## rollout.placement=ray on a local cluster, with a stand-in for vLLM
-	PYTHONPATH=$(abspath $(VENV)-ray) $(BIN)/python -m pytest -m ray $(ARGS)
+	PYTHONPATH=$(abspath $(VENV)-ray) $(BIN)/python -m pytest tests/unit/serving tests/real_vllm -m ray $(ARGS)
 
 $(VENV)-ray/.ready:
 	$(BIN)/python -m pip install --quiet -c constraints.txt --target $(VENV)-ray ray

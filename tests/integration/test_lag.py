@@ -54,7 +54,11 @@ def test_two_ranks_equal_one(tiny: list[str], tmp_path: Path) -> None:
     assert max(float((p - wanted[n]).abs().max()) for n, p in weights(tmp_path / "two/final").items()) < 1e-3
 
 
-@pytest.mark.parametrize("launcher", [TRAIN, TWO_RANKS], ids=["one rank", "two ranks"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param(TRAIN, marks=pytest.mark.thorough, id="one rank"), pytest.param(TWO_RANKS, id="two ranks")],
+)
 def test_workers_sample_while_the_trainer_trains(launcher: list[str], tiny: list[str], tmp_path: Path) -> None:
     """A stand-in for vLLM takes half a second for each round of turns, which the training hides in part."""
     engine = ["rollout.engine=vllm", f"rollout.vllm_python={interpreter(tmp_path)}", "grpo.save_every_steps=0"]
