@@ -104,6 +104,7 @@ def test_the_loss_is_named_with_its_node(cluster: None, tmp_path: Path) -> None:
     sampler = open_sampler(tmp_path, 1, "rollout.worker_restarts=0")
     ask(sampler, "0/0")
     os.kill(pids(tmp_path)[0], signal.SIGKILL)
+    wait(lambda: not runs(pids(tmp_path)[0]))
     with pytest.raises(WorkerLostError, match=r"SIGKILL on .*; its output is in Ray's logs of actor \w+"):
         ask(sampler, "0/1")
     sampler.close()
