@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-slow test-tf457 test-vllm lint bench clean
+.PHONY: train test test-slow test-tf457 test-vllm test-ray lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -25,6 +25,13 @@ $(VENV)-vllm/.ready: $(wildcard tests/real_vllm/*.txt) tests/real_vllm/sitecusto
 	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/real_vllm/engine.txt
 	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps -r tests/real_vllm/requirements.txt
 	cp tests/real_vllm/sitecustomize.py $(VENV)-vllm/lib/python3*/site-packages/
+	touch $@
+
+test-ray: $(READY) $(VENV)-ray/.ready  ## rollout.placement=ray on a local cluster, with a stand-in for vLLM
+	PYTHONPATH=$(abspath $(VENV)-ray) $(BIN)/python -m pytest tests/unit/serving tests/real_vllm -m ray $(ARGS)
+
+$(VENV)-ray/.ready:
+	$(BIN)/python -m pip install --quiet -c constraints.txt --target $(VENV)-ray ray
 	touch $@
 
 test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
@@ -53,4 +60,4 @@ $(READY): setup.py pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-tf457 build dist src/videoseek.egg-info
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-ray $(VENV)-tf457 build dist src/videoseek.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from collections.abc import Iterator
@@ -38,7 +39,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     no_benchmark = pytest.mark.skip(reason="benchmarks run with --benchmark only")
     no_thorough = pytest.mark.skip(reason="one of many like cases; make test-slow runs all")
     no_gpu = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
+    no_ray = pytest.mark.skip(reason="Ray is not installed: make test-ray")
     for item in items:
+        if "ray" in item.keywords and importlib.util.find_spec("ray") is None:
+            item.add_marker(no_ray)
         for marker, variable in INTERPRETERS.items():
             if marker in item.keywords and not os.environ.get(variable):
                 reason = f"{variable} names no interpreter: make test-{marker}"

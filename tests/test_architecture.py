@@ -50,7 +50,7 @@ CORE_ROOMS = {
 #: other tools open and the position rule, 120 for questions that share a film, 15 for the run's shortest window in the
 #: reward, 200 for evaluation within a stage with its best checkpoint and for checkpoints written in the background, 570
 #: for episodes as state machines over a sampler, continuous batching and a decode step for a CUDA graph, 180 for
-#: sampling by vLLM.
+#: sampling by vLLM, 120 for rollouts a step ahead.
 MAX_CORE_LINES = 7000
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = {"videoseek": 60, "videoseek_kernels": 160, "kernel_bench": 100}

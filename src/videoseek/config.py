@@ -184,6 +184,18 @@ class RolloutConfig:
     worker_silence_seconds: float = option(
         600.0, "vllm: a worker that says nothing for so long while asked, also at its start, is lost", above=0
     )
+    placement: str = option(
+        "local",
+        "vllm: each rank starts a worker on its machine, or Ray starts workers anywhere",
+        choices=("local", "ray"),
+    )
+    workers: int | None = option(None, "ray: number of workers for all ranks (null: one for each rank)", at_least=1)
+    lag: int = option(
+        0,
+        "steps that sampling runs ahead: 1 samples the next step's episodes with the weights of today",
+        choices=(0, 1),
+    )
+    max_lag: int = option(1, "groups sampled with weights of more steps before are dropped and counted", at_least=0)
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,11 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(
             f"grpo.updates_per_batch {grpo.updates_per_batch} exceeds grpo.prompts_per_step {grpo.prompts_per_step}"
         )
+    rollout = config.rollout
+    if rollout.lag > rollout.max_lag:
+        raise UsageError(f"rollout.max_lag={rollout.max_lag} would drop every group of rollout.lag={rollout.lag}")
+    if rollout.lag and grpo.importance_cap is None:
+        raise UsageError("rollout.lag=1 needs grpo.importance_cap, which corrects for the older weights; got null")
     if config.reward.variant != "strict" and config.prompt.format != "grounding":
         raise UsageError(
             f"reward.variant={config.reward.variant} reads prompt.format=grounding only, got {config.prompt.format}; "

@@ -46,7 +46,8 @@ def by_ids(completion_ids, **kwargs):
 
 
 def environment(**variables: str) -> dict[str, str]:
-    path = os.pathsep.join(str(ROOT / name) for name in ("src", "kernels"))
+    own = [str(ROOT / name) for name in ("src", "kernels")]
+    path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
     # A test of the engine in this process leaves the address of its own group behind.
     inherited = {name: value for name, value in os.environ.items() if name not in GROUP}
     return {**inherited, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}

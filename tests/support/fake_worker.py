@@ -27,6 +27,7 @@ class FakeWorker:
     expand: Callable[[list[int]], list[int]]
     version: int = -1
     asked: list[dict[str, Any]] = field(default_factory=list)  # every header of every connection, in order
+    tensors: list[np.ndarray] = field(default_factory=list)  # the bytes of every tensor
 
     def welcome(self, peer: socket.socket) -> None:
         challenge(peer, TOKEN)
@@ -37,6 +38,7 @@ class FakeWorker:
         while True:
             header, arrays = receive(peer)
             self.asked.append(header)
+            self.tensors += arrays if header["op"] == "tensor" else []
             if header["op"] == "load":
                 self.version = header["version"]
                 send(peer, {"op": "load", "id": header["id"], "version": self.version})

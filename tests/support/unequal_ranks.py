@@ -138,7 +138,7 @@ def rewards(world: TinyWorld, _: int) -> dict[str, list[float]]:
     start_distributed(CPU)
     rollouts = Rollouts(all_groups=[groups[i] for i in rank_indices(len(groups))])
     reward_episodes(config, functions, [episode for group in rollouts.all_groups for episode in group])
-    return {name: [value] for name, value in rollout_metrics(rollouts, functions, CPU).items()}
+    return {name: [value] for name, value in rollout_metrics(rollouts, functions, CPU, 0).items()}
 
 
 def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
@@ -155,13 +155,14 @@ def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     samples = [world.samples[0], replace(world.samples[1], video="missing.mp4")]
     run = cast(StageRun, SimpleNamespace(config=config, device=CPU))
     by_ids = RewardFunction("ids", lambda completion_ids, **_: [sum(ids) % 97 for ids in completion_ids])
-    rollouts = sample_groups(run, engine, sampler, [by_ids], samples, SampleOrder(len(samples), 0), 0)
+    with engine.whole_weights():
+        rollouts = sample_groups(run, sampler, [by_ids], samples, SampleOrder(len(samples), 0), 0, weight_version=0)
     filler_episode = filler_group(rollouts, CPU)
     assert filler_episode is not None and len(filler_episode[0]) == 1
     filler = pack_micro_batch([filler_episode], world.packing, CPU)
     minibatch, _ = plan_micro_batches(with_advantages(rollouts.groups, "grpo", "keep"), 10**6, world.packing, CPU)
     assert len(minibatch) == len(rollouts.all_groups) <= 1
-    values = rollout_metrics(rollouts, [by_ids], CPU)
+    values = rollout_metrics(rollouts, [by_ids], CPU, 0)
     del values["time/rollout_s"]
     values |= update(Objective(config, engine, sampler, None), [minibatch], filler, 0)
     assert values["rollout/unreadable_prompts"] == 1 and values["grad_norm"] > 0

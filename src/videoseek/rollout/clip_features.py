@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 
@@ -46,9 +46,9 @@ class ClipFeatures:
         """Returns whether every clip has features."""
         return all(clip in self._features for clip in clips)
 
-    def clear(self) -> None:
-        """Drops all features."""
-        self._features.clear()
+    def clear(self, keep: Collection[Clip] = ()) -> None:
+        """Drops the features of all clips but `keep`."""
+        self._features = {clip: features for clip, features in self._features.items() if clip in keep}
 
     def encode(self, clips: Iterable[Clip]) -> None:
         """Encodes all clips without features. Raises VideoError for an unreadable clip, after the other clips."""

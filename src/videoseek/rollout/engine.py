@@ -68,8 +68,16 @@ class RolloutEngine:
         weights: Callable[[], Iterable[tuple[str, torch.Tensor]]] = tuple,
     ) -> None:
         self.environment, self.sampler, self.features = environment, sampler, features
+        #: Whether the sampler holds weights apart from the trainer's, and can sample while the trainer trains.
+        self.has_own_weights = weights is not tuple
         self._weights = weights
         self._weight_version: int | None = None
+
+    def load(self, weight_version: int) -> None:
+        """Hands the trainer's weights to the sampler as `weight_version`, unless the sampler has that version."""
+        if weight_version != self._weight_version:
+            self.sampler.load(self._weights(), weight_version)
+            self._weight_version = weight_version
 
     def rollout(
         self,
@@ -89,9 +97,7 @@ class RolloutEngine:
         receives the number of finished episodes and of all episodes. Raises VideoError for an unreadable video.
         `skip_unreadable` logs a warning with the video's name instead, and returns an empty group.
         """
-        if weight_version != self._weight_version:
-            self.sampler.load(self._weights(), weight_version)
-            self._weight_version = weight_version
+        self.load(weight_version)
         draws = draw_numbers([sample.id for sample in samples]) if draws is None else draws
         streams = [
             [stream_key(seed, sample.id, index, draw) for index in range(samples_per_prompt)]

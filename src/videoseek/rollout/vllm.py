@@ -53,10 +53,18 @@ class VllmSampler:
     """Implements `Sampler` on `workers`. `weights_dir` takes the weights for `sync=disk`; workers must see it too."""
 
     def __init__(
-        self, workers: Sequence[RemoteWorker], vocabulary: Vocabulary, weights_dir: Path | None = None
+        self,
+        workers: Sequence[RemoteWorker],
+        vocabulary: Vocabulary,
+        weights_dir: Path | None = None,
+        *,
+        copy_weights: bool = False,
     ) -> None:
-        """`weights_dir` None sends weights as tensors over the connection."""
+        """`weights_dir` None sends weights as tensors over the connection. `copy_weights` keeps a copy of them for a
+        worker that starts again while the trainer trains.
+        """
         self.in_order = False  # turns end in any order
+        self._copy_weights = copy_weights
         self._workers = workers
         self._vocabulary = vocabulary
         self.weights_dir = weights_dir
@@ -114,6 +122,8 @@ class VllmSampler:
         """Hands the weights to every worker, and waits until all have them. No turn may be open."""
         # A tied matrix comes under two names; vLLM ties it again by itself.
         tensors = list({tensor.data_ptr(): (name, tensor) for name, tensor in reversed(list(weights))}.values())
+        if self._copy_weights and self.weights_dir is None:
+            tensors = [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in tensors]
         update = Weights(version, None, tensors)
         if self.weights_dir is not None:
             self.weights_dir.mkdir(parents=True, exist_ok=True)
@@ -175,5 +185,5 @@ def vllm_engine(
         return (merged_weights(policy.model) if has_adapters(policy.model) else policy.model.state_dict()).items()
 
     workers = rank_workers(config.rollout, config.dtype, model, output_dir)
-    sampler = VllmSampler(workers, environment.vocabulary, weights_dir)
+    sampler = VllmSampler(workers, environment.vocabulary, weights_dir, copy_weights=config.rollout.lag > 0)
     return RolloutEngine(environment, sampler, ClipFeatures(policy, MAX_TOKENS_PER_PASS), weights)

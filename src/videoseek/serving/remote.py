@@ -20,6 +20,7 @@ from videoseek.config import RolloutConfig, UsageError
 from videoseek.runtime import rank, world_size
 from videoseek.serving.client import Connection, WorkerError, WorkerLostError
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
+from videoseek.serving.ray_place import RayPlace, connect_to_ray
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
 from videoseek.wire import Message
@@ -219,17 +220,33 @@ def _send_weights(connection: Connection, weights: Weights) -> None:
 
 
 def rank_workers(rollout: RolloutConfig, dtype: str, model: Path, log_dir: Path) -> list[RemoteWorker]:
-    """Returns this rank's workers, not yet open: its share of the servers, or one to start here. Raises UsageError."""
+    """Returns this rank's workers, not yet open: its share of the servers or of Ray's workers, or one to start here.
+
+    Raises UsageError.
+    """
     if rollout.temperature > 2:
         raise UsageError(f"rollout.temperature={rollout.temperature:g} is above 2, the limit of rollout.engine=vllm")
+    options = {"max_model_len": rollout.max_context_tokens, "dtype": dtype} | parse_options(rollout.vllm_options)
     if rollout.servers:
+        if rollout.placement == "ray":
+            raise UsageError(f"rollout.placement=ray starts workers; rollout.servers={rollout.servers} run already")
         places: list[Place] = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
         if not places:
             raise UsageError(f"rollout.servers names {len(rollout.servers)} for {world_size()} ranks; each needs one")
         token = shared_token()
+    elif rollout.placement == "ray":
+        token, num_workers = secrets.token_hex(32), rollout.workers or world_size()
+        if num_workers < world_size():
+            raise UsageError(f"rollout.workers={num_workers} is below the number of ranks, {world_size()}")
+        device = connect_to_ray(num_workers)
+        places = [
+            RayPlace(
+                rollout.vllm_python, model, options, token, device=device, wait_seconds=rollout.worker_silence_seconds
+            )
+            for _ in range(rank(), num_workers, world_size())
+        ]
     else:
         token = secrets.token_hex(32)
-        options = {"max_model_len": rollout.max_context_tokens, "dtype": dtype} | parse_options(rollout.vllm_options)
         log = log_dir / f"vllm-rank-{rank():03d}.log"
         places = [LocalPlace(rollout.vllm_python, model, options, token, log=log)]
     return [RemoteWorker(place, token, rollout.worker_silence_seconds, rollout.worker_restarts) for place in places]

@@ -13,15 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 
 import torch
 
 from videoseek.algorithms.losses import LOSSES, LossInputs, Metrics, PolicyLossSettings
-from videoseek.batches.loader import AheadLoader
 from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, plan_metrics, plan_micro_batches
-from videoseek.batches.order import SampleOrder
 from videoseek.config import TrainConfig
 from videoseek.distributed import all_sum, split_minibatches
 from videoseek.engine import OptimizerSettings, TrainEngine, learning_rate
@@ -29,7 +26,8 @@ from videoseek.model.policy import Policy
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rollout.engine import RolloutEngine
 from videoseek.runtime import Progress
-from videoseek.stages.rollouts import filler_group, prefetch_prompts, rollout_metrics, sample_groups, with_advantages
+from videoseek.stages.rollout_schedule import RolloutSchedule
+from videoseek.stages.rollouts import filler_group, rollout_metrics, with_advantages
 from videoseek.stages.stage_run import StageRun
 from videoseek.types import Clip, Sample
 
@@ -47,15 +45,11 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
     objective = Objective(run.config, engine, sampler, reference)
     packing = run.pack_settings(masked=False)
     run.policy.train()
-    order = SampleOrder.of(samples, run.config.seed, by_film=run.config.data.group_by_film)
-    loader = AheadLoader(partial(prefetch_prompts, run.environment, run.config, samples, order))
-    with closing(sampler.sampler), loader, Progress(run.name, grpo.steps, run.first_step) as progress:
+    progress = Progress(run.name, grpo.steps, run.first_step)
+    with closing(RolloutSchedule(run, engine, sampler, functions, samples)) as schedule, progress:
         for step in range(run.first_step, grpo.steps):
             started = time.perf_counter()
-            loader.get(step)
-            rollouts = sample_groups(run, engine, sampler, functions, samples, order, step)
-            if run.config.video.prefetch and step + 1 < grpo.steps:
-                loader.start(step + 1)
+            rollouts = schedule.get(step)
             groups = with_advantages(rollouts.groups, grpo.advantage, grpo.overlong)
             plans = [
                 plan_micro_batches(part, grpo.max_tokens_per_micro_batch, packing, run.device)
@@ -80,7 +74,7 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
                 updates.append(sums.metrics | skipped | {"grad_norm": grad_norm, "learning_rate": rate})
             values = {"loss": 0.0, "grad_norm": 0.0} | join_updates(updates)
             values |= plan_metrics([account for _, account in plans])
-            values |= rollout_metrics(rollouts, functions, run.device)
+            values |= rollout_metrics(rollouts, functions, run.device, step)
             values["step_time"] = time.perf_counter() - started
             run.record(f"{run.name}_step_{step + 1:06d}", rollouts.all_groups)
             shown = {"reward": "reward/mean", "accuracy": "rewards/accuracy/mean", "tokens saved": "plan/saving"}

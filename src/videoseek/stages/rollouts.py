@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import torch
+from torch.distributed import ProcessGroup
 
 from videoseek.algorithms.advantages import group_advantages, has_spread
 from videoseek.batches.micro_batch import Group, ScoredGroup
 from videoseek.batches.order import RESERVE, SampleOrder, stream_seed
 from videoseek.config import GRPOConfig, TrainConfig
 from videoseek.distributed import all_max, all_sum, gather, rank_indices
-from videoseek.engine import TrainEngine
 from videoseek.rewards.functions import RewardFunction
 from videoseek.rewards.trajectory_guided import REWARD_NAMES, write_rewards
 from videoseek.rollout.engine import RolloutEngine
@@ -43,56 +44,60 @@ class Rollouts:
     draws: list[int] = field(default_factory=list)
     all_groups: list[Group] = field(default_factory=list)
     num_unreadable: int = 0
+    num_stale: int = 0
     seconds: float = 0.0
+    wait_seconds: float = 0.0
 
 
 def sample_groups(
     run: StageRun,
-    engine: TrainEngine,
     sampler: RolloutEngine,
     functions: Sequence[RewardFunction],
     samples: Sequence[Sample],
     order: SampleOrder,
     step: int,
+    weight_version: int,
+    group: ProcessGroup | None = None,
 ) -> Rollouts:
     """Rolls out the prompts of `step`, divided among the ranks, and writes the rewards into the episodes.
+
+    A thread beside the training thread passes a process group of its own.
 
     Dynamic sampling replaces groups of equal rewards and prompts with unreadable videos by prompts of the reserve, for
     at most `grpo.max_resample_rounds` rounds. All ranks count together: the prompts of a step are the same for any
     number of ranks. Raises UnreadableVideosError for too many unreadable videos.
     """
+    device = run.device if group is None else torch.device("cpu")
     grpo, config, started = run.config.grpo, run.config, time.perf_counter()
     sampling = sampling_settings(config, config.rollout.temperature)
     rollouts, num_drawn, num_usable = Rollouts(), 0, 0
-    sampler.features.clear()  # features of the last step belong to older weights, unless the vision tower is frozen
     for attempt in range(1 + grpo.max_resample_rounds):
         num_missing = grpo.prompts_per_step - num_usable
         if num_missing == 0:
             break
         indices = step_prompts(order, step, attempt, grpo)[:num_missing]
         own, draws = rank_indices(len(indices), contiguous=config.data.group_by_film), draw_numbers(indices)
-        with engine.whole_weights():
-            sampled = sampler.rollout(
-                [samples[indices[i]] for i in own],
-                grpo.group_size,
-                stream_seed(config.seed, step, attempt),
-                sampling,
-                weight_version=step,
-                draws=[draws[i] for i in own],
-                skip_unreadable=True,
-            )
+        sampled = sampler.rollout(
+            [samples[indices[i]] for i in own],
+            grpo.group_size,
+            stream_seed(config.seed, step, attempt),
+            sampling,
+            weight_version=weight_version,
+            draws=[draws[i] for i in own],
+            skip_unreadable=True,
+        )
         reward_episodes(config, functions, [episode for group in sampled for episode in group])
-        for i, group in zip(own, sampled, strict=True):
-            if not group:
+        for i, episodes in zip(own, sampled, strict=True):
+            if not episodes:
                 rollouts.num_unreadable += 1
                 continue
-            rollouts.all_groups.append(group)
-            if grpo.max_resample_rounds == 0 or has_signal(group, grpo.overlong):
-                rollouts.groups.append(group)
+            rollouts.all_groups.append(episodes)
+            if grpo.max_resample_rounds == 0 or has_signal(episodes, grpo.overlong):
+                rollouts.groups.append(episodes)
                 rollouts.draws.append(num_drawn + i)
         num_drawn += len(indices)
-        # All ranks agree on the missing groups. A rank without a prompt still takes part in gathering the weights.
-        usable, unreadable = all_sum([len(rollouts.groups), rollouts.num_unreadable], run.device)
+        # All ranks agree on the missing groups.
+        usable, unreadable = all_sum([len(rollouts.groups), rollouts.num_unreadable], device, group)
         num_usable = int(usable)
         check_unreadable(int(unreadable), num_drawn, config.data.max_unreadable_share)
     cancel_prefetch()  # a clip whose group was dropped has no reader any more
@@ -139,15 +144,33 @@ def reward_episodes(config: TrainConfig, functions: Sequence[RewardFunction], ep
                 episode.rewards["reward"] += value
 
 
-def rollout_metrics(rollouts: Rollouts, functions: Sequence[RewardFunction], device: torch.device) -> dict[str, float]:
-    """Returns the metrics of all sampled episodes over all ranks."""
+def drop_stale(rollouts: Rollouts, oldest_version: int) -> None:
+    """Drops and counts the groups to train on with a token sampled by weights older than `oldest_version`."""
+    fresh = [min(episode.weight_version for episode in group) >= oldest_version for group in rollouts.groups]
+    rollouts.num_stale = fresh.count(False)
+    rollouts.groups = list(compress(rollouts.groups, fresh))
+    rollouts.draws = list(compress(rollouts.draws, fresh))
+
+
+def rollout_metrics(
+    rollouts: Rollouts, functions: Sequence[RewardFunction], device: torch.device, step: int
+) -> dict[str, float]:
+    """Returns the metrics of all episodes of a step over all ranks."""
     parts = {*REWARD_NAMES, *(function.name for function in functions)} - {"reward"}
     sums = episode_sums(rollouts.all_groups, sorted(parts))
     totals = iter(all_sum([number for pair in sums.values() for number in pair], device))
-    num_unreadable, num_groups = all_sum([rollouts.num_unreadable, len(rollouts.all_groups)], device)
-    values = means({name: (next(totals), next(totals)) for name in sums})
-    counts = {"rollout/unreadable_prompts": num_unreadable, "rollout/groups": num_groups}
-    return values | counts | {"time/rollout_s": rollouts.seconds}
+    gaps = [step - episode.weight_version for group in rollouts.all_groups for episode in group]
+    counts = [rollouts.num_unreadable, len(rollouts.all_groups), rollouts.num_stale, sum(gaps), len(gaps)]
+    num_unreadable, num_groups, num_stale, sum_of_gaps, num_gaps = all_sum(counts, device)
+    return means({name: (next(totals), next(totals)) for name in sums}) | {
+        "rollout/unreadable_prompts": num_unreadable,
+        "rollout/groups": num_groups,
+        "rollout/dropped_stale_groups": num_stale,
+        "rollout/version_gap_mean": sum_of_gaps / max(num_gaps, 1),
+        "rollout/version_gap_max": all_max(max(gaps, default=0), device),
+        "time/rollout_s": rollouts.seconds,
+        "time/rollout_wait_s": rollouts.wait_seconds,
+    }
 
 
 def filler_group(rollouts: Rollouts, device: torch.device) -> ScoredGroup | None:

@@ -75,6 +75,7 @@ class StageRun:
     best: BestStep | None = None
     skipped_in_a_row: int = 0
     saved_at: float = field(default_factory=time.monotonic)
+    save_decision: tuple[int, bool] = (-1, False)
 
     @classmethod
     def open(
@@ -205,7 +206,7 @@ class StageRun:
         values = values | CLOCK.take()
         evaluated = self.evaluate(engine, step)
         self.metrics.write(self.name, step, values | evaluated)
-        self.save(engine, step, evaluated=bool(evaluated))
+        self.save(engine, step)
 
     def evaluate(self, engine: TrainEngine, step: int) -> dict[str, float]:
         """Answers `questions` greedily after every `evaluate.every_steps` steps. Returns `eval/NAME`, or {}."""
@@ -223,18 +224,31 @@ class StageRun:
         CLOCK.take()  # of the evaluation alone: the phases of the next step start from zero
         return values | {"time/evaluate_s": time.perf_counter() - started}
 
-    def save(self, engine: TrainEngine, step: int, *, evaluated: bool) -> None:
-        """Saves a checkpoint after `step` steps of the stage, if evaluated, or due by steps or by minutes."""
-        self.writer.check()
+    def is_save_due(self, step: int) -> bool:
+        """Returns whether a checkpoint is due after `step` steps: by steps, with an evaluation, or by minutes.
+
+        The first answer about a step holds: minutes pass.
+        """
+        if self.save_decision[0] != step:
+            self.save_decision = (step, self._is_save_due(step))
+        return self.save_decision[1]
+
+    def _is_save_due(self, step: int) -> bool:
         config = self.config
         interval = config.grpo.save_every_steps if self.name == "grpo" else None
         interval = config.save_every_steps if interval is None else interval
-        due = evaluated or (bool(interval) and step % interval == 0)
+        due = any(every and step % every == 0 for every in (interval, config.evaluate.every_steps))
         if config.save_every_minutes is not None and not due:
             # Clocks differ between machines. Rank 0 decides for all.
             late = time.monotonic() - self.saved_at >= 60 * config.save_every_minutes
             due = bool(all_max(int(late and rank() == 0), self.device))
-        if due:
+        return due
+
+    def save(self, engine: TrainEngine, step: int) -> None:
+        """Saves a checkpoint after `step` steps of the stage, if due."""
+        self.writer.check()
+        config = self.config
+        if self.is_save_due(step):
             state = TrainerState(self.name, step, self.first_global_step + step, config.seed, world_size(), self.best)
             tokenizer, keep = self.environment.vocabulary.tokenizer, config.keep_checkpoints
             self.writer.save(self.output_dir, engine, tokenizer, self.source, state, keep)

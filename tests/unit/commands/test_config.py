@@ -31,7 +31,7 @@ grpo.max_tokens_per_micro_batch grpo.freeze_vision
 rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
 rollout.top_p rollout.cache_tokens rollout.deadline_seconds
 rollout.engine rollout.sync rollout.vllm_python rollout.vllm_options rollout.servers rollout.worker_restarts
-rollout.worker_silence_seconds
+rollout.worker_silence_seconds rollout.placement rollout.workers rollout.lag rollout.max_lag
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
 evaluate.num_questions evaluate.samples evaluate.every_steps evaluate.num_questions_inside evaluate.tasks
@@ -187,6 +187,9 @@ def test_yaml_words_stay_words(tmp_path: Path, text: str) -> None:
         ("deepspeed.stage=4", ["deepspeed.stage must be one of 0, 1, 2, 3", "got 4"]),
         ("deepspeed.offload=true", ["deepspeed.offload=true needs a deepspeed.stage of 1 or more"]),
         ("grpo.updates_per_batch=99", ["grpo.updates_per_batch 99 exceeds grpo.prompts_per_step 32"]),
+        ("rollout.lag=2", ["rollout.lag must be one of 0, 1", "got 2"]),
+        ("rollout.lag=1 and rollout.max_lag=0", ["rollout.max_lag=0 would drop every group of rollout.lag=1"]),
+        ("rollout.lag=1 and grpo.importance_cap=null", ["rollout.lag=1 needs grpo.importance_cap", "got null"]),
         ("rollout.cache_tokens=0", ["rollout.cache_tokens must be at least 1", "got 0"]),
         ("resume=nowhere", ["resume must be no, auto or an existing checkpoint folder", "got 'nowhere'"]),
         ("model=${nowhere}", ["cannot be resolved", "nowhere"]),
@@ -196,7 +199,7 @@ def test_yaml_words_stay_words(tmp_path: Path, text: str) -> None:
 )
 def test_refusals_name_key_value_and_what_is_allowed(recipe: Path, argument: str, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        load(recipe, argument)
+        load(recipe, *argument.split(" and "))
     message = str(caught.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == [], message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
+import numpy as np
 import pytest
 import torch
 from support.fake_worker import IDS, LOGPROBS, TOKEN, FakeWorker, ScriptedPlace
@@ -32,10 +33,12 @@ def open_sampler(world: TinyWorld) -> Callable[..., tuple[VllmSampler, ScriptedP
         pad = world.vocabulary.video_pad
         return [token for each in ids for token in ([pad] * clip.num_tokens if each == pad else [each])]
 
-    def open_one(*script: str, max_restarts: int = 1, token: str = TOKEN) -> tuple[VllmSampler, ScriptedPlace]:
+    def open_one(
+        *script: str, max_restarts: int = 1, token: str = TOKEN, copy_weights: bool = False
+    ) -> tuple[VllmSampler, ScriptedPlace]:
         place = ScriptedPlace(FakeWorker(expand), list(script))
         worker = RemoteWorker(place, token, SILENCE_SECONDS, max_restarts)
-        return VllmSampler([worker], world.vocabulary), place
+        return VllmSampler([worker], world.vocabulary, copy_weights=copy_weights), place
 
     return open_one
 
@@ -71,6 +74,21 @@ def test_a_lost_worker_is_started_again_with_the_weights_and_does_its_turns_agai
     once = ["tensor", "tensor", "load", "clip", "turn"]
     assert [header["op"] for header in place.worker.asked] == once * 2
     assert "is lost" in caplog.text
+    sampler.close()
+
+
+@pytest.mark.parametrize(("copy_weights", "expected"), [(True, [1, 2]), (False, [3, 4])])
+def test_a_worker_that_starts_again_while_weights_change_gets_the_version_it_had(
+    world: TinyWorld, open_sampler: Callable, copy_weights: bool, expected: list[int]
+) -> None:
+    sampler, place = open_sampler("good", "good", copy_weights=copy_weights)
+    weights = torch.tensor([1.0, 2.0])
+    sampler.load([("a", weights)], 2)
+    ask(sampler, world)
+    weights += 2  # the trainer's optimizer
+    sampler._workers[0].connection.close()
+    assert ask(sampler, world, "0/1").weight_versions == [2, 2, 2]
+    assert [list(sent.view(np.float32)) for sent in place.worker.tensors] == [[1, 2], expected]
     sampler.close()
 
 

@@ -10,7 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_world import TinyWorld, answer, assert_same_gradients, look, native_engine, tiny_world, tree_length
+from support.tiny_world import (
+    TinyWorld,
+    answer,
+    assert_same_gradients,
+    gradients,
+    look,
+    native_engine,
+    tiny_world,
+    tree_length,
+)
 
 from videoseek.batches.micro_batch import ScoredGroup, plan_micro_batches
 from videoseek.config import TrainConfig
@@ -90,8 +99,8 @@ class Trainer:
             end_step=lambda engine, step, values: self.written.append(values),
             check_finite=lambda step, sums, grad_norm: {},
         )
-        self.monkeypatch.setattr(grpo, "prefetch_prompts", lambda *_: None)
-        self.monkeypatch.setattr(grpo, "sample_groups", lambda *_: rollouts)
+        schedule = SimpleNamespace(get=lambda step: rollouts, close=lambda: None)
+        self.monkeypatch.setattr(grpo, "RolloutSchedule", lambda *_: schedule)
         self.monkeypatch.setattr(grpo, "with_advantages", lambda *_: scored)
         shown = {"reward/mean": 0.0, "rewards/accuracy/mean": 0.0}
         self.monkeypatch.setattr(grpo, "rollout_metrics", lambda *_: shown)
@@ -177,6 +186,30 @@ def test_a_minibatch_without_groups_makes_no_step(trainers: tuple[Trainer, Train
     assert len(trainer.gradients) == 1 and values["grad_norm"] > 0.1
     assert trainer.update([], minibatches=2, max_tokens=WHOLE, step=1) == {"loss": 0.0, "grad_norm": 0.0}
     assert len(trainer.gradients) == 1
+
+
+def test_tokens_of_older_weights_count_by_their_capped_ratio(
+    world: TinyWorld, config: TrainConfig, scored: list[ScoredGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One update on a lagged batch. By hand: the mean over tokens of -min(p_now / p_older, cap) * advantage."""
+    cap, temperature = 1.1, config.rollout.temperature
+    config = replace(config, grpo=replace(config.grpo, loss="dapo", importance_cap=cap))
+    [micro], _ = plan_micro_batches(scored[:1], WHOLE, world.packing, CPU)
+    with torch.no_grad():
+        older, _ = world.policy(seed=1)(micro.batch, None, temperature)
+    micro.batch = replace(micro.batch, rollout_logprobs=older)
+    policy = world.policy()  # the trainer's weights
+    logprobs, _ = policy(micro.batch, None, temperature)
+    ratio = (logprobs - older).exp().detach()
+    assert ratio.min() < cap < ratio.max()
+    by_hand = gradients(policy, -(ratio.clamp(max=cap) * micro.advantages * logprobs).sum() / len(logprobs))
+    trainer = Trainer(world, config, monkeypatch)
+    objective = grpo.Objective(config, trainer.engine, native_engine(trainer.policy, world.environment), None)
+    loss = objective.loss(len(logprobs), micro.batch.num_documents)
+    sums = trainer.engine.accumulate([micro], loss, None)
+    trainer.engine.step(0.0)
+    assert_same_gradients(trainer.gradients[0], by_hand, 1e-4)
+    assert sums.metrics["sampling/is_ratio_max"] == pytest.approx(float(ratio.max()), rel=1e-3)
 
 
 def test_warmup_counts_optimizer_steps(
