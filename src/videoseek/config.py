@@ -223,6 +223,9 @@ class EvaluateConfig:
         choices=("none", "covering_frames", "all", "window"),
     )
     final_answer: bool = option(False, "after the last turn that may call, one more turn that must answer")
+    questions_per_batch: int = option(
+        64, "questions that a rank asks side by side; a kill loses one batch of answers", at_least=1
+    )
     votes: int = option(1, "answers per question, by majority; 1 is greedy, more are sampled", at_least=1)
     evidence: str = option(
         "score",

@@ -19,16 +19,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from functools import partial
 
 from videoseek.command import FLAGS, parse, recipe_of_model, run_command
-from videoseek.config import EvaluateConfig, TrainConfig
+from videoseek.config import EvaluateConfig
 from videoseek.runtime import rank
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
 
 USAGE = "python -m videoseek.evaluate model=DIR [tasks=[NAME, ...] data_root=DIR] [data.eval=[FILE.jsonl, ...]] \
 [output_dir=DIR] [key=value ...]"
@@ -50,7 +45,9 @@ def main(arguments: list[str]) -> None:
     choose_accelerator(config.device)
     from videoseek.distributed import barrier
     from videoseek.engine import end_distributed
+    from videoseek.evaluation.benchmarks import evaluate_tasks
     from videoseek.evaluation.model_scores import score_model
+    from videoseek.evaluation.runner import native_model
     from videoseek.evaluation.scores import summary_of
     from videoseek.files import write_json
     from videoseek.model.load import model_folder
@@ -63,7 +60,8 @@ def main(arguments: list[str]) -> None:
     context = start_run(config)
     folder = model_folder(config.model, config.position_rule)
     if config.evaluate.tasks:
-        score_tasks(config, folder, context.device, context.output_dir, dry_run=options.dry_run)
+        load_model = partial(native_model, config, folder, context.device)
+        evaluate_tasks(config, folder, load_model, context.output_dir, dry_run=options.dry_run)
         return end_distributed()
     samples = load_split(config, "eval")[: config.evaluate.num_questions]
     if options.dry_run:
@@ -78,27 +76,6 @@ def main(arguments: list[str]) -> None:
             write_json(context.output_dir / "summary.json", summary)
             say(f"report: {write_report(context.output_dir)}")
     end_distributed()
-
-
-def score_tasks(
-    config: TrainConfig, folder: Path, device: torch.device, output_dir: Path, *, dry_run: bool = False
-) -> None:
-    """Asks the questions of all tasks that no file answers yet. A dry run counts the questions."""
-    from videoseek.evaluation.benchmarks import evaluate_tasks, load_task
-    from videoseek.evaluation.runner import Model
-    from videoseek.evaluation.tasks import find_task
-    from videoseek.rollout.setup import load_policy, rollout_engine
-
-    if dry_run:
-        for name in config.evaluate.tasks:
-            load_task(find_task(name), config)
-        return
-
-    def load_model() -> Model:
-        policy, environment = load_policy(folder, config, device)
-        return Model(environment, lambda changed: rollout_engine(policy, changed, config))
-
-    evaluate_tasks(config, folder, load_model, output_dir)
 
 
 def with_group(arguments: Sequence[str]) -> list[str]:

@@ -77,8 +77,8 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Returns the arguments for Video-MME and the clue world: the tiny model, one turn of twelve tokens."""
     root = tmp_path_factory.mktemp("benchmarks")
     videomme(root, Films(root))
-    keys = [f"data_root={root}", "rollout.max_new_tokens_per_turn=12", "rollout.max_turns=2", "limit=4", "stages=[sft]"]
-    return ["model=tiny", "recipe=sft_rl", "tasks=[videomme, clueworld:6]", "rollout.episodes_per_batch=1", *keys]
+    keys = [f"data_root={root}", "rollout.max_new_tokens_per_turn=12", "rollout.max_turns=2", "limit=4"]
+    return ["model=tiny", "recipe=sft_rl", "tasks=[videomme, clueworld:6]", "questions_per_batch=1", *keys]
 
 
 def answers(output_dir: Path) -> dict[str, list[dict[str, Any]]]:

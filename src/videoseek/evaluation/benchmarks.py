@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from videoseek.config import TrainConfig, UsageError
+from videoseek.config_merge import config_keys
 from videoseek.distributed import barrier
 from videoseek.evaluation.answers import merge_answers, read_answers
 from videoseek.evaluation.papers import papers_table
@@ -29,16 +29,34 @@ from videoseek.files import write_json
 from videoseek.runtime import rank, say
 from videoseek.samples.readers.rows import problem_lines
 
-#: Bytes of each end of a file of weights that enter the hash, beside the size.
-_SAMPLED_BYTES = 2**20
+#: A file of weights up to this size is hashed whole. Of a larger one, 4 KiB of each MiB are: no matrix goes unseen.
+_WHOLE_BYTES = 2**26
+#: Keys that decide answers, beside those that decide the frames.
+_DECIDING: tuple[str, ...] = (
+    "seed",
+    "dtype",
+    "prompt.format",
+    "prompt.style",
+    "rollout.max_turns",
+    "rollout.max_new_tokens_per_turn",
+)
+_DECIDING += ("rollout.max_context_tokens", "rollout.temperature", "rollout.top_p", "rollout.deadline_seconds")
+_DECIDING += ("evaluate.mode", "evaluate.prompt_style", "evaluate.subtitles", "evaluate.final_answer")
+_DECIDING += ("evaluate.votes", "evaluate.limit", "evaluate.judge")
 
 
 def evaluate_tasks(
-    config: TrainConfig, model_folder: Path, load_model: Callable[[], Model], output_dir: Path
+    config: TrainConfig,
+    model_folder: Path,
+    load_model: Callable[[], Model],
+    output_dir: Path,
+    *,
+    dry_run: bool = False,
 ) -> list[dict[str, Any]]:
     """Asks the open questions of all tasks, and prints the table. Returns the results of the finished tasks.
 
-    `load_model` is called only if a question is open. Raises UsageError and DataError before any question.
+    `load_model` is called only if a question is open. A dry run only counts. Raises UsageError and DataError before any
+    question.
     """
     load_model = cache(load_model)
     folder = run_folder(config, model_folder, output_dir)
@@ -48,7 +66,7 @@ def evaluate_tasks(
         raise UsageError(f"evaluate.tasks names a task twice: {', '.join(task.name for task in tasks)}")
     loaded = [load_task(task, config) for task in tasks]
     results = []
-    for task, questions in zip(tasks, loaded, strict=True):
+    for task, questions in zip(tasks, loaded, strict=True) if not dry_run else ():
         result = _evaluate_task(task, config, questions, load_model, folder / task.name)
         results += [result] if result is not None else []
     if rank() == 0 and results:
@@ -127,18 +145,15 @@ def necessity(result: dict[str, Any], swapped: Sequence[dict[str, Any]]) -> dict
 
 def run_folder(config: TrainConfig, model_folder: Path, output_dir: Path) -> Path:
     """Returns OUTPUT/MODEL/MODE-HASH for a configuration and a folder of weights."""
-    rollout = {name: value for name, value in asdict(config.rollout).items() if name != "episodes_per_batch"}
-    evaluate = {name: getattr(config.evaluate, name) for name in _DECIDING}
-    settings = [config.video.shown_by(), asdict(config.prompt), rollout, evaluate, config.seed, config.dtype]
+    keys = config_keys(config)
+    settings = config.video.shown_by() | {name: keys[name].value for name in _DECIDING}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in sorted(model_folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(_SAMPLED_BYTES))
-            file.seek(-min(_SAMPLED_BYTES, path.stat().st_size), 2)
-            digest.update(file.read())
+            for offset in range(0, size, 2**20):
+                file.seek(offset)
+                digest.update(file.read(2**20 if size <= _WHOLE_BYTES else 4096))
     name = "_".join(part for part in Path(config.model).parts if part != "/")
     return output_dir / name / f"{config.evaluate.mode}-{digest.hexdigest()[:8]}"
-
-
-#: Keys of `evaluate` that decide answers.
-_DECIDING = ("mode", "prompt_style", "subtitles", "final_answer", "votes", "limit", "judge")

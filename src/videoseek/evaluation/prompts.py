@@ -25,7 +25,7 @@ SYSTEM = {
 #: Ends the observation before a forced answer.
 FINAL_ANSWER = "\nThis was the last clip. Answer now, with the evidence that you have."
 _SUBTITLES = "Subtitles of the video, with their times in seconds:\n"
-#: Both harnesses put the subtitles, without times, before the question (A.4).
+#: Both harnesses put the subtitles, without times, before the question.
 _PARITY_SUBTITLES = "This video's subtitles are listed below:\n"
 
 
@@ -72,7 +72,7 @@ def system_prompt(task: Task, config: TrainConfig) -> str:
     evaluate = config.evaluate
     if evaluate.mode == "tool":
         return FORMATS[config.prompt.format](config.prompt.style).system_prompt()
-    style = task.styles.get(evaluate.prompt_style)
+    style = task.styles.get(evaluate.prompt_style) if evaluate.mode == "direct" else None
     return style.system if style is not None else SYSTEM[evaluate.mode]
 
 
@@ -90,11 +90,11 @@ def film_lines(question: Question) -> list[Line]:
 
 def _prompt_lines(question: Question, config: TrainConfig) -> list[Line]:
     kind = config.evaluate.subtitles
-    if question.subtitles is None or kind in ("none", "window"):
+    if question.subtitles is None or kind == "none":
         return []
-    lines = film_lines(question)
-    if kind == "all":
-        return lines
+    lines = film_lines(question)  # also for `window`: a broken file must not end the run at a crop
+    if kind in ("all", "window"):
+        return lines if kind == "all" else []
     times = overview_clip(probe(question.sample.video), config.video).frame_seconds
     return covering_frames(lines, times, question.subtitles.least_seconds)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from videoseek.config import TrainConfig
 from videoseek.distributed import barrier, gather, rank_indices
 from videoseek.evaluation.answers import Line, append_answers, parse_shard, read_answers, require_same_prompts
@@ -18,7 +20,7 @@ from videoseek.evaluation.scoring import Scored, judge_open, majority, parity_ri
 from videoseek.evaluation.tasks.task import Question, Task
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampler import SamplingSettings
-from videoseek.rollout.setup import sampling_settings
+from videoseek.rollout.setup import load_policy, rollout_engine, sampling_settings
 from videoseek.runtime import Progress, rank, world_size
 from videoseek.types import Episode, Sample
 from videoseek.video.errors import VideoError
@@ -46,6 +48,12 @@ class Model:
 
     environment: Environment
     engine: Callable[[Environment], Engine]
+
+
+def native_model(config: TrainConfig, folder: Path, device: torch.device) -> Model:
+    """Loads the model of a folder with the native engine. Raises ModelError."""
+    policy, environment = load_policy(folder, config, device)
+    return Model(environment, lambda changed: rollout_engine(policy, changed, config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,7 @@ class TaskRun:
         evaluate = self.config.evaluate
         texts: dict[str, str] = {}
         engine = model.engine(self._environment(model.environment, texts))
-        size = max(1, self.config.rollout.episodes_per_batch // evaluate.votes) * world_size()
+        size = evaluate.questions_per_batch * world_size()
         name = f"{self.task.name}{' swapped' if self.swap else ''}"
         with Progress(name, len(pending)) as progress:
             for first in range(0, len(pending), size):

@@ -6,13 +6,15 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from videoseek.types import Interval
 
+#: Video-MME-v2 has a row for each word; a line with its time for each word would cost ten times the tokens.
+WORDS_PER_LINE = 12
 _TIME = re.compile(r"\s*(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)\s*")
 #: Marks of fonts and of places on the screen: `<font color="white">`, `</i>`, `{\an8}`.
 _MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|\{\\[^}]*\}")
@@ -39,7 +41,7 @@ def read_subtitles(path: Path) -> list[Line]:
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
         if path.suffix == ".jsonl":
-            rows = [_timed(json.loads(line)) for line in text.splitlines() if line.strip()]
+            rows = _joined(_timed(json.loads(line)) for line in text.splitlines() if line.strip())
         elif path.suffix == ".json":
             rows = [_timed(row) for row in json.loads(text)]
         else:
@@ -96,6 +98,17 @@ def _subrip(text: str) -> list[tuple[float, float, str]]:
     if not rows and text.strip():
         raise ValueError("no line holds a time such as 00:00:01,000 --> 00:00:02,000")
     return rows
+
+
+def _joined(words: Iterable[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Joins words into lines of at most WORDS_PER_LINE words without a pause of a second."""
+    lines: list[tuple[float, float, str]] = []
+    for start, end, word in words:
+        if lines and start - lines[-1][1] < 1 and len(lines[-1][2].split()) < WORDS_PER_LINE:
+            lines[-1] = (lines[-1][0], end, f"{lines[-1][2]} {word}")
+        else:
+            lines.append((start, end, word))
+    return lines
 
 
 def _timed(row: dict[str, Any]) -> tuple[float, float, str]:

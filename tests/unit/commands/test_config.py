@@ -35,8 +35,8 @@ rollout.worker_silence_seconds
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
 evaluate.num_questions evaluate.samples evaluate.tasks evaluate.data_root evaluate.limit evaluate.mode
-evaluate.prompt_style evaluate.subtitles evaluate.final_answer evaluate.votes evaluate.evidence evaluate.judge
-evaluate.judge_endpoint evaluate.judge_api_key_env evaluate.shard evaluate.papers
+evaluate.prompt_style evaluate.subtitles evaluate.final_answer evaluate.questions_per_batch evaluate.votes
+evaluate.evidence evaluate.judge evaluate.judge_endpoint evaluate.judge_api_key_env evaluate.shard evaluate.papers
 """
 
 

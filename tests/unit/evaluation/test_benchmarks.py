@@ -194,7 +194,7 @@ def content(out: Path) -> dict[str, Any]:
 def test_a_killed_run_resumes_to_the_same_files(tmp_path: Path, films: Films) -> None:
     """A kill between batches, and one in the middle of a line; no question is asked twice."""
     LAYOUTS["videomme_v2"][1](tmp_path, films)
-    config = config_of(tmp_path, "videomme_v2", "rollout.episodes_per_batch=2")
+    config = config_of(tmp_path, "videomme_v2", "evaluate.questions_per_batch=2")
     asked: list[str] = []
     limit = 0
 
@@ -266,20 +266,24 @@ def test_a_second_call_adds_nothing(tmp_path: Path, films: Films, capsys: pytest
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == files
 
 
-def test_settings_that_decide_answers_name_the_folder(tmp_path: Path) -> None:
+def test_settings_that_decide_answers_name_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def name(*keys: str, model: Path = MODEL) -> Path:
         return run_folder(config_of(tmp_path, "mlvu", *keys), model, tmp_path)
 
-    assert name() == name("rollout.episodes_per_batch=3", "evaluate.shard=1/2", "video.prefetch=false")
+    assert name() == name("evaluate.questions_per_batch=3", "evaluate.shard=1/2", "video.prefetch=false")
     other = ["evaluate.mode=think", "evaluate.votes=3", "evaluate.limit=2", "video.max_frames=8", "seed=1"]
     other += ["evaluate.subtitles=all", "evaluate.prompt_style=lmms", "evaluate.final_answer=true", "prompt.style=full"]
     assert len({name(), *(name(key) for key in other)}) == len(other) + 1
     assert name().parent.name == "tiny" and name().name.startswith("tool-")
     assert name("model=/data/run 1/final").parent.name == "data_run 1_final"
-    for number in (1, 2):
-        (tmp_path / f"m{number}").mkdir()
-        (tmp_path / f"m{number}/model.safetensors").write_bytes(bytes([number]) * 9)
-    assert name(model=tmp_path / "m1") != name(model=tmp_path / "m2")
+    monkeypatch.setattr("videoseek.evaluation.benchmarks._WHOLE_BYTES", 2**21)
+    for size, place in ((2**21, 777777), (2**22, 2**21 + 100)):
+        weights = bytearray(size)
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        before = name(model=tmp_path)
+        weights[place] = 1
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        assert name(model=tmp_path) != before
 
 
 def test_changed_questions_are_refused(tmp_path: Path, films: Films) -> None:
@@ -545,3 +549,13 @@ def test_results_of_other_questions_are_never_overwritten(tmp_path: Path, films:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
     with pytest.raises(UsageError, match="results.json is of other questions of a task videomme"):
         run(config, right_unless(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["all", "window", "covering_frames"])
+def test_broken_subtitles_are_errors_of_their_film_only(kind: str, tmp_path: Path, films: Films) -> None:
+    videomme(tmp_path, films)
+    (tmp_path / "Video-MME/subtitle/ytshort.srt").write_text("no subtitles")
+    result = run(config_of(tmp_path, "videomme", f"evaluate.subtitles={kind}"), right_unless(), tmp_path / "out")
+    assert result is not None
+    assert result["reasons"] == {"letter": 4, "unreadable_film_or_subtitles": 2}
+    assert result["values"]["accuracy"] == pytest.approx(4 / 6)

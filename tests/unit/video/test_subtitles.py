@@ -70,3 +70,13 @@ def test_choice_of_lines() -> None:
     assert [line.text for line in inside(lines, (2.0, 5.1))] == ["b"]
     assert shifted(lines, -5)[1] == Line(0.0, pytest.approx(0.4), "b")
     assert (parse_time("1:02:03,5"), parse_time("02:03")) == (3723.5, 123.0)
+
+
+def test_words_become_lines(tmp_path: Path) -> None:
+    """Thirteen words half a second apart, and one after a pause."""
+    words = [{"text": f"w{index}", "start_time": index / 2, "end_time": index / 2 + 0.4} for index in range(13)]
+    words.append({"text": "late", "start_time": 20.0, "end_time": 20.5})
+    path = tmp_path / "film.jsonl"
+    path.write_text("".join(json.dumps(word) + "\n" for word in words))
+    first = " ".join(f"w{index}" for index in range(12))
+    assert read_subtitles(path) == [Line(0.0, 5.9, first), Line(6.0, 6.4, "w12"), Line(20.0, 20.5, "late")]
