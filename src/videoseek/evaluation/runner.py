@@ -14,6 +14,7 @@ import torch
 from videoseek.config import TrainConfig
 from videoseek.distributed import barrier, gather, rank_indices
 from videoseek.evaluation.answers import Line, append_answers, parse_shard, read_answers, require_same_prompts
+from videoseek.evaluation.chat_episode import failure_line, token_counts, usage_line
 from videoseek.evaluation.evidence import SwappedCrop, clue_scores, crops
 from videoseek.evaluation.prompts import Notes, Prompt, make_prompt, system_prompt, with_prompts
 from videoseek.evaluation.scoring import Scored, judge_open, majority, parity_right, score_reply
@@ -79,7 +80,7 @@ class TaskRun:
         index, count = parse_shard(evaluate.shard)
         films = set(list(dict.fromkeys(question.sample.video for question in self.questions))[index - 1 :: count])
         own = [question for question in self.questions if question.sample.video in films]
-        return [question for question in own if question.sample.id not in answers]
+        return [q for q in own if q.sample.id not in answers or answers[q.sample.id]["reason"] == "no_reply"]
 
     def ask(self, model: Model, pending: Sequence[Question]) -> None:
         """Asks `pending` in batches over all ranks. Every batch is on disk before the next one begins."""
@@ -125,7 +126,8 @@ class TaskRun:
         samples = [question.sample for question in questions if question.sample.id in texts]
         rolled = engine.rollout(samples, votes, config.seed, settings, skip_unreadable=True) if samples else []
         groups = {sample.id: group for sample, group in zip(samples, rolled, strict=True)}
-        asked = [question for question in questions if groups.get(question.sample.id)]
+        failures = {name: line for name, group in groups.items() if (line := failure_line(group))}
+        asked = [q for q in questions if groups.get(q.sample.id) and q.sample.id not in failures]
         scored = {q.sample.id: [score_reply(q, reply(episode)) for episode in groups[q.sample.id]] for q in asked}
         chosen = {name: majority(scores) for name, scores in scored.items()}
         best = [scored[question.sample.id][chosen[question.sample.id]] for question in asked]
@@ -140,7 +142,7 @@ class TaskRun:
                 line |= {"votes": [vote.extracted for vote in scored[name]]} if votes > 1 else {}
                 line |= clue_scores(question, groups[name][chosen[name]])
                 line |= parity_right(question, line["text"], config.evaluate.prompt_style, self.task.name)
-            lines.append(line)
+            lines.append(line | failures.get(name, {}) | usage_line(groups.get(name, [])))
         return lines
 
     def _head(self, question: Question, prompt: Prompt | None) -> Line:
@@ -171,8 +173,7 @@ def _facts(episode: Episode) -> Line:
         "stop": str(episode.stop_reason),
         "calls": sum(record.call is not None for record in episode.calls),
         "turns": len(episode.assistant_texts()),
-        "tokens": len(episode.token_ids),
-        "new_tokens": sum(episode.loss_mask),
+        **token_counts(episode),
         "windows": [[round(second, 3) for second in window] for window in crops(episode)],
     }
 
