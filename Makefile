@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# vLLM pins other versions of the same libraries: it has an environment of its own.
+# vLLM and lmms-eval pin other versions of the same libraries: each has an environment of its own.
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
+LMMS := .venv-lmms
+LMMS_READY := $(LMMS)/.ready
 
-.PHONY: train test test-slow test-tf457 test-vllm lint bench clean
+.PHONY: train test test-slow test-tf457 test-vllm test-lmms lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -30,6 +32,9 @@ $(VENV)-tf457/.ready:
 
 test-vllm: $(READY) $(VLLM_READY)  ## tests of rollout.engine=vllm, with a real vLLM on the CPU
 	VIDEOSEEK_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/vllm $(ARGS)
+
+test-lmms: $(READY) $(LMMS_READY)  ## the plug for lmms-eval, under its own command
+	VIDEOSEEK_LMMS_PYTHON=$(abspath $(LMMS))/bin/python $(BIN)/python -m pytest tests/lmms $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check src kernels tests setup.py
@@ -56,5 +61,13 @@ $(VLLM_READY): tests/vllm/requirements.txt tests/vllm/engine.txt tests/vllm/site
 	cp tests/vllm/sitecustomize.py $(VLLM)/lib/python3*/site-packages/
 	touch $@
 
+$(LMMS_READY): setup.py tests/lmms/requirements.txt tests/vllm/sitecustomize.py
+	@echo "setting up $(LMMS); this takes about two minutes and 2 GB"
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet torch==2.13.0
+	$(LMMS)/bin/python -m pip install --quiet --no-deps -r tests/lmms/requirements.txt -e .
+	cp tests/vllm/sitecustomize.py $(LMMS)/lib/python3*/site-packages/
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-tf457 $(VLLM) build dist src/videoseek.egg-info
+	rm -rf $(VENV) $(VENV)-tf457 $(VLLM) $(LMMS) build dist src/videoseek.egg-info

@@ -80,6 +80,7 @@ setup(
         "videoseek.recipes",
         "videoseek.tiny_base",
     ],
+    entry_points={"lmms_eval.models": ["videoseek = videoseek.evaluation.lmms_plug:MANIFEST"]},
     package_data={
         "videoseek": ["**/*.jinja", "**/*.css", "**/*.js"],
         "videoseek.recipes": ["*.yaml"],

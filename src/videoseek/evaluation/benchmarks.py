@@ -58,8 +58,8 @@ def evaluate_tasks(
 ) -> list[dict[str, Any]]:
     """Asks the open questions of all tasks, and prints the table. Returns the results of the finished tasks.
 
-    `model_folder` is None for a model behind an endpoint. `load_model` is called only if a question is open. A dry run only counts. Raises UsageError and DataError before any
-    question.
+    `model_folder` is None for a model behind an endpoint. `load_model` is called only if a question is open. A dry run
+    only counts. Raises UsageError and DataError before any question.
     """
     load_model = cache(load_model)
     folder = run_folder(config, model_folder, output_dir)

@@ -86,7 +86,7 @@ class TaskRun:
         """Asks `pending` in batches over all ranks. Every batch is on disk before the next one begins."""
         evaluate = self.config.evaluate
         texts: dict[str, str] = {}
-        engine = model.engine(self._environment(model.environment, texts))
+        engine = model.engine(self.environment(model.environment, texts))
         size = evaluate.questions_per_batch * world_size()
         name = f"{self.task.name}{' swapped' if self.swap else ''}"
         with Progress(name, len(pending)) as progress:
@@ -101,7 +101,7 @@ class TaskRun:
                 progress.track(first + len(batch), len(pending))
         barrier()
 
-    def _environment(self, environment: Environment, texts: dict[str, str]) -> Environment:
+    def environment(self, environment: Environment, texts: dict[str, str]) -> Environment:
         """Returns the environment of the mode. Without a tool an episode is one turn."""
         evaluate, calling_turns = self.config.evaluate, environment.max_turns
         in_windows = self.questions if evaluate.subtitles == "window" else []
