@@ -239,24 +239,12 @@ class EvaluateConfig:
     judge_api_key_env: str | None = option(
         "OPENAI_API_KEY", "environment variable that holds the judge's key (null: the endpoint needs none)"
     )
-    endpoint: str = option(
-        "http://127.0.0.1:8000/v1", "model=openai:NAME: base URL of the OpenAI-compatible endpoint that is asked"
-    )
-    api_key_env: str | None = option(
-        "OPENAI_API_KEY", "model=openai:NAME: environment variable that holds the key (null: the endpoint needs none)"
-    )
-    image_detail: str = option(
-        "auto", "model=openai:NAME: detail of the frames, which are JPEG pictures", choices=("auto", "low", "high")
-    )
-    send_sampling: bool = option(
-        True, "model=openai:NAME: send temperature and top_p (false: the endpoint's own, where others are refused)"
-    )
-    prompt_price: float | None = option(
-        None, "model=openai:NAME: price of a million prompt tokens, in any currency (null: unknown)", at_least=0
-    )
-    completion_price: float | None = option(
-        None, "model=openai:NAME: price of a million reply tokens, in the same currency (null: unknown)", at_least=0
-    )
+    endpoint: str = option("http://127.0.0.1:8000/v1", "base URL of the endpoint that serves model=openai:NAME")
+    api_key_env: str | None = option("OPENAI_API_KEY", "environment variable of the endpoint's key (null: no key)")
+    image_detail: str = option("auto", "detail of the frames for the endpoint", choices=("auto", "low", "high"))
+    send_sampling: bool = option(True, "send temperature and top_p to the endpoint (false: the endpoint's own)")
+    prompt_price: float | None = option(None, "the endpoint's price of a million prompt tokens", at_least=0)
+    completion_price: float | None = option(None, "the endpoint's price of a million reply tokens", at_least=0)
     shard: str | None = option(None, "part of the films as INDEX/COUNT, such as 1/3; a run without shard merges them")
     papers: bool = option(False, "print the papers' rows below the table, each with its protocol")
 

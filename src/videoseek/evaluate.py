@@ -48,9 +48,9 @@ def main(arguments: list[str]) -> None:
     from videoseek.distributed import barrier
     from videoseek.engine import end_distributed
     from videoseek.evaluation.benchmarks import evaluate_tasks, run_folder
-    from videoseek.evaluation.endpoint_engine import endpoint_model, endpoint_settings
+    from videoseek.evaluation.endpoint_engine import endpoint_settings
     from videoseek.evaluation.model_scores import score_model
-    from videoseek.evaluation.runner import native_model
+    from videoseek.evaluation.runner import endpoint_model, native_model
     from videoseek.evaluation.scores import summary_of
     from videoseek.files import write_json
     from videoseek.model.load import model_folder

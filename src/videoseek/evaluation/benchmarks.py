@@ -20,7 +20,7 @@ from videoseek.config import TrainConfig, UsageError
 from videoseek.config_merge import config_keys
 from videoseek.distributed import barrier
 from videoseek.evaluation.answers import merge_answers, read_answers
-from videoseek.evaluation.chat_episode import bill
+from videoseek.evaluation.endpoint_engine import bill
 from videoseek.evaluation.papers import papers_table
 from videoseek.evaluation.results import draw, gain_of_knowledge, ids_hash, outcomes_of, results_of, table
 from videoseek.evaluation.runner import Model, TaskRun

@@ -21,16 +21,10 @@ class VideoSeek(lmms):
 
     is_simple = False
 
-    def __init__(
-        self,
-        model: str,
-        batch_size: int | str | None = None,
-        max_batch_size: int | None = None,
-        device: str | None = None,
-        **keys: object,
-    ) -> None:
+    def __init__(self, model: str, **keys: object) -> None:
         super().__init__()
-        given = keys | ({"device": device} if device is not None else {})
+        # lmms-eval adds its own sizes of batches; ours are evaluate.questions_per_batch.
+        given = {name: value for name, value in keys.items() if name not in ("batch_size", "max_batch_size")}
         self._model = HarnessModel("lmms", "You are a helpful assistant.", model, given)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -39,13 +33,11 @@ class VideoSeek(lmms):
         asked = [_film_and_text(make(self.task_dict[task][split][row])) for _, make, _, row, task, split in args]
         return self._model.answer(asked)
 
-    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Raises NotImplementedError: rounds belong to our own episodes."""
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Raises NotImplementedError: tasks of other types are not for episodes."""
         raise NotImplementedError("model videoseek answers tasks of type generate_until")
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Raises NotImplementedError: no benchmark of long video needs it."""
-        raise NotImplementedError("model videoseek answers tasks of type generate_until")
+    generate_until_multi_round = loglikelihood
 
 
 def _film_and_text(messages: Sequence[dict[str, Any]]) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +14,9 @@ import torch
 
 from videoseek.config import TrainConfig
 from videoseek.distributed import barrier, gather, rank_indices
+from videoseek.endpoint import EndpointSettings
 from videoseek.evaluation.answers import Line, append_answers, parse_shard, read_answers, require_same_prompts
-from videoseek.evaluation.chat_episode import failure_line, token_counts, usage_line
+from videoseek.evaluation.endpoint_engine import EndpointEngine, chat_environment, remote_facts, token_counts
 from videoseek.evaluation.evidence import SwappedCrop, clue_scores, crops
 from videoseek.evaluation.prompts import Notes, Prompt, make_prompt, system_prompt, with_prompts
 from videoseek.evaluation.scoring import Scored, judge_open, majority, parity_right, score_reply
@@ -55,6 +57,12 @@ def native_model(config: TrainConfig, folder: Path, device: torch.device) -> Mod
     """Loads the model of a folder with the native engine. Raises ModelError."""
     policy, environment = load_policy(folder, config, device)
     return Model(environment, lambda changed: rollout_engine(policy, changed, config))
+
+
+def endpoint_model(config: TrainConfig, settings: EndpointSettings, cache_dir: Path) -> Model:
+    """Returns a model behind an endpoint; `cache_dir` keeps the replies."""
+    engine = partial(EndpointEngine, evaluate=config.evaluate, settings=settings, cache_dir=cache_dir)
+    return Model(chat_environment(config), engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +134,8 @@ class TaskRun:
         samples = [question.sample for question in questions if question.sample.id in texts]
         rolled = engine.rollout(samples, votes, config.seed, settings, skip_unreadable=True) if samples else []
         groups = {sample.id: group for sample, group in zip(samples, rolled, strict=True)}
-        failures = {name: line for name, group in groups.items() if (line := failure_line(group))}
-        asked = [q for q in questions if groups.get(q.sample.id) and q.sample.id not in failures]
+        remote = {name: remote_facts(group) for name, group in groups.items()}
+        asked = [q for q in questions if groups.get(q.sample.id) and "reason" not in remote[q.sample.id]]
         scored = {q.sample.id: [score_reply(q, reply(episode)) for episode in groups[q.sample.id]] for q in asked}
         chosen = {name: majority(scores) for name, scores in scored.items()}
         best = [scored[question.sample.id][chosen[question.sample.id]] for question in asked]
@@ -142,7 +150,7 @@ class TaskRun:
                 line |= {"votes": [vote.extracted for vote in scored[name]]} if votes > 1 else {}
                 line |= clue_scores(question, groups[name][chosen[name]])
                 line |= parity_right(question, line["text"], config.evaluate.prompt_style, self.task.name)
-            lines.append(line | failures.get(name, {}) | usage_line(groups.get(name, [])))
+            lines.append(line | remote.get(name, {}))
         return lines
 
     def _head(self, question: Question, prompt: Prompt | None) -> Line:

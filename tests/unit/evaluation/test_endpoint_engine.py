@@ -22,8 +22,9 @@ from videoseek.config_merge import load_config
 from videoseek.endpoint import EndpointError, ReplyCache
 from videoseek.evaluate import main
 from videoseek.evaluation.benchmarks import evaluate_tasks, run_folder
-from videoseek.evaluation.endpoint_engine import endpoint_model, endpoint_settings
+from videoseek.evaluation.endpoint_engine import endpoint_settings
 from videoseek.evaluation.prompts import SYSTEM
+from videoseek.evaluation.runner import endpoint_model
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.types import Call
 
@@ -287,7 +288,6 @@ def test_a_wrong_model_ends_the_command_with_one_sentence(
         (["model=openai:"], "model=openai:: give model=openai:NAME"),
         (["endpoint=gpt"], "endpoint must be a URL"),
         (["api_key_env=NO_SUCH_KEY"], "environment variable NO_SUCH_KEY holds no key"),
-        (["rollout.deadline_seconds=3"], "rollout.deadline_seconds=3 measures the model's own time"),
         (["image_detail=huge"], "evaluate.image_detail must be one of auto, low, high, got 'huge'"),
     ],
 )
