@@ -155,7 +155,8 @@ class EndpointEngine:
         environment, usage = self.environment, list[tuple[int, int]]()
         builder = ChatBuilder(sample, environment.vocabulary, environment.fmt)
         builder.prompt(await asyncio.to_thread(environment.prompt_clip, sample))
-        options = {"model": self._settings.model, "max_completion_tokens": settings.max_new_tokens_per_turn}
+        options: dict[str, Any] = {"model": self._settings.model}
+        options["max_completion_tokens"] = settings.max_new_tokens_per_turn
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
         options |= sampling if self._evaluate.send_sampling else {}
         reason, failure, problem = None, None, ""
@@ -171,7 +172,8 @@ class EndpointEngine:
             is_cut = reply.finish_reason == "length"
             reason = StopReason.TOKEN_LIMIT if is_cut else await asyncio.to_thread(environment.respond, builder, parsed)
         episode = builder.finish(reason or StopReason.NO_CALL_NO_ANSWER)
-        return ChatEpisode(*(getattr(episode, item.name) for item in fields(Episode)), usage, failure, problem)
+        known = {item.name: getattr(episode, item.name) for item in fields(Episode)}
+        return ChatEpisode(**known, usage=usage, failure=failure, problem=problem)
 
     def _digest(self, builder: ChatBuilder, options: dict[str, Any], draw: str | None) -> str:
         """Returns the SHA-256 of all that determines a reply. The content of the file identifies a clip."""
