@@ -22,13 +22,13 @@ SOURCES = {
 #: Rooms on the ground floor may also import from each other.
 FLOORS = (
     {"types", "trajectory_record", "config", "config_merge", "command"}
-    | {"files", "metrics", "trackers", "runtime", "distributed", "timing", "wire", "endpoint"},
+    | {"files", "attempts", "metrics", "trackers", "runtime", "distributed", "timing", "wire", "endpoint"},
     {"algorithms", "video"},
     {"trajectory"},
     {"rewards", "batches"},
     {"model", "samples", "serving"},
     {"rollout", "engine"},
-    {"checkpoint", "evaluation", "pages"},
+    {"checkpoint", "evaluation", "pages", "memory"},
     {"stages", "data_tools", "synthesis"},
     {"train", "evaluate", "ask", "score", "compare", "report", "data", "serve"},
 )  # fmt: skip
@@ -48,10 +48,12 @@ CORE_ROOMS = {
     "stages", "rollout", "algorithms", "rewards", "trajectory", "batches", "model", "engine", "checkpoint",
 }  # fmt: skip
 #: 5,000 lines; and 150 for state that any number of ranks resumes, 60 for steps that are skipped, 170 for one plan of
-#: all ranks, 80 for loading ahead, 150 for the memory of a run, 40 for checkpoints by time and runs that are finished,
-#: 120 for saved folders that other tools open and the position rule, 120 for questions that share a film, 15 for the
-#: run's shortest window in the reward.
-MAX_CORE_LINES = 5905
+#: all ranks, 80 for loading ahead, 40 for checkpoints by time and runs that are finished, 120 for saved folders that
+#: other tools open and the position rule, 120 for questions that share a film, 15 for the run's shortest window in the
+#: reward, 200 for evaluation within a stage with its best checkpoint and for checkpoints written in the background, 570
+#: for episodes as state machines over a sampler, continuous batching and a decode step for a CUDA graph, 180 for
+#: sampling by vLLM.
+MAX_CORE_LINES = 7000
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = {"videoseek": 60, "videoseek_kernels": 160, "kernel_bench": 100}
 MAX_PARAMETERS = 8

@@ -59,6 +59,7 @@ def module_names() -> list[str]:
 def test_everything_imports_without_the_optional_libraries() -> None:
     names = module_names()
     assert "videoseek.train" in names
+    names.remove("videoseek.serving.vllm_engine")  # vLLM's own interpreter runs it
     code = f"""
 for name in {[*names, "videoseek_kernels"]!r}:
     importlib.import_module(name)
@@ -87,7 +88,7 @@ import runpy
 sys.argv = sys.argv[1:]
 runpy.run_module("videoseek." + sys.argv[0], run_name="__main__", alter_sys=True)
 """
-COMMANDS = ("ask", "score", "report", "compare", "data", "evaluate", "train")
+COMMANDS = ("ask", "score", "report", "compare", "data", "evaluate", "serve", "train")
 HEAVY = {"torch", "transformers", "deepspeed", "av", "numpy", "PIL", "rich", "triton"}
 #: Seconds of CPU that --help may take. It takes 0.2; the bound has room for a slow machine, not for torch.
 HELP_SECONDS = 1.5
@@ -96,6 +97,11 @@ HELP_SECONDS = 1.5
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_needs_no_heavy_library(command: str) -> None:
     assert run_without(HEAVY, COMMAND, command, "--help").startswith(f"usage: python -m videoseek.{command} ")
+
+
+def test_a_worker_needs_nothing_of_the_trainers_libraries_beside_numpy() -> None:
+    code = "import videoseek.serving.worker; print('imported')"
+    assert run_without({*HEAVY, "yaml", "safetensors", "tokenizers", "omegaconf"} - {"numpy"}, code) == "imported\n"
 
 
 def test_help_is_fast() -> None:

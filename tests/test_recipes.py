@@ -12,8 +12,8 @@ from videoseek.algorithms.advantages import KINDS as ADVANTAGES
 from videoseek.algorithms.losses import LOSSES
 from videoseek.batches.masks import RULES
 from videoseek.config_merge import config_keys, list_recipes, load_config
+from videoseek.memory import ModelSizes, memory_line, training_memory
 from videoseek.rewards.trajectory_guided import VARIANTS
-from videoseek.stages.memory import ModelSizes, memory_line, training_memory
 from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.wording import STYLES
 

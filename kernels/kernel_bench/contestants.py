@@ -199,7 +199,8 @@ def _varlen(block_mask: BlockMask) -> Contestant:
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         causal = (-1, 0)
-        return varlen_attn(q, k, v, ends, ends, longest, longest, window_size=causal, enable_gqa=True)
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=causal, enable_gqa=True)
+        return out if isinstance(out, torch.Tensor) else out[0]
 
     return Contestant("varlen FA2 (torch)", run)
 

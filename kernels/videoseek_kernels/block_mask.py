@@ -80,7 +80,8 @@ class BlockMask:
         """Returns the block mask of `tensors` with `blocks` (block_m, block_n)."""
         end, key_class, visible, key_word, *lists = tensors
         mask = TokenMask(end, key_class, visible)
-        return cls(mask, *blocks, key_word, BlockLists(*lists[:4]), BlockLists(*lists[4:]))
+        block_m, block_n = blocks
+        return cls(mask, block_m, block_n, key_word, BlockLists(*lists[:4]), BlockLists(*lists[4:]))
 
     @property
     def num_bytes(self) -> int:

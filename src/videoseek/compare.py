@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 USAGE = "python -m videoseek.compare RUN_FOLDER [RUN_FOLDER ...] [out=PAGE.html]"
 #: Keys ignored by the comparison: name, time and place of a run, not its settings.
-_NOT_COMPARED = ("recipe", "seed", "output_dir", "resume", "save_every_steps", "keep_checkpoints")
+_NOT_COMPARED = (
+    *("recipe", "seed", "output_dir", "resume", "save_every_steps", "save_every_minutes", "save_in_background"),
+    *("keep_checkpoints", "evaluate.every_steps", "evaluate.num_questions_inside"),
+)
 _COLUMNS = ("accuracy_tool", "accuracy_greedy_tool", "clue_iou", "calls_per_episode", "format")
 #: `stages.run_folder` moves an earlier run to such a name.
 _SET_ASIDE = re.compile(r"\.old-\d+$")

@@ -203,6 +203,12 @@ class DeepSpeedConfig:
 class EvaluateConfig:
     num_questions: int = option(256, "held-out questions", at_least=1)
     samples: int = option(4, "sampled episodes per question, beside one greedy one", at_least=1)
+    every_steps: int | None = option(
+        None, "steps between greedy evaluations within a stage, each with a checkpoint (null: off)", at_least=1
+    )
+    num_questions_inside: int | None = option(
+        None, "held-out questions of an evaluation within a stage, drawn by the seed (null: all)", at_least=1
+    )
     tasks: list[str] = option(
         [],
         "benchmarks (videomme, mlvu, ..), data sources as in data.eval, or tasks of your own as FILE.py:NAME",
@@ -276,7 +282,10 @@ class TrainConfig:
     save_every_minutes: float | None = option(
         None, "minutes between checkpoints, beside the steps (null: off)", above=0
     )
-    keep_checkpoints: int = option(2, "newest checkpoints kept", at_least=1)
+    save_in_background: bool = option(
+        True, "write checkpoints from a copy in host memory while training goes on (false: training waits)"
+    )
+    keep_checkpoints: int = option(2, "newest checkpoints kept, beside the best evaluated of each stage", at_least=1)
     tracker: list[str] = option(
         ["tensorboard"],
         "get the numbers of metrics.jsonl too, offline unless the environment asks",

@@ -122,11 +122,16 @@ def _source_revision() -> str | None:
 T = TypeVar("T")
 
 
-def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
-    """Returns the element-wise sum over ranks."""
+def background_group() -> dist.ProcessGroup | None:
+    """Returns a group of all ranks for a background thread, apart from training's collectives. One rank needs none."""
+    return dist.new_group(backend="gloo") if world_size() > 1 else None
+
+
+def all_sum(values: Sequence[float], device: torch.device, group: dist.ProcessGroup | None = None) -> list[float]:
+    """Returns the element-wise sum over ranks, by the collectives of `group` (None: of training)."""
     total = torch.tensor(values, dtype=torch.float64, device=device)
     if world_size() > 1:
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
     return total.tolist()
 
 

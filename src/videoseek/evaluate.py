@@ -45,12 +45,13 @@ def main(arguments: list[str]) -> None:
     from videoseek.distributed import choose_accelerator
 
     choose_accelerator(config.device)
+    from videoseek.attempts import end_attempt
     from videoseek.distributed import barrier
     from videoseek.engine import end_distributed
     from videoseek.evaluation.benchmarks import evaluate_tasks, run_folder
     from videoseek.evaluation.endpoint_engine import endpoint_settings
     from videoseek.evaluation.model_scores import score_model
-    from videoseek.evaluation.runner import endpoint_model, native_model
+    from videoseek.evaluation.runner import endpoint_model, open_model
     from videoseek.evaluation.scores import summary_of
     from videoseek.files import write_json
     from videoseek.model.load import model_folder
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> None:
         return end_distributed()
     folder = model_folder(config.model, config.position_rule)
     if config.evaluate.tasks:
-        load_model = partial(native_model, config, folder, context.device)
+        load_model = partial(open_model, config, folder, context.device)
         evaluate_tasks(config, folder, load_model, context.output_dir, dry_run=options.dry_run)
         return end_distributed()
     samples = load_split(config, "eval")[: config.evaluate.num_questions]
@@ -81,7 +82,8 @@ def main(arguments: list[str]) -> None:
         barrier()
         values = score_model(config, context.device, folder, folder.name, samples, context.output_dir)
         if rank() == 0:
-            summary = summary_of(config, {folder.name: values}, time.monotonic() - started)
+            seconds = end_attempt(context.output_dir, time.monotonic() - started)
+            summary = summary_of(config, {folder.name: values}, seconds)
             write_json(context.output_dir / "summary.json", summary)
             say(f"report: {write_report(context.output_dir)}")
     end_distributed()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import shutil
 import tempfile
 import uuid
@@ -36,6 +37,23 @@ def prepare_output_dir(path: str | Path) -> Path:
     return folder
 
 
+def hold_folder(folder: Path) -> int:
+    """Locks a folder for this process, until its end or kill. Returns the descriptor of the lock, to close earlier.
+
+    Raises UsageError while another process holds the lock.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise UsageError(f"output_dir {folder} is in use by {holder or 'another process'}; give another one") from None
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+    return descriptor
+
+
 def partial_path(path: Path, maker: str) -> Path:
     """Returns `maker`'s partial name of `path`, in the same folder for an atomic rename."""
     return path.with_name(f"{path.name}{_MARK}{maker}")
@@ -60,7 +78,10 @@ def remove_folder(folder: Path, maker: str) -> None:
 
 
 def remove_leftovers(parent: Path, maker: str) -> None:
-    """Removes leftovers of killed processes in `parent` under the partial names of `maker`, the only user there."""
+    """Removes leftovers of killed processes in `parent` under the partial names of `maker`, the only user there.
+
+    `maker` may be a pattern such as `*`.
+    """
     for pattern in (maker, f"{maker}-old"):
         for partial in parent.glob(f"*{_MARK}{pattern}"):
             shutil.rmtree(partial) if _is_real_folder(partial) else partial.unlink()

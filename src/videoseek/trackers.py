@@ -210,7 +210,7 @@ def open_trackers(config: TrainConfig, output_dir: Path, resume: tuple[str, int]
     """Opens the trackers of `config.tracker` on rank 0. Other ranks have none.
 
     `resume` is the (stage, step) of the resumed checkpoint. Repeated steps appear twice in append-only trackers, with
-    the same numbers.
+    the same numbers: the killed process may have lost the last numbers before a tracker stored them.
     """
     if rank() != 0 or not config.tracker:
         return []

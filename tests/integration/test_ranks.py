@@ -133,17 +133,21 @@ def test_two_ranks_equal_one_where_questions_about_a_film_train_together(common:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path) -> None:
+    """The killed run evaluates within its stages and writes checkpoints in the background; the other one does not."""
     arguments = [*tiny, "stages=[sft,grpo]", "grpo.steps=2", f"deepspeed.stage={stage}"]
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    run([*arguments, f"output_dir={uninterrupted}"], launcher=ranks(2))
-    again = [*arguments, f"output_dir={killed}", "resume=auto"]
+    run([*arguments, "save_in_background=false", f"output_dir={uninterrupted}"], launcher=ranks(2))
+    again = [*arguments, "evaluate.every_steps=2", f"output_dir={killed}", "resume=auto"]
     # Without torchrun, because torchrun's workers would outlive a killed torchrun.
     first, second = two_processes(again)
     stop(first, reached(killed, "sft", 3))
     second.kill()
     second.wait()
     run(again, launcher=ranks(2))
-    assert numbers(killed) == numbers(uninterrupted)
+    evaluated = [(row["stage"], row["step"]) for row in numbers(killed) if "eval/accuracy" in row]
+    assert evaluated == [("sft", 2), ("sft", 4), ("grpo", 2)]
+    trained = [{name: row[name] for name in row if not name.startswith("eval/")} for row in numbers(killed)]
+    assert trained == numbers(uninterrupted)
     wanted = weights(uninterrupted / "final")
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(killed / "final").items())
 
@@ -170,7 +174,7 @@ def test_checkpoint_resumes_on_another_number_of_ranks(stage: int, dtype: str, t
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("case", ["labels", "one_update", "two_updates", "rewards", "unreadable"])
+@pytest.mark.parametrize("case", ["labels", "one_update", "two_updates", "rewards", "unreadable", "failed_write"])
 def test_ranks_that_differ_in_what_they_do_stay_in_step(case: str, tmp_path: Path) -> None:
     """ZeRO-3 really partitions the weights here: a rank with another number of module calls would hang or crash."""
     alone = unequal(case, 0, 1, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from support.commands import forked, refused, rows, run, weights
 
 from videoseek.config import UsageError
 from videoseek.config_merge import load_config
+from videoseek.files import hold_folder
 from videoseek.model.load import load_model, load_tokenizer, model_folder, save_pretrained
 from videoseek.samples.clueworld import prepare
-from videoseek.stages.pipeline import check_batches, check_masters
+from videoseek.stages.pipeline import check_batches, check_evaluation, check_masters
 
 Record = dict[str, Any]
 
@@ -188,6 +190,23 @@ def test_low_precision_without_masters_is_refused() -> None:
     check_masters(load_config(["dtype=bfloat16", "deepspeed.stage=1"]))
     with pytest.raises(UsageError, match="dtype=bfloat16 needs a deepspeed.stage of 1 or more"):
         check_masters(load_config(["dtype=bfloat16", "deepspeed.stage=0"]))
+
+
+def test_a_folder_at_work_is_refused_and_left_as_it_is(tiny: list[str], tmp_path: Path) -> None:
+    output_dir = tmp_path / "out"
+    output_dir.mkdir()
+    (output_dir / "config.yaml").write_text("# of the run at work\n")
+    held = hold_folder(output_dir)
+    sentence = refused([*tiny, f"output_dir={output_dir}"], tmp_path, code=2)
+    os.close(held)
+    assert f"output_dir {output_dir} is in use by process {os.getpid()} on " in sentence
+    assert {path.name for path in output_dir.iterdir()} == {"config.yaml", "lock"}
+
+
+def test_evaluation_inside_without_questions_is_refused() -> None:
+    check_evaluation(load_config(["data.eval=[]"]))
+    with pytest.raises(UsageError, match="evaluate.every_steps=5 needs held-out questions; data.eval names none"):
+        check_evaluation(load_config(["data.eval=[]", "evaluate.every_steps=5"]))
 
 
 def test_reward_functions_are_loaded_before_any_stage(tiny: list[str], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from videoseek.config_merge import load_config
 from videoseek.evaluation.benchmarks import evaluate_tasks
 from videoseek.evaluation.extract import scope
 from videoseek.evaluation.prompts import make_prompt, with_prompts
-from videoseek.evaluation.runner import native_model
+from videoseek.evaluation.runner import open_model
 from videoseek.evaluation.tasks.videomme import TASK
 from videoseek.model.attention import install_attention
 from videoseek.model.load import save_pretrained
@@ -127,7 +127,7 @@ def test_equal_accuracy_question_by_question(mode: str, correct: int, root: Path
     """The keys are B, of the last question E: direct answers 1 and 2 are read as B, after a crop 1, 3 and 4."""
     keys = [f"model={model}", f"evaluate.mode={mode}", *KEYS]
     config = config_of(root, mode, f"model={model}")
-    (ours,) = evaluate_tasks(config, model, partial(native_model, config, model, torch.device("cpu")), tmp_path / "a")
+    (ours,) = evaluate_tasks(config, model, partial(open_model, config, model, torch.device("cpu")), tmp_path / "a")
     (file,) = tmp_path.glob("a/*/*/videomme/answers.jsonl")
     lines = {line["id"]: line for line in map(json.loads, file.read_text().splitlines())}
 

@@ -122,21 +122,32 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in files for name, tensor in load(path.read_bytes()).items()}
 
 
-def _forked(arguments: list[str], said: str, file_size_limit: int | None) -> None:
+def _forked(arguments: list[str], said: str, file_size_limit: int | None, prepare: Callable[[], None] | None) -> None:
     log = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+    if prepare is not None:
+        prepare()
     raise SystemExit(run_command(main, arguments))
 
 
-def forked(arguments: list[str], folder: Path, code: int = 0, file_size_limit: int | None = None) -> str:
-    """Does `run` in a process with finished imports, for many short runs, under a limit of each file's bytes."""
+def forked(
+    arguments: list[str],
+    folder: Path,
+    code: int = 0,
+    file_size_limit: int | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> str:
+    """Does `run` in a process with finished imports, for many short runs, under a limit of each file's bytes.
+
+    The process calls `prepare` first.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["videoseek.stages.pipeline"])
     log = folder / "said.txt"
-    process = context.Process(target=_forked, args=(arguments, str(log), file_size_limit))
+    process = context.Process(target=_forked, args=(arguments, str(log), file_size_limit, prepare))
     with pytest.MonkeyPatch.context() as patch:
         for name in GROUP:
             patch.delenv(name, raising=False)

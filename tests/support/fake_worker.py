@@ -30,7 +30,7 @@ class FakeWorker:
 
     def welcome(self, peer: socket.socket) -> None:
         challenge(peer, TOKEN)
-        send(peer, {"op": "ready", "version": -1})
+        send(peer, {"op": "ready"})
 
     def next_turn(self, peer: socket.socket) -> Message:
         """Does everything that is asked up to the next turn, and returns the turn's message."""
@@ -94,6 +94,10 @@ class FakeWorker:
         """Says that it has loaded weights, and samples with older ones."""
         self.welcome(peer)
         self.answer(peer, self.next_turn(peer), version=3)
+
+    def gives_up(self, peer: socket.socket) -> None:
+        self.welcome(peer)
+        self.answer(peer, self.next_turn(peer), stop="error")
 
     def refuses(self, peer: socket.socket) -> None:
         challenge(peer, "another secret")

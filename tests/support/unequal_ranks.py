@@ -20,20 +20,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.tiny_world import TinyWorld, answer, look, native_engine, tiny_world, tree_length
 
+from videoseek import checkpoint
 from videoseek.algorithms.losses import sft_loss
 from videoseek.batches.micro_batch import MicroBatch, pack_micro_batch, plan_micro_batches
 from videoseek.batches.order import SampleOrder
 from videoseek.batches.packing import pack_documents
+from videoseek.checkpoint import CheckpointError, CheckpointWriter, TrainerState, complete_checkpoints
 from videoseek.config import TrainConfig
 from videoseek.config_merge import load_config
-from videoseek.distributed import all_sum, rank_indices, split_minibatches
+from videoseek.distributed import all_sum, barrier, rank_indices, split_minibatches
 from videoseek.engine import OptimizerSettings, TrainEngine, end_distributed, learning_rate, start_distributed
 from videoseek.model import policy as policy_module
 from videoseek.model.attention import install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, tiny_config
 from videoseek.rewards.functions import RewardFunction
-from videoseek.runtime import rank
+from videoseek.runtime import rank, world_size
 from videoseek.stages.grpo import Objective, join_updates
 from videoseek.stages.rollouts import (
     Rollouts,
@@ -166,12 +168,37 @@ def unreadable(world: TinyWorld, stage: int) -> dict[str, list[float]]:
     return {name: [value] for name, value in values.items()}
 
 
+def failed_write(world: TinyWorld, stage: int) -> dict[str, list[float]]:
+    """Saves a checkpoint while the last rank's disk is full, then another one: all ranks fail together, and go on."""
+    output_dir = Path(sys.argv[3]).with_suffix(f".{world_size()}")
+    engine = engine_of(world, stage)
+    writer, save_file, failures = CheckpointWriter(in_background=True), checkpoint.save_file, []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for step in (1, 2):
+        checkpoint.save_file = full if step == 1 and rank() == world_size() - 1 else save_file
+        state = TrainerState("sft", step, step, 0, world_size())
+        writer.save(output_dir, engine, world.vocabulary.tokenizer, output_dir, state, keep=2)
+        try:
+            writer.wait()
+        except CheckpointError:
+            failures.append(step)
+    barrier()
+    assert [folder.name for folder in complete_checkpoints(output_dir)] == ["checkpoint-2"]
+    assert len(list((output_dir / "checkpoint-2/state").iterdir())) == (world_size() if stage else 1)
+    (num_failures,) = all_sum([len(failures)], CPU)
+    return {"failures of a rank": [num_failures / world_size()]}
+
+
 CASES: dict[str, Callable[[TinyWorld, int], dict[str, list[float]]]] = {
     "labels": labels,
     "one_update": partial(rows, num_updates=1),
     "two_updates": partial(rows, num_updates=2),
     "rewards": rewards,
     "unreadable": unreadable,
+    "failed_write": failed_write,
 }
 
 if __name__ == "__main__":

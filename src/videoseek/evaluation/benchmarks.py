@@ -43,7 +43,7 @@ _DECIDING: tuple[str, ...] = (
 )
 _DECIDING += ("rollout.max_context_tokens", "rollout.temperature", "rollout.top_p", "rollout.deadline_seconds")
 _DECIDING += ("evaluate.mode", "evaluate.prompt_style", "evaluate.subtitles", "evaluate.final_answer")
-_DECIDING += ("evaluate.votes", "evaluate.limit", "evaluate.judge")
+_DECIDING += ("evaluate.votes", "evaluate.limit", "evaluate.judge", "position_rule")
 #: Further ones of a model behind an endpoint.
 _DECIDING_REMOTE = ("evaluate.endpoint", "evaluate.image_detail", "evaluate.send_sampling")
 

@@ -13,7 +13,7 @@ from videoseek.config import UsageError
 from videoseek.config_merge import load_config
 from videoseek.distributed import choose_device, seed_everything
 from videoseek.evaluation.extract import scope
-from videoseek.evaluation.runner import TaskRun, native_model, reply
+from videoseek.evaluation.runner import TaskRun, open_model, reply
 from videoseek.evaluation.tasks.task import PromptStyle, Task
 from videoseek.model.load import model_folder
 from videoseek.rollout.setup import sampling_settings
@@ -37,7 +37,7 @@ class HarnessModel:
         self._config = config = load_config(recipe_of_model(given))
         seed_everything(config.seed)
         folder = model_folder(config.model, config.position_rule)
-        loaded = native_model(config, folder, choose_device(config.device))
+        loaded = open_model(config, folder, choose_device(config.device))
         task = Task(name=style, citation="", files=(), styles={style: PromptStyle(source=style, system=system)})
         self._texts: dict[str, str] = {}
         self._engine = loaded.engine(TaskRun(task, config, [], Path()).environment(loaded.environment, self._texts))

@@ -1,14 +1,16 @@
-"""Scores of one model: every rank answers its part of the held-out questions, sampled and greedy."""
+"""Scores on held-out questions: of a finished model, and of a policy under training. Every rank answers its part."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from videoseek.config import TrainConfig
 from videoseek.distributed import gather, rank_indices
-from videoseek.evaluation.scores import answer_questions, scores
+from videoseek.evaluation.scores import answer_greedily, answer_questions, reward_answers, scores, summarize
+from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.setup import load_policy, rollout_engine, sampling_settings
 from videoseek.rollout.trajectories import write_trajectories
 from videoseek.runtime import Progress, rank, say
@@ -42,4 +44,28 @@ def score_model(
         if values["unreadable"]:
             say(f"{name}: {values['unreadable']:.1%} of the questions have unreadable videos; no mean counts them")
         say(f"{name}: accuracy {values['accuracy']:.3f} sampled, {values['accuracy_greedy']:.3f} greedy")
+    return values
+
+
+def score_policy(
+    config: TrainConfig, engine: RolloutEngine, name: str, step: int, samples: Sequence[Sample], output_dir: Path
+) -> dict[str, float]:
+    """Scores a policy under training by greedy answers alone. All ranks return `summarize` of all answers.
+
+    Writes trajectories/greedy_NAME_step_STEP.jsonl.
+    """
+    groups = answer_greedily(
+        engine,
+        [samples[i] for i in rank_indices(len(samples))],
+        sampling_settings(config, config.rollout.temperature),
+        weight_version=step,
+        skip_unreadable=config.data.bad_samples == "skip",
+    )
+    groups = gather(groups)
+    shortest = config.video.min_window_seconds
+    reward_answers(groups, config.reward.variant, config.reward.decay, config.prompt.format, shortest)
+    values = summarize(groups)
+    if rank() == 0:
+        write_trajectories(output_dir, f"greedy_{name}_step_{step:06d}", groups)
+    say(f"{name} step {step}: accuracy {values['accuracy']:.3f} greedy on {len(samples)} held-out questions")
     return values

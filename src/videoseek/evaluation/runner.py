@@ -53,8 +53,8 @@ class Model:
     engine: Callable[[Environment], Engine]
 
 
-def native_model(config: TrainConfig, folder: Path, device: torch.device) -> Model:
-    """Loads the model of a folder with the native engine. Raises ModelError."""
+def open_model(config: TrainConfig, folder: Path, device: torch.device) -> Model:
+    """Loads the model of a folder. Raises ModelError."""
     policy, environment = load_policy(folder, config, device)
     return Model(environment, lambda changed: rollout_engine(policy, changed, config))
 

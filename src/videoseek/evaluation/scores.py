@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from videoseek.config import TrainConfig
@@ -36,11 +35,35 @@ def answer_questions(
     def shifted(offset: int) -> Callable[[int, int], None]:
         return lambda done, _: on_progress(offset + done, total) if on_progress is not None else None
 
-    rollout = partial(engine.rollout, samples, skip_unreadable=skip_unreadable)
-    sampled = rollout(samples_per_prompt, seed, sampling, on_progress=shifted(0))
+    sampled = engine.rollout(
+        samples, samples_per_prompt, seed, sampling, on_progress=shifted(0), skip_unreadable=skip_unreadable
+    )
     first_greedy = len(samples) * samples_per_prompt
-    greedily = replace(sampling, temperature=0.0)
-    return sampled, rollout(1, seed, greedily, on_progress=shifted(first_greedy))
+    greedy = answer_greedily(
+        engine, samples, sampling, on_progress=shifted(first_greedy), skip_unreadable=skip_unreadable
+    )
+    return sampled, greedy
+
+
+def answer_greedily(
+    engine: RolloutEngine,
+    samples: Sequence[Sample],
+    sampling: SamplingSettings,
+    *,
+    weight_version: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+    skip_unreadable: bool = False,
+) -> Groups:
+    """Returns one greedy episode per question, under the limits of `sampling`. See `answer_questions` for errors."""
+    return engine.rollout(
+        samples,
+        1,
+        0,  # greedy answers draw no numbers
+        replace(sampling, temperature=0.0),
+        weight_version=weight_version,
+        on_progress=on_progress,
+        skip_unreadable=skip_unreadable,
+    )
 
 
 def scores(
@@ -52,15 +75,22 @@ def scores(
     min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> dict[str, float]:
     """Rewards every episode. Returns `summarize` of the sampled episodes and the accuracies of the greedy episodes."""
-    episodes = [episode for group in [*sampled, *greedy] for episode in group]
+    reward_answers([*sampled, *greedy], variant, decay, call_format, min_window_seconds)
+    accuracies = {name: value for name, value in summarize(greedy).items() if name.startswith("accuracy")}
+    return summarize(sampled) | {f"{name.replace('accuracy', 'accuracy_greedy')}": v for name, v in accuracies.items()}
+
+
+def reward_answers(
+    groups: Groups, variant: str, decay: float, call_format: str, min_window_seconds: float = MIN_WINDOW_SECONDS
+) -> None:
+    """Writes the rewards into every episode."""
+    episodes = [episode for group in groups for episode in group]
     scored = [episode for episode in episodes if episode.sample.kind != "perception"]
     write_rewards(scored, variant, decay, call_format, min_window_seconds)
     for episode in episodes:
         if episode.sample.kind == "perception":
             right = _parts(episode.assistant_texts()[0]) == _parts(episode.sample.turns[0])
             episode.rewards = {"accuracy": float(right), "format": 1.0, "reward": float(right)}
-    accuracies = {name: value for name, value in summarize(greedy).items() if name.startswith("accuracy")}
-    return summarize(sampled) | {f"{name.replace('accuracy', 'accuracy_greedy')}": v for name, v in accuracies.items()}
 
 
 def summarize(groups: Groups) -> dict[str, float]:

@@ -58,8 +58,10 @@ def merged_weights(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch
     return weights
 
 
-def save_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path, base: Path) -> None:
-    """Writes the adapters of the model in `base`, in the layout of peft's `AutoPeftModel.from_pretrained`."""
+def save_adapters(
+    model: Qwen2_5_VLForConditionalGeneration, folder: Path, adapters: dict[str, torch.Tensor], *, base: Path
+) -> None:
+    """Writes `adapter_weights` of the model in `base`, in the layout of peft's `AutoPeftModel.from_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = model.peft_config[_NAME]
     settings.base_model_name_or_path = str(base.resolve())
@@ -67,13 +69,13 @@ def save_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path, base:
     kind = type(model)
     settings.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
     settings.save_pretrained(str(folder))
-    named = {name: tensor.contiguous() for name, tensor in _adapters(model).items()}
+    named = {name: tensor.contiguous() for name, tensor in adapters.items()}
     save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def load_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
     """Loads the files of `save_adapters` into adapters of the same shape. Raises ValueError for unequal shapes."""
-    adapters, saved = _adapters(model), load_file(folder / _WEIGHTS)
+    adapters, saved = adapter_weights(model), load_file(folder / _WEIGHTS)
     if {name: tensor.shape for name, tensor in adapters.items()} != {
         name: tensor.shape for name, tensor in saved.items()
     }:
@@ -83,7 +85,7 @@ def load_adapters(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> No
             tensor.copy_(saved[name])
 
 
-def _adapters(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch.Tensor]:
+def adapter_weights(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, torch.Tensor]:
     """Returns the tensors of the adapters by peft's file names."""
     return {
         _WRAPPED + name.replace(f".{_NAME}.", "."): parameter.data

@@ -119,6 +119,7 @@ def _metric_curves(run: RunFiles) -> Markup:
         for title, key, log in (
             ("Loss", "loss", True),
             ("Gradient norm", "grad_norm", False),
+            ("Held-out accuracy, greedy", "eval/accuracy", False),
             ("Tokens per second", "perf/tokens_per_s", False),
         )
     ]
@@ -127,6 +128,7 @@ def _metric_curves(run: RunFiles) -> Markup:
         for title, key, include, log in (
             ("Reward", "reward/mean", (0.0,), False),
             ("Accuracy", "rewards/accuracy/mean", (0.0, 1.0), False),
+            ("Held-out accuracy, greedy", "eval/accuracy", (0.0, 1.0), False),
             ("Clue score", "rewards/clue_score/mean", (0.0, 1.0), False),
             ("Format", "rewards/format/mean", (0.0, 1.0), False),
             ("Calls per episode", "tools/calls_per_episode", (0.0,), False),
@@ -174,9 +176,14 @@ def _run_facts(run: RunFiles) -> Markup:
     """Shows time, versions, machine and configuration."""
     seconds = run.number("wall_seconds")
     facts = {} if seconds is None else {"time": f"{int(seconds) // 60} min {int(seconds) % 60} s"}
-    facts |= {
-        name.replace("_", " "): _fact_text(value) for name, value in run.environment.items() if value or value == 0
-    }
+    environment = dict(run.environment)
+    attempts = environment.pop("attempts", [])
+    if len(attempts) > 1:
+        environment.pop("command", None)
+        facts["attempts"] = str(len(attempts))
+        for number, attempt in enumerate(attempts, start=1):
+            facts[f"command {number}, {attempt['started_at']}"] = " ".join(attempt["command"])
+    facts |= {name.replace("_", " "): _fact_text(value) for name, value in environment.items() if value or value == 0}
     rows = [tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in facts.items()]
     parts = [tag("div", tag("table", tag("tbody", *rows)), class_="wide facts")] if rows else []
     if run.config_text:

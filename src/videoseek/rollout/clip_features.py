@@ -64,15 +64,6 @@ class ClipFeatures:
             self._encode_pass([new_clips[index] for index in row], errors)
         return errors
 
-    def shrink(self, max_tokens: int) -> None:
-        """Drops the features of the oldest clips beyond `max_tokens` tokens in all."""
-        num_tokens = sum(clip.num_tokens for clip in self._features)
-        for clip in list(self._features):
-            if num_tokens <= max_tokens:
-                return
-            del self._features[clip]
-            num_tokens -= clip.num_tokens
-
     def _encode_pass(self, clips: Sequence[Clip], errors: dict[Clip, VideoError]) -> None:
         try:
             features = self._policy.encode(clips, LEAST_ROWS).split([clip.num_tokens for clip in clips])

@@ -31,20 +31,18 @@ class DecodeBlock:
     ) -> None:
         self._policy, self._cache, self._banned, self._end_id = policy, cache, banned, end_id
         self._temperature, self._top_p = settings.temperature, settings.top_p
-        self._shape = _shape(cache)
+        #: A growth of the cache moves its tensors: the block must be made anew.
+        self.shapes = cache.shapes()
         size = (cache.num_slots,)
         # The last place of a slot is free: a step on it, before the first `run`, harms no sequence.
         self._lengths = torch.full(size, cache.capacity - 1, dtype=torch.int32, device=cache.device)
         self._ids, self._positions, self._left = (torch.zeros_like(self._lengths, dtype=torch.long) for _ in range(3))
+        self._buffers = (self._lengths, self._ids, self._positions, self._left)
         self._step_number = torch.zeros(1, dtype=torch.long, device=cache.device)
         self._uniforms = torch.zeros(BLOCK_TOKENS, *size, dtype=torch.float64, device=cache.device)
         self._tokens = torch.zeros(BLOCK_TOKENS, *size, dtype=torch.long, device=cache.device)
         self._logprobs = torch.zeros(BLOCK_TOKENS, *size, device=cache.device)
         self._graph = self._record() if cache.device.type == "cuda" else None
-
-    def fits(self, cache: SharedPrefixCache) -> bool:
-        """Returns whether the block was made for this cache at its present size."""
-        return cache is self._cache and _shape(cache) == self._shape
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See `DecoderAttention`."""
@@ -58,23 +56,18 @@ class DecodeBlock:
         lengths = [slot.length for slot in self._cache.slots]
         ids, positions, left = ([0] * len(lengths) for _ in range(3))
         uniforms = np.zeros((BLOCK_TOKENS, len(lengths)))
-        for slot in running:
-            sequence, index = slot.owner, slot.index
-            num_sampled = len(sequence.token_ids)
+        for sequence, index in ((slot.owner, slot.index) for slot in running):
             ids[index], positions[index] = sequence.ids[0], sequence.next_position
+            num_sampled = len(sequence.token_ids)
             left[index] = sequence.settings.max_new_tokens - num_sampled
             drawn = sequence.uniforms[num_sampled : num_sampled + BLOCK_TOKENS]
             uniforms[: len(drawn), index] = drawn
-        buffers = (self._lengths, self._ids, self._positions, self._left)
-        for buffer, values in zip(buffers, (lengths, ids, positions, left), strict=True):
+        for buffer, values in zip(self._buffers, (lengths, ids, positions, left), strict=True):
             buffer.copy_(torch.tensor(values))
         self._uniforms.copy_(torch.from_numpy(uniforms))
         self._step_number.zero_()
         for _ in range(min(BLOCK_TOKENS, max(left))):
-            if self._graph is not None:
-                self._graph.replay()
-            else:
-                self._step()
+            self._graph.replay() if self._graph is not None else self._step()
         return self._tokens.T.tolist(), self._logprobs.T.tolist()
 
     def _step(self) -> None:
@@ -96,17 +89,12 @@ class DecodeBlock:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         """Returns the graph of a step. Launching its kernels one by one takes longer than running them."""
-        stream = torch.cuda.Stream(self._cache.device)
-        stream.wait_stream(torch.cuda.current_stream(self._cache.device))
+        stream, current = torch.cuda.Stream(self._cache.device), torch.cuda.current_stream(self._cache.device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             self._step()  # compiles the kernels, which a recording must not do
-        torch.cuda.current_stream(self._cache.device).wait_stream(stream)
-        self._step_number.zero_()
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._step()
         return graph
-
-
-def _shape(cache: SharedPrefixCache) -> tuple[torch.Size, torch.Size]:
-    return cache.keys[0].shape, cache.film_keys[0].shape

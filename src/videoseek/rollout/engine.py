@@ -6,9 +6,10 @@ observation, and so on to its end. An episode goes on as soon as its own turn or
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -29,14 +30,12 @@ TOOL_THREADS = 32
 #: Episodes under way side by side. The sampler queues the ones without room; a queued episode takes host memory only.
 MAX_OPEN_EPISODES = 1024
 
-Weights = Iterable[tuple[str, torch.Tensor]]
-
 
 @dataclass(slots=True)
 class _Running:
     """An episode under way. The sampler knows the first `num_known_tokens` tokens and `num_known_clips` clips.
 
-    `seconds` is the model's own time so far. `weight_version` is the oldest version of the sampled tokens.
+    `seconds` is the model's own time so far. The episode gets the oldest of the tokens' `weight_versions`.
     """
 
     sequence_id: str
@@ -45,10 +44,13 @@ class _Running:
     group: list[_Running]
     num_known_tokens: int = 0
     num_known_clips: int = 0
-    num_drawn: int = 0
     seconds: float = 0.0
-    weight_version: int | None = None
+    weight_versions: list[int] = field(default_factory=list)
     stop_reason: StopReason | None = None
+
+
+#: The next step of an episode, with the finished future of its turn or its tools.
+_Transition = Callable[[_Running, Future[Any]], None]
 
 
 class RolloutEngine:
@@ -63,11 +65,9 @@ class RolloutEngine:
         environment: Environment,
         sampler: Sampler,
         features: ClipFeatures,
-        weights: Callable[[], Weights] = tuple,
+        weights: Callable[[], Iterable[tuple[str, torch.Tensor]]] = tuple,
     ) -> None:
-        self.environment = environment
-        self.sampler = sampler
-        self.features = features
+        self.environment, self.sampler, self.features = environment, sampler, features
         self._weights = weights
         self._weight_version: int | None = None
 
@@ -98,34 +98,29 @@ class RolloutEngine:
             for sample, draw in zip(samples, draws, strict=True)
         ]
         with ThreadPoolExecutor(TOOL_THREADS, "tools", CLOCK.leave_out_this_thread) as pool:
-            rollout = _Rollout(self.environment, self.sampler, settings, pool, skip_unreadable)
+            rollout = _Rollout(self, settings, pool, skip_unreadable)
             try:
                 return rollout.run(samples, streams, on_progress)
             finally:
-                rollout.close()
-
-
-#: The next transition of an episode, and the finished future with the transition's input.
-_Event = tuple[Callable[[_Running, Future[Any]], None], _Running, Future[Any]]
+                pool.shutdown(wait=False, cancel_futures=True)
+                for sequence_id in rollout.open:
+                    self.sampler.forget(sequence_id)
 
 
 class _Rollout:
-    """One call of `RolloutEngine.rollout`. Each open episode has one future under way, of its turn or of its tools."""
+    """One call of `RolloutEngine.rollout`. Each open episode has one future under way, of its turn or of its tools.
+
+    `events` holds finished futures with the transition of their episode, and `answers` the tools' futures, finished or
+    not, for a sampler that wants answers in order.
+    """
 
     def __init__(
-        self,
-        environment: Environment,
-        sampler: Sampler,
-        settings: SamplingSettings,
-        pool: ThreadPoolExecutor,
-        skip_unreadable: bool,
+        self, engine: RolloutEngine, settings: SamplingSettings, pool: ThreadPoolExecutor, skip_unreadable: bool
     ) -> None:
-        self.environment = environment
-        self.sampler = sampler
-        self.settings = settings
-        self.pool = pool
-        self.skip_unreadable = skip_unreadable
-        self.events: SimpleQueue[_Event] = SimpleQueue()
+        self.environment, self.sampler = engine.environment, engine.sampler
+        self.settings, self.pool, self.skip_unreadable = settings, pool, skip_unreadable
+        self.events: SimpleQueue[tuple[_Transition, _Running, Future[Any]]] = SimpleQueue()
+        self.answers: deque[tuple[_Transition, _Running, Future[Any]]] = deque()
         self.open: dict[str, _Running] = {}
 
     def run(
@@ -136,14 +131,14 @@ class _Rollout:
     ) -> list[list[Episode]]:
         """Runs all episodes to their end. Returns the groups in the order of `samples`."""
         groups: list[list[_Running]] = []
-        num_reported, total = 0, sum(map(len, streams))
+        num_reported, num_opened, total = 0, 0, sum(map(len, streams))
         while True:
             while len(groups) < len(samples) and len(self.open) < MAX_OPEN_EPISODES:
+                num_opened += len(streams[len(groups)])
                 groups.append(self._open_group(len(groups), samples[len(groups)], streams[len(groups)]))
-            num_done = sum(map(len, streams[: len(groups)])) - len(self.open)
-            if on_progress is not None and num_done > num_reported:
-                on_progress(num_done, total)
-                num_reported = num_done
+            if on_progress is not None and num_opened - len(self.open) > num_reported:
+                num_reported = num_opened - len(self.open)
+                on_progress(num_reported, total)
             if not self.open:
                 return [_episodes(group) for group in groups]
             if not self.sampler.work():
@@ -151,12 +146,8 @@ class _Rollout:
                     self._handle(*self.events.get())
             while not self.events.empty():
                 self._handle(*self.events.get())
-
-    def close(self) -> None:
-        """Drops the open episodes, after an error."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for sequence_id in self.open:
-            self.sampler.forget(sequence_id)
+            while self.answers:
+                self._handle(*self.answers.popleft())
 
     def _open_group(self, number: int, sample: Sample, streams: Sequence[int]) -> list[_Running]:
         group: list[_Running] = []
@@ -177,27 +168,19 @@ class _Rollout:
         builder, settings = episode.builder, self.settings
         num_free = self.environment.max_context_tokens - len(builder.token_ids)
         deadline = settings.deadline_seconds
-        turn = TurnSettings(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_new_tokens=max(1, min(settings.max_new_tokens_per_turn, num_free)),
-            stream=episode.stream,
-            num_drawn=episode.num_drawn,
-            max_seconds=None if deadline is None else max(0.0, deadline - episode.seconds),
-        )
+        num_new = max(1, min(settings.max_new_tokens_per_turn, num_free))
+        num_drawn = len(episode.weight_versions)
+        seconds = None if deadline is None else max(0.0, deadline - episode.seconds)
+        turn = TurnSettings(settings.temperature, settings.top_p, num_new, episode.stream, num_drawn, seconds)
         new_ids = builder.token_ids[episode.num_known_tokens :]
         new_clips = builder.clips[episode.num_known_clips :]
         episode.num_known_tokens, episode.num_known_clips = len(builder.token_ids), len(builder.clips)
         self._then(self._end_turn, episode, self.sampler.submit(episode.sequence_id, new_ids, new_clips, turn))
 
-    def _then(
-        self, transition: Callable[[_Running, Future[Any]], None], episode: _Running, future: Future[Any]
-    ) -> None:
+    def _then(self, transition: _Transition, episode: _Running, future: Future[Any]) -> None:
         future.add_done_callback(lambda done: self.events.put((transition, episode, done)))
 
-    def _handle(
-        self, transition: Callable[[_Running, Future[Any]], None], episode: _Running, future: Future[Any]
-    ) -> None:
+    def _handle(self, transition: _Transition, episode: _Running, future: Future[Any]) -> None:
         if episode.sequence_id not in self.open:
             return  # its group has been passed over
         try:
@@ -211,10 +194,8 @@ class _Rollout:
         turn, builder, environment = future.result(), episode.builder, self.environment
         parsed = builder.assistant_tokens(turn.token_ids, turn.logprobs)
         episode.num_known_tokens = len(builder.token_ids)
-        episode.num_drawn += len(turn.token_ids)
         episode.seconds += turn.seconds
-        versions = [*turn.weight_versions, *([] if episode.weight_version is None else [episode.weight_version])]
-        episode.weight_version = min(versions)
+        episode.weight_versions += turn.weight_versions
         if turn.stop is not TurnStop.END:
             is_full = len(builder.token_ids) >= environment.max_context_tokens
             limit = StopReason.CONTEXT_FULL if is_full else StopReason.TOKEN_LIMIT
@@ -222,13 +203,16 @@ class _Rollout:
             return
         environment.prefetch_calls(builder, parsed)
         answer = partial(self._end_observation, list(builder.token_ids))
-        self._then(answer, episode, self.pool.submit(environment.respond, builder, parsed))
+        future = self.pool.submit(environment.respond, builder, parsed)
+        if self.sampler.in_order:
+            self.answers.append((answer, episode, future))
+        else:
+            self._then(answer, episode, future)
 
     def _end_observation(self, sampled_ids: list[int], episode: _Running, future: Future[StopReason | None]) -> None:
         """Sends the observation to the sampler, or ends the episode."""
         reason = future.result()
-        # The sampler keeps the earlier tokens. An observation must not edit them: training would use tokens unseen by
-        # the model.
+        # The sampler keeps the earlier tokens: training would use tokens unseen by the model.
         if episode.builder.token_ids[: len(sampled_ids)] != sampled_ids:
             raise RuntimeError(f"episode of {episode.builder.sample.id!r}: an observation changed earlier tokens")
         if reason is None:
@@ -254,5 +238,4 @@ class _Rollout:
 
 def _episodes(group: Sequence[_Running]) -> list[Episode]:
     """Returns the episodes of a group, or [] for a group passed over: advantages compare all members."""
-    finished = [(e.builder, e.stop_reason, e.weight_version) for e in group]
-    return [builder.finish(reason, version or 0) for builder, reason, version in finished if reason is not None]
+    return [e.builder.finish(e.stop_reason, min(e.weight_versions)) for e in group if e.stop_reason is not None]

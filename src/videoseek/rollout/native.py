@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from videoseek.batches.order import cut_rows
 from videoseek.batches.positions import mrope_positions
-from videoseek.model.kv_cache import CachePass, Context, SharedPrefixCache, SlotCache, new_cache
+from videoseek.model.kv_cache import CachePass, Context, CopyCache, SharedPrefixCache, new_cache
 from videoseek.model.load import position_rule
 from videoseek.model.policy import Policy
 from videoseek.rollout.clip_features import LEAST_ROWS, ClipFeatures
@@ -38,8 +38,8 @@ MAX_TOKENS_PER_PASS = 2**15
 MAX_SEQUENCES = 256
 #: Memory for keys and values: bytes on a CPU, and the share of a GPU's unused memory. Activations take the rest.
 CPU_CACHE_BYTES, GPU_CACHE_SHARE = 2**31, 0.6
-#: Tokens of vision features that wait for another episode with the same crop, unless all features are kept.
-MAX_FEATURE_TOKENS = 2**17
+#: Clips whose features wait for another episode with the same crop, unless all features are kept.
+MAX_FEATURES = 64
 
 _Item = Film | Prompt | CachedSequence
 
@@ -67,19 +67,17 @@ class NativeSampler:
         tokens of one pass; a longer film, observation or clip gets a pass of its own.
         """
         self.features = ClipFeatures(policy, max_tokens_per_pass)
-        self._policy = policy
-        self._vocabulary = vocabulary
-        self._tokens_per_second = tokens_per_second
-        self._keep_features = keep_features
-        self._cache_tokens = cache_tokens
+        self._policy, self._vocabulary, self._tokens_per_second = policy, vocabulary, tokens_per_second
+        self._keep_features, self._cache_tokens = keep_features, cache_tokens
         self._max_tokens_per_pass = max_tokens_per_pass
         self._banned = torch.tensor(vocabulary.banned, device=policy.device)
-        self._version = 0
-        self._was_training = False
+        # On a CPU the passes have shapes of equal rounding, on a GPU the kernel's choice depends on the shape.
+        self.in_order = policy.device.type == "cuda"
+        self._version, self._was_training = 0, False
         self._sequences: dict[str, CachedSequence] = {}
         self._films: dict[tuple[tuple[int, ...], tuple[Clip, ...]], Film] = {}
         self._observed: list[CachedSequence] = []
-        self._cache: SlotCache | None = None
+        self._cache: CopyCache | None = None
         self._block: DecodeBlock | None = None
 
     def submit(
@@ -112,6 +110,7 @@ class NativeSampler:
         film.queue.append(sequence)
         return sequence
 
+    @torch.inference_mode()
     def forget(self, sequence_id: str) -> None:
         """See `Sampler`. The last sequence takes the cache with it, and the policy returns to its mode."""
         sequence = self._sequences.pop(sequence_id, None)
@@ -145,7 +144,7 @@ class NativeSampler:
             self.forget(sequence_id)
         self.features.clear()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def work(self) -> bool:
         """See `Sampler`: one pass of the decoder, and with shared films a block of tokens of all running turns."""
         with CLOCK.phase("generate"):
@@ -159,7 +158,7 @@ class NativeSampler:
             logits = [self._feed(cache, rows, items)] if rows or items else []
             sampled = rows + [item for item in items if isinstance(item, CachedSequence)]
             opened = self._fill_slots(cache)
-            logits += [sequence.prompt.logits[None] for sequence in opened]
+            logits += [s.prompt.logits[None] for s in opened if s.prompt.logits is not None]
             if sampled or opened:
                 self._sample(cache, sampled + opened, torch.cat(logits))
             has_decoded = isinstance(cache, SharedPrefixCache) and self._decode_block(cache)
@@ -174,19 +173,19 @@ class NativeSampler:
             self._cache = self._new_cache(max(len(film.queue) for film in films))
         cache = self._cache
         admitted = [s for s in self._sequences.values() if s.slot is not None or s in s.prompt.waiting]
-        longest = max([cache.capacity, *(_num_reserved(cache, s) for s in admitted if s.slot is None)])
-        count, shown = len(admitted), {s.prompt.film: len(s.prompt.film.ids) for s in admitted}
+        longest = max([cache.capacity, *(s.num_reserved(cache.is_shared) for s in admitted if s.slot is None)])
+        count, shown = len(admitted), {s.prompt.film for s in admitted}
         for film in films:
-            shown[film] = len(film.ids)
-            num_shared = sum(shown.values()) if cache.is_shared else 0
+            shown.add(film)
+            num_shared = sum(len(film.ids) for film in shown) if cache.is_shared else 0
             while film.queue:
-                count, longest = count + 1, max(longest, _num_reserved(cache, film.queue[0]))
+                sequence = film.queue[0]
+                count, longest = count + 1, max(longest, sequence.num_reserved(cache.is_shared))
                 if count > 1 and (count > MAX_SEQUENCES or count * longest + num_shared > self._budget):
                     return
-                sequence = film.queue.pop(0)
-                sequence.prompt.waiting.append(sequence)
+                sequence.prompt.waiting.append(film.queue.pop(0))
 
-    def _new_cache(self, group_size: int) -> SlotCache:
+    def _new_cache(self, group_size: int) -> CopyCache:
         config, device = self._policy.model.config.text_config, self._policy.device
         head_size = config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, config.num_key_value_heads, head_size)
@@ -216,24 +215,22 @@ class NativeSampler:
 
     def _encode(self, items: list[_Item]) -> list[_Item]:
         """Encodes the clips of the items. Returns the items that can be read; the futures of the others fail."""
-        if not self._keep_features:
-            self.features.shrink(MAX_FEATURE_TOKENS)
-        errors = self.features.encode_readable(clip for item in items for clip in item.clips)
-        readable = []
-        for item in items:
+        if not self._keep_features and len(self.features) > MAX_FEATURES:
+            self.features.clear()
+        # A trainer with a frozen vision tower takes the features over: autograd refuses inference tensors.
+        with torch.inference_mode(False), torch.no_grad():
+            errors = self.features.encode_readable(clip for item in items for clip in item.clips)
+        for item in items if errors else []:
             error = next((errors[clip] for clip in item.clips if clip in errors), None)
-            if error is None:
-                readable.append(item)
-                continue
             failed = [item] if isinstance(item, CachedSequence) else []
-            if isinstance(item, Film):
+            if error is not None and isinstance(item, Film):
                 del self._films[tuple(item.ids), tuple(item.clips)]
                 failed = item.queue + [sequence for prompt in item.waiting() for sequence in prompt.waiting]
-            for sequence in failed:
+            for sequence in failed if error is not None else []:
                 sequence.future.set_exception(error)
-        return readable
+        return [item for item in items if errors.keys().isdisjoint(item.clips)]
 
-    def _feed(self, cache: SlotCache, rows: Sequence[CachedSequence], items: Sequence[_Item]) -> torch.Tensor:
+    def _feed(self, cache: CopyCache, rows: Sequence[CachedSequence], items: Sequence[_Item]) -> torch.Tensor:
         """Feeds the unfed token of each of `rows` and the tokens of the items, and caches them all.
 
         Returns the logits of the last tokens of `rows` and of the sequences among the items.
@@ -241,7 +238,8 @@ class NativeSampler:
         started = time.perf_counter()
         token_ids = [sequence.ids[0] for sequence in rows]
         positions = [torch.tensor([sequence.next_position for sequence in rows], dtype=torch.long).expand(3, -1)]
-        ends, contexts = [len(rows)], []
+        ends: list[int] = [len(rows)]
+        contexts: list[Context | None] = []
         for item in items:
             start = item.film.next_position if isinstance(item, Prompt) else item.next_position
             block, item.next_position = mrope_positions(
@@ -252,7 +250,8 @@ class NativeSampler:
                 start=start,
                 rule=position_rule(self._policy.model.config),
             )
-            contexts.append(_context(cache, item))
+            own = cache.context(item.slot) if isinstance(item, CachedSequence) and item.slot else None
+            contexts.append(item.film.tokens if isinstance(item, Prompt) else own)
             token_ids += item.ids
             positions.append(block)
             ends.append(len(token_ids))
@@ -260,21 +259,20 @@ class NativeSampler:
         attention = CachePass(cache, len(rows), list(zip(lengths, contexts, strict=True)))
         clips = [clip for item in items for clip in item.clips]
         hidden = self._decode(token_ids, torch.cat(positions, dim=1), clips, attention)
-        logits = self._project(hidden, [*range(len(rows)), *(end - 1 for end in ends[1:])])
+        lasts = [*range(len(rows)), *(end - 1 for end in ends[1:])]
+        logits = self._policy.project(hidden[lasts + [0] * (LEAST_ROWS - len(lasts))])
         seconds = (time.perf_counter() - started) / len(token_ids)
         for sequence in rows:
-            sequence.slot.length += 1
-            sequence.next_position += 1
-            sequence.seconds += seconds
+            sequence.step(seconds)
         kept = list(range(len(rows)))
         for row, (item, start, end) in enumerate(zip(items, ends, ends[1:], strict=False), len(rows)):
             tokens = attention.taken(start, end)
-            if isinstance(item, CachedSequence):
+            if isinstance(item, CachedSequence) and item.slot is not None:
                 cache.append(item.slot, tokens)
                 cache.set_active(item.slot, True)
                 item.seconds += seconds * (end - start)
                 kept.append(row)
-            else:
+            elif not isinstance(item, CachedSequence):
                 item.tokens = tokens
             if isinstance(item, Prompt):
                 item.logits = logits[row]
@@ -295,12 +293,7 @@ class NativeSampler:
         positions = F.pad(positions, (0, num_missing)).to(ids.device)
         return self._policy.decode(embeddings[None], positions[:, None], attention)[0]
 
-    def _project(self, hidden: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """Returns the logits [R, V] of rows of the hidden states, computed with at least `LEAST_ROWS` rows."""
-        padded = torch.tensor(rows + [0] * (LEAST_ROWS - len(rows)), device=hidden.device)
-        return self._policy.project(hidden[padded])[: len(rows)]
-
-    def _fill_slots(self, cache: SlotCache) -> list[CachedSequence]:
+    def _fill_slots(self, cache: CopyCache) -> list[CachedSequence]:
         """Opens a slot for every admitted sequence whose prompt has been fed. Returns the sequences."""
         opened: list[CachedSequence] = []
         for key, film in list(self._films.items()):
@@ -319,7 +312,7 @@ class NativeSampler:
                 del self._films[key]
         return opened
 
-    def _sample(self, cache: SlotCache, sequences: Sequence[CachedSequence], logits: torch.Tensor) -> None:
+    def _sample(self, cache: CopyCache, sequences: Sequence[CachedSequence], logits: torch.Tensor) -> None:
         """Samples a token of each sequence from its logits [R, V]."""
         settings = sequences[0].settings
         uniforms = None
@@ -330,9 +323,9 @@ class NativeSampler:
         for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
             self._append(cache, sequence, token, logprob)
 
-    def _append(self, cache: SlotCache, sequence: CachedSequence, token: int, logprob: float) -> None:
+    def _append(self, cache: CopyCache, sequence: CachedSequence, token: int, logprob: float) -> None:
         stop = sequence.append(token, logprob, self._vocabulary.im_end)
-        if stop is not None:
+        if stop is not None and sequence.slot is not None:
             cache.set_active(sequence.slot, False)
             versions = [self._version] * len(sequence.token_ids)
             turn = SampledTurn(sequence.token_ids, sequence.logprobs, versions, stop, sequence.seconds)
@@ -345,7 +338,7 @@ class NativeSampler:
             return False
         started = time.perf_counter()
         cache.reserve(cache.num_slots, max(slot.length for slot in cache.slots) + BLOCK_TOKENS + 1)
-        if self._block is None or not self._block.fits(cache):
+        if self._block is None or self._block.shapes != cache.shapes():
             settings = running[0].owner.settings
             self._block = DecodeBlock(self._policy, cache, self._banned, self._vocabulary.im_end, settings)
         tokens, logprobs = self._block.run(running)
@@ -354,22 +347,6 @@ class NativeSampler:
             sequence = slot.owner
             for token, logprob in zip(tokens[slot.index], logprobs[slot.index], strict=True):
                 if slot.is_active:
-                    slot.length += 1
-                    sequence.next_position += 1
-                    sequence.seconds += seconds
+                    sequence.step(seconds)
                     self._append(cache, sequence, token, logprob)
         return True
-
-
-def _num_reserved(cache: SlotCache, sequence: CachedSequence) -> int:
-    """Returns the tokens of the cache for a new sequence: its prompt, without what is shared, and its first turn."""
-    prompt = sequence.prompt
-    num_film = 0 if cache.is_shared else len(prompt.film.ids)
-    return num_film + len(prompt.ids) + sequence.settings.max_new_tokens
-
-
-def _context(cache: SlotCache, item: _Item) -> Context | None:
-    """Returns the cached tokens in front of an item's tokens."""
-    if isinstance(item, CachedSequence):
-        return cache.context(item.slot)
-    return item.film.tokens if isinstance(item, Prompt) else None

@@ -32,10 +32,10 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True)
 class TurnSettings:
-    """Sampling parameters and limits of one turn.
+    """Sampling parameters and limits of one turn. A turn has at least one token.
 
-    `stream` is the key of the episode's random stream, and `num_drawn` the number of the stream's draws in earlier
-    turns. `max_seconds` is the rest of the episode's deadline (None: no limit). A turn has at least one token.
+    `stream` is the key of the episode's random stream, with `num_drawn` draws in earlier turns. `max_seconds` is the
+    rest of the episode's deadline (None: no limit).
     """
 
     temperature: float
@@ -47,7 +47,7 @@ class TurnSettings:
 
 
 class TurnStop(StrEnum):
-    """The reason for the end of a turn: the end-of-turn token, `max_new_tokens`, or `max_seconds`."""
+    """The reason for the end of a turn: the end-of-turn token, `max_new_tokens` or `max_seconds`."""
 
     END = "end"
     LENGTH = "length"
@@ -56,10 +56,10 @@ class TurnStop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SampledTurn:
-    """A sampled turn with one log-prob and one weight version per token.
+    """A sampled turn with a log-prob and a weight version for each token.
 
-    `seconds` is the turn's share of the model's time: a pass counts for each of its sequences by the sequence's share
-    of the pass's tokens. Waiting, reading videos and the work for other episodes count nothing.
+    `seconds` is the turn's share of the model's time: each sequence of a pass takes its share of the pass's tokens.
+    Prompts, waiting, reading videos and the work for other episodes count nothing.
     """
 
     token_ids: list[int]
@@ -70,38 +70,32 @@ class SampledTurn:
 
 
 class Sampler(Protocol):
-    """Samples the turns of many sequences side by side.
+    """Samples the turns of many sequences side by side. One thread calls the methods.
 
-    One thread calls the methods. A sampler in another process resolves its futures in a thread of its own. A sampler in
-    this process resolves its futures inside `work`.
+    A sampler in another process resolves futures in a thread of its own, a sampler in this process inside `work`.
     """
+
+    #: Whether answers of tools must come in the order of the turns, before the next `work`. Rounding may depend on the
+    #: rows of a pass: only then does a resumed run repeat every bit.
+    in_order: bool
 
     def submit(
         self, sequence_id: str, new_ids: Sequence[int], new_clips: Sequence[Clip], settings: TurnSettings
     ) -> Future[SampledTurn]:
-        """Appends tokens to a sequence and queues its next turn. Returns at once.
+        """Appends tokens to a sequence, new or known, and queues its next turn. Returns at once.
 
-        The first call opens the sequence. The sampler itself keeps the sampled tokens: `new_ids` are the prompt, later
-        the observation. `new_clips` belong to the runs of video pads in `new_ids`, in order. The future raises
-        VideoError for an unreadable clip.
+        The sampler itself keeps the sampled tokens: `new_ids` are the prompt, later an observation. `new_clips` belong
+        to the runs of video pads in `new_ids`, in order. The future raises VideoError for an unreadable clip.
         """
-        ...
 
     def work(self) -> bool:
         """Does a small part of the queued work in the caller's thread. Returns False for nothing to do."""
-        ...
 
     def forget(self, sequence_id: str) -> None:
         """Drops a sequence and everything cached for it, also during a turn. An unknown id has no effect."""
-        ...
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Takes over the named weights and drops all caches. Later tokens carry `version`.
-
-        A sampler on the trainer's own weights gets no tensors.
-        """
-        ...
+        """Takes over the named weights: none if the sampler shares the trainer's. Later tokens carry `version`."""
 
     def close(self) -> None:
         """Frees memory and processes. Open futures raise an error."""
-        ...

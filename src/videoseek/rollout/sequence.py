@@ -77,6 +77,18 @@ class CachedSequence:
         self.uniforms = stream_uniforms(settings.stream, settings.num_drawn, settings.max_new_tokens)
         return self.future
 
+    def num_reserved(self, is_shared: bool) -> int:
+        """Returns the tokens that a new sequence reserves in a cache: its prompt and its first turn."""
+        num_film = 0 if is_shared else len(self.prompt.film.ids)
+        return num_film + len(self.prompt.ids) + self.settings.max_new_tokens
+
+    def step(self, seconds: float) -> None:
+        """Counts a fed token, which took `seconds` of the model's time."""
+        if self.slot is not None:
+            self.slot.length += 1
+        self.next_position += 1
+        self.seconds += seconds
+
     def append(self, token_id: int, logprob: float, end_id: int) -> TurnStop | None:
         """Appends a sampled token. Returns the reason for the end of the turn, or None.
 

@@ -7,7 +7,6 @@ keeps the tokens of every sequence itself: a worker that is started again needs 
 from __future__ import annotations
 
 import hashlib
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -27,12 +26,11 @@ from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import MAX_TOKENS_PER_PASS
 from videoseek.rollout.sampler import SampledTurn, TurnSettings, TurnStop
-from videoseek.runtime import rank, world_size
+from videoseek.runtime import rank
 from videoseek.serving.client import WorkerError
 from videoseek.serving.handshake import FOLDER_VERSION
-from videoseek.serving.launch import LocalPlace, parse_options, shared_token
 from videoseek.serving.prompts import first_difference, with_one_pad
-from videoseek.serving.remote import Place, RemoteWorker, ServerPlace, Weights
+from videoseek.serving.remote import RemoteWorker, Weights, rank_workers
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Clip
 from videoseek.wire import Message
@@ -55,12 +53,10 @@ class VllmSampler:
     """Implements `Sampler` on `workers`. `weights_dir` takes the weights for `sync=disk`; workers must see it too."""
 
     def __init__(
-        self,
-        workers: Sequence[RemoteWorker],
-        vocabulary: Vocabulary,
-        weights_dir: Path | None = None,
+        self, workers: Sequence[RemoteWorker], vocabulary: Vocabulary, weights_dir: Path | None = None
     ) -> None:
         """`weights_dir` None sends weights as tensors over the connection."""
+        self.in_order = False  # turns end in any order
         self._workers = workers
         self._vocabulary = vocabulary
         self.weights_dir = weights_dir
@@ -69,12 +65,6 @@ class VllmSampler:
         self.num_sequences = [0] * len(workers)
         self._clip_users: Counter[tuple[int, Clip]] = Counter()
         self._version = FOLDER_VERSION
-        try:
-            for opening in [worker.open() for worker in workers]:
-                opening.result()
-        except BaseException:  # also Ctrl-C: a start takes a minute, which nobody should wait for then
-            self.close()
-            raise
 
     def submit(
         self, sequence_id: str, new_ids: Sequence[int], new_clips: Sequence[Clip], settings: TurnSettings
@@ -82,10 +72,9 @@ class VllmSampler:
         """Appends tokens to a sequence and asks its worker for the next turn."""
         sequence = self._sequences.get(sequence_id)
         if sequence is None:
-            loads = Counter(sequence.worker for sequence in self._sequences.values())
-            emptiest = min(range(len(self._workers)), key=lambda worker: loads[worker])
-            sequence = self._sequences[sequence_id] = _Sequence(emptiest)
-            self.num_sequences[emptiest] += 1
+            worker = self.num_sequences.index(min(self.num_sequences))
+            sequence = self._sequences[sequence_id] = _Sequence(worker)
+            self.num_sequences[worker] += 1
         sequence.ids += new_ids
         sequence.short_ids += with_one_pad(new_ids, new_clips, self._vocabulary.video_pad)
         sequence.clips += new_clips
@@ -165,6 +154,8 @@ class VllmSampler:
                 f"sequence {sequence_id}: the worker sampled with weights of version {reply['version']}, "
                 f"not of version {self._version}, which it was given last"
             )
+        if reply["stop"] not in _STOPS:
+            raise WorkerError(f"sequence {sequence_id}: vLLM ended the turn for an unknown reason, {reply['stop']!r}")
         sequence.ids += ids.tolist()
         sequence.short_ids += ids.tolist()
         versions = [reply["version"]] * len(ids)
@@ -174,29 +165,15 @@ class VllmSampler:
 def vllm_engine(
     policy: Policy, environment: Environment, config: TrainConfig, model: Path, output_dir: Path
 ) -> RolloutEngine:
-    """Returns a rollout engine on this rank's workers, started here from the folder `model` or reached as servers.
-
-    Raises UsageError or WorkerError.
-    """
-    rollout, rule = config.rollout, position_rule(policy.model.config)
+    """Returns a rollout engine on this rank's workers of the folder `model`. Raises UsageError or WorkerError."""
+    rule = position_rule(policy.model.config)
     if rule != "max_all":
         raise UsageError(f"position_rule={rule} is not vLLM's; rollout.engine=vllm works with max_all only")
-    if rollout.temperature > 2:
-        raise UsageError(f"rollout.temperature={rollout.temperature:g} is above 2, the limit of rollout.engine=vllm")
-    places: list[Place] = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
-    if rollout.servers and not places:
-        raise UsageError(f"rollout.servers names {len(rollout.servers)} for {world_size()} ranks; each needs one")
-    token = shared_token() if places else secrets.token_hex(32)
-    if not places:
-        options = {"max_model_len": rollout.max_context_tokens, "dtype": config.dtype}
-        options |= parse_options(rollout.vllm_options)
-        log = output_dir / f"vllm-rank-{rank():03d}.log"
-        places = [LocalPlace(rollout.vllm_python, model, options, token, log=log)]
-    workers = [RemoteWorker(place, token, rollout.worker_silence_seconds, rollout.worker_restarts) for place in places]
-    weights_dir = output_dir / f"weights-rank-{rank():03d}" if rollout.sync == "disk" else None
+    weights_dir = output_dir / f"weights-rank-{rank():03d}" if config.rollout.sync == "disk" else None
 
     def weights() -> Iterable[tuple[str, torch.Tensor]]:
         return (merged_weights(policy.model) if has_adapters(policy.model) else policy.model.state_dict()).items()
 
+    workers = rank_workers(config.rollout, config.dtype, model, output_dir)
     sampler = VllmSampler(workers, environment.vocabulary, weights_dir)
     return RolloutEngine(environment, sampler, ClipFeatures(policy, MAX_TOKENS_PER_PASS), weights)

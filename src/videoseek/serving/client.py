@@ -46,7 +46,7 @@ class Connection:
         try:
             self._socket = connect(address, silence_seconds)
             self._socket.settimeout(silence_seconds)
-            self.facts = prove(self._socket, token)
+            prove(self._socket, token)
             self._socket.settimeout(None)
             limit = struct.pack("ll", math.ceil(silence_seconds), 0)  # a worker that hangs reads nothing either
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

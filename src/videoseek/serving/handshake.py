@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import os
 import socket
-from typing import Any
 
 from videoseek.wire import receive, send
 
@@ -56,14 +55,13 @@ def challenge(peer: socket.socket, token: str) -> None:
         raise RefusedError("a peer was refused: its token is not the worker's")
 
 
-def prove(peer: socket.socket, token: str) -> dict[str, Any]:
-    """Answers the challenge of a worker, and returns what the worker says about itself. Raises RefusedError."""
+def prove(peer: socket.socket, token: str) -> None:
+    """Answers the challenge of a worker, which answers when its engine is ready. Raises RefusedError."""
     question, _ = receive(peer, from_stranger=True)
     send(peer, {"op": "proof", "proof": _proof(token, str(question.get("nonce")))})
     reply, _ = receive(peer, from_stranger=True)
     if reply.get("op") != "ready":
         raise RefusedError(f"the worker refused the token; {TOKEN_VARIABLE} must hold the same token on both sides")
-    return reply
 
 
 def _proof(token: str, nonce: str) -> str:

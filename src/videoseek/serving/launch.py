@@ -66,7 +66,7 @@ class LocalPlace:
         output = None if self._log is None else self._log.open("ab")
         request = json.dumps(self._request | {"address": address})
         self._process = subprocess.Popen(
-            [self._python, "-c", _BOOT, str(Path(__file__).parents[1]), request],
+            [self._python, "-P", "-c", _BOOT, str(Path(__file__).parents[1]), request],
             env=_environment(self._python, self._token),
             stdin=subprocess.PIPE,  # its end tells the worker that this process has ended
             stdout=output or sys.stderr,

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from videoseek.runtime import say
+from videoseek.config import RolloutConfig, UsageError
+from videoseek.runtime import rank, world_size
 from videoseek.serving.client import Connection, WorkerError, WorkerLostError
+from videoseek.serving.launch import LocalPlace, parse_options, shared_token
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
 from videoseek.wire import Message
+
+logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.2
 
@@ -63,7 +70,8 @@ class Weights:
 class RemoteWorker:
     """Sends turns and weights to the worker at `place`. One thread of its own does all talking, one job at a time.
 
-    A lost worker is started again at most `max_restarts` times, with the last weights.
+    The first job starts the worker, which may take a minute. A lost worker is started again at most `max_restarts`
+    times, with the last weights.
     """
 
     def __init__(self, place: Place, token: str, silence_seconds: float, max_restarts: int) -> None:
@@ -77,10 +85,6 @@ class RemoteWorker:
         self._requests: dict[Future[Message], Future[Message]] = {}
         self._is_closed = False
 
-    def open(self) -> Future[Connection]:
-        """Starts the worker in the background, which may take a minute."""
-        return self._lane.submit(self._connected)
-
     def ask(self, ids: Sequence[int], clips: Sequence[Clip], settings: dict[str, Any]) -> Future[Message]:
         """Asks for the turn after `ids`, which hold one pad for each clip.
 
@@ -91,7 +95,7 @@ class RemoteWorker:
         return reply
 
     def forget(self, reply: Future[Message]) -> None:
-        """Stops the turn of a reply that nobody waits for any more."""
+        """Cancels a reply and stops its turn."""
         self._lane.submit(self._forget, reply)
 
     def drop(self, clip: Clip) -> None:
@@ -112,6 +116,8 @@ class RemoteWorker:
 
     def _ask_later(self, ask: Callable[[], Future[Message]], reply: Future[Message]) -> None:
         def sent(job: Future[Future[Message]]) -> None:
+            if reply.cancelled():
+                return  # forgotten
             if job.cancelled():
                 reply.set_exception(WorkerError("the worker was closed"))
             elif (error := job.exception()) is not None:
@@ -121,8 +127,9 @@ class RemoteWorker:
                 job.result().add_done_callback(answered)
 
         def answered(request: Future[Message]) -> None:
-            self._requests.pop(reply, None)
             error = request.exception()
+            if self._requests.pop(reply, None) is None:
+                return  # forgotten
             if isinstance(error, WorkerLostError) and not self._is_closed:
                 self._ask_later(ask, reply)
             elif error is not None:
@@ -148,6 +155,7 @@ class RemoteWorker:
         request = self._requests.pop(reply, None)
         if request is not None and self.connection is not None:
             self.connection.forget(request)
+        reply.cancel()
 
     def _drop(self, clip: Clip) -> None:
         clip_id = self._clip_ids.pop(clip, None)
@@ -173,7 +181,7 @@ class RemoteWorker:
             if self._num_restarts >= self._max_restarts or self._is_closed:
                 raise WorkerLostError(f"{lost}; rollout.worker_restarts={self._max_restarts} are used up")
             self._num_restarts += 1
-            say(f"{lost}; restart {self._num_restarts} of {self._max_restarts}")
+            logger.warning("%s; restart %d of %d", lost, self._num_restarts, self._max_restarts)
         self._clip_ids.clear()
         self.connection = self._connect()
         if self._weights is not None:
@@ -208,3 +216,20 @@ def _send_weights(connection: Connection, weights: Weights) -> None:
         raise WorkerError(
             f"worker {connection.address} loaded weights of version {version}, not of version {weights.version}"
         )
+
+
+def rank_workers(rollout: RolloutConfig, dtype: str, model: Path, log_dir: Path) -> list[RemoteWorker]:
+    """Returns this rank's workers, not yet open: its share of the servers, or one to start here. Raises UsageError."""
+    if rollout.temperature > 2:
+        raise UsageError(f"rollout.temperature={rollout.temperature:g} is above 2, the limit of rollout.engine=vllm")
+    if rollout.servers:
+        places: list[Place] = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
+        if not places:
+            raise UsageError(f"rollout.servers names {len(rollout.servers)} for {world_size()} ranks; each needs one")
+        token = shared_token()
+    else:
+        token = secrets.token_hex(32)
+        options = {"max_model_len": rollout.max_context_tokens, "dtype": dtype} | parse_options(rollout.vllm_options)
+        log = log_dir / f"vllm-rank-{rank():03d}.log"
+        places = [LocalPlace(rollout.vllm_python, model, options, token, log=log)]
+    return [RemoteWorker(place, token, rollout.worker_silence_seconds, rollout.worker_restarts) for place in places]

@@ -44,8 +44,6 @@ _SEND_SECONDS = 60
 class Engine(Protocol):
     """What a worker needs from an engine. Raises ValueError for a request that the engine cannot fulfil."""
 
-    info: dict[str, Any]
-
     @property
     def is_busy(self) -> bool:
         """Returns whether a turn is under way."""
@@ -113,7 +111,7 @@ class Server:
             limit = struct.pack("ll", _SEND_SECONDS, 0)  # not `settimeout`, which would also limit the reading
             peer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             challenge(peer.connection, self._token)
-            send(peer.connection, {"op": "ready", **self._engine.info})
+            send(peer.connection, {"op": "ready"})
             while True:
                 self._inbox.put((peer, receive(peer.connection)))
         except EOFError:

@@ -17,6 +17,7 @@ import numpy as np
 
 # The engine runs in this process: weights then reach the model without a copy of them being pickled.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its other runner has no sampler that TemperedSampler could refine
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -57,7 +58,7 @@ class Float32Factor(float):
 
     __array_ufunc__ = None  # numpy leaves the product to this class
 
-    def __rmul__(self, grids: np.ndarray) -> np.ndarray:
+    def __rmul__(self, grids: np.ndarray) -> np.ndarray:  # type: ignore[override]
         return grids.astype(np.float32) * np.float32(self)
 
 
@@ -104,7 +105,6 @@ class VllmEngine:
             raise RuntimeError(f"vLLM {vllm.__version__} samples by an unknown class {type(self._runner.sampler)}")
         self._runner.sampler.__class__ = TemperedSampler
         Qwen2_5_VLForConditionalGeneration.iter_mm_grid_thw = grids_of
-        self.info = {"engine": f"vllm {vllm.__version__}", "model": model, "version": FOLDER_VERSION}
         self._turns: dict[str, _Turn] = {}
         self._engine.set_weight_version(str(FOLDER_VERSION))
 
@@ -149,17 +149,18 @@ class VllmEngine:
         outputs = self._engine.step()
         # Time is shared evenly: vLLM does not tell how many tokens of a step belong to which turn.
         seconds = (time.perf_counter() - started) / len(self._turns)
-        for turn in self._turns.values():
-            turn.seconds += seconds
+        for running in self._turns.values():
+            running.seconds += seconds
         for output in outputs:
-            if (turn := self._turns.get(output.request_id)) is not None:
-                completion = output.outputs[0]
-                turn.ids += completion.token_ids
-                pairs = zip(completion.logprobs, completion.token_ids, strict=True)
-                turn.logprobs += [row[token].logprob for row, token in pairs]
-                turn.prompt_ids = output.prompt_token_ids
-                if output.finished:
-                    yield self._outcome(output.request_id, completion.finish_reason)
+            turn, completion = self._turns.get(output.request_id), output.outputs[0]
+            if turn is None:
+                continue  # the end of a cancelled turn
+            turn.ids += completion.token_ids
+            pairs = zip(completion.logprobs, completion.token_ids, strict=True)
+            turn.logprobs += [row[token].logprob for row, token in pairs]
+            turn.prompt_ids = output.prompt_token_ids
+            if output.finished:
+                yield self._outcome(output.request_id, completion.finish_reason)
         late = [turn_id for turn_id, turn in self._turns.items() if turn.ids and turn.seconds > turn.max_seconds]
         for turn_id in late:
             self._engine.abort_request([turn_id])

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from videoseek.batches.order import cut_rows
 from videoseek.batches.packing import PackSettings, pack_documents
+from videoseek.memory import ModelSizes, memory_line, training_memory
 from videoseek.model.load import position_rule, tokens_per_second
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.replay import ReplayedEpisodes
 from videoseek.rollout.setup import load_policy
 from videoseek.runtime import world_size
-from videoseek.stages.memory import ModelSizes, memory_line, training_memory
 from videoseek.stages.stage_run import RunContext
 from videoseek.types import Sample
 

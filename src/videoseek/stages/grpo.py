@@ -31,7 +31,6 @@ from videoseek.rollout.engine import RolloutEngine
 from videoseek.runtime import Progress
 from videoseek.stages.rollouts import filler_group, prefetch_prompts, rollout_metrics, sample_groups, with_advantages
 from videoseek.stages.stage_run import StageRun
-from videoseek.timing import CLOCK
 from videoseek.types import Clip, Sample
 
 
@@ -83,11 +82,10 @@ def train_grpo(run: StageRun, samples: Sequence[Sample], functions: Sequence[Rew
             values |= plan_metrics([account for _, account in plans])
             values |= rollout_metrics(rollouts, functions, run.device)
             values["step_time"] = time.perf_counter() - started
-            run.metrics.write(run.name, step + 1, values | CLOCK.take())
             run.record(f"{run.name}_step_{step + 1:06d}", rollouts.all_groups)
             shown = {"reward": "reward/mean", "accuracy": "rewards/accuracy/mean", "tokens saved": "plan/saving"}
             progress.update(step + 1, {name: values[key] for name, key in shown.items()})
-            run.save(engine, step + 1)
+            run.end_step(engine, step + 1, values)
     return engine
 
 

@@ -2,7 +2,7 @@
 
 output_dir/
     config.yaml  env.json  metrics.jsonl  tensorboard/  trajectories/
-    checkpoint-N/       resumable, N optimizer steps over all stages;  last -> the newest
+    checkpoint-N/       resumable, N optimizer steps over all stages;  last -> the newest;  best.json
     direct/ sft/ grpo/  finished stages as Hugging Face folders;       final -> the last of them
     evaluation-*.json  summary.json  report.html
 """
@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from videoseek.checkpoint import is_complete, link, read_state, save_weights
+from videoseek.attempts import end_attempt
+from videoseek.batches.order import SampleOrder
+from videoseek.checkpoint import CheckpointWriter, is_complete, link, read_state
 from videoseek.config import TrainConfig, UsageError, stage_steps
 from videoseek.distributed import barrier, free_memory
 from videoseek.engine import TrainEngine, end_distributed
@@ -52,6 +54,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     # All checks come before the first change in the output folder.
     check_batches(config)
     check_masters(config)
+    check_evaluation(config)
     if config.resume == "auto" and not only_plan and is_finished(config, output_dir):
         say(f"{output_dir} is finished; nothing was changed. resume=no starts the run anew")
         end_distributed()
@@ -72,7 +75,7 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
     barrier()
     run_stages(context, start_weights(config, output_dir), data, functions)
     if rank() == 0:
-        write_summary(config, output_dir, time.monotonic() - started)
+        write_summary(config, output_dir, end_attempt(output_dir, time.monotonic() - started))
         say(f"report: {write_report(output_dir)}")
         say(f"next: python -m videoseek.ask VIDEO QUESTION model={output_dir / 'final'}")
     end_distributed()
@@ -104,6 +107,14 @@ def check_masters(config: TrainConfig) -> None:
         )
 
 
+def check_evaluation(config: TrainConfig) -> None:
+    """Raises UsageError for evaluations within a stage without held-out questions."""
+    if config.evaluate.every_steps is not None and not config.data.eval:
+        raise UsageError(
+            f"evaluate.every_steps={config.evaluate.every_steps} needs held-out questions; data.eval names none"
+        )
+
+
 def start_weights(config: TrainConfig, output_dir: Path) -> Path:
     """Returns the model folder at the start of the run. Writes random weights from the seed first for `scratch`."""
     if config.model != "scratch":
@@ -127,14 +138,16 @@ def run_stages(context: RunContext, source: Path, data: Data, functions: Sequenc
     points = {stage: find_resume_point(output_dir, stage) for stage in config.stages}
     resume = _logged_so_far(config, output_dir, points)
     metrics = MetricsLog(output_dir, config.stages, resume, open_trackers(config, output_dir, resume))
+    writer = CheckpointWriter(in_background=config.save_in_background)
+    questions = questions_inside(config, data.held_out)
     done = 0
     for stage in config.stages:
         folder = output_dir / stage
         stage_source = output_dir / "sft" if stage == "grpo" and "sft" in config.stages else source
         if not is_complete(folder):
-            run = StageRun.open(context, stage, stage_source, metrics, done, points[stage])
+            run = StageRun.open(context, stage, stage_source, metrics, writer, questions, done, points[stage])
             engine = train_stage(run, data, functions)
-            save_weights(folder, engine, run.environment.vocabulary.tokenizer, stage_source)
+            run.finish(engine, folder)
             engine.release()
             del engine, run
             free_memory()
@@ -147,6 +160,12 @@ def run_stages(context: RunContext, source: Path, data: Data, functions: Sequenc
     if rank() == 0:
         link(output_dir / "final", output_dir / config.stages[-1])
     metrics.close()
+
+
+def questions_inside(config: TrainConfig, held_out: list[Sample]) -> list[Sample]:
+    """Returns the held-out questions of evaluations within a stage, in the order of `held_out`."""
+    count = min(config.evaluate.num_questions_inside or len(held_out), len(held_out))
+    return [held_out[i] for i in sorted(SampleOrder.of(held_out, config.seed, by_film=False).batch(0, count))]
 
 
 def train_stage(run: StageRun, data: Data, functions: Sequence[RewardFunction]) -> TrainEngine:
@@ -179,7 +198,7 @@ def score_stage(context: RunContext, stage: str, samples: list[Sample]) -> None:
 
 
 def write_summary(config: TrainConfig, output_dir: Path, seconds: float) -> None:
-    """Writes summary.json: scores by model, the time of the process, and the identity of the run."""
+    """Writes summary.json: scores by model, the time of all attempts, and the identity of the run."""
     files = {MODEL_NAMES[stage]: output_dir / f"evaluation-{stage}.json" for stage in config.stages}
     values = {model: json.loads(path.read_text()) for model, path in files.items() if path.is_file()}
     write_json(output_dir / "summary.json", summary_of(config, values, seconds))

@@ -24,7 +24,6 @@ from videoseek.rollout.replay import ReplayedEpisodes
 from videoseek.runtime import Progress, rank
 from videoseek.samples.schema import DataError
 from videoseek.stages.stage_run import StageRun
-from videoseek.timing import CLOCK
 from videoseek.types import Episode, Sample
 from videoseek.video.decode import prefetch, read_frames
 from videoseek.video.errors import VideoError, warn_once
@@ -80,9 +79,8 @@ def train_sft(run: StageRun, samples: Sequence[Sample], *, steps: int | None = N
             values |= plan_metrics([PlanAccount(num_row_tokens, num_tokens)]) if packing.share_films else {}
             values |= {"data/unreadable_samples": num_unreadable} if skip_bad else {}
             values |= {"perf/tokens_per_s": num_tokens / seconds}
-            run.metrics.write(run.name, step + 1, values | CLOCK.take())
             progress.update(step + 1, {"loss": learnt["loss"]})
-            run.save(engine, step + 1)
+            run.end_step(engine, step + 1, values)
     return engine
 
 

@@ -15,17 +15,19 @@ from videoseek.batches.masks import ReferenceTags
 from videoseek.batches.packing import PackSettings
 from videoseek.checkpoint import (
     ADAPTER_FOLDER,
+    BestStep,
     CheckpointError,
+    CheckpointWriter,
     TrainerState,
     complete_checkpoints,
     load_optimizer_state,
-    prune,
     read_state,
-    save_checkpoint,
+    tidy,
 )
 from videoseek.config import TrainConfig, UsageError
 from videoseek.distributed import all_max
 from videoseek.engine import BatchSums, OptimizerSettings, TrainEngine
+from videoseek.evaluation.model_scores import score_policy
 from videoseek.metrics import MetricsLog, RunError
 from videoseek.model.adapters import add_adapters, load_adapters
 from videoseek.model.load import model_folder, position_rule, tokens_per_second
@@ -36,7 +38,11 @@ from videoseek.rollout.setup import load_policy, rollout_engine
 from videoseek.rollout.trajectories import write_trajectories
 from videoseek.rollout.vllm import vllm_engine
 from videoseek.runtime import rank, say, world_size
-from videoseek.types import Episode
+from videoseek.timing import CLOCK
+from videoseek.types import Episode, Sample
+
+#: Chooses the best of a stage's evaluated steps: the accuracy of greedy answers.
+BEST_METRIC = "eval/accuracy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,10 @@ class RunContext:
 
 @dataclass(slots=True)
 class StageRun:
-    """A stage of a run. The weights came from the folder `source`. Training continues at `first_step`."""
+    """A stage of a run. The weights came from the folder `source`. Training continues at `first_step`.
+
+    `questions` are held-out, for evaluations within the stage. `best` is the best evaluated step so far.
+    """
 
     context: RunContext
     name: str
@@ -58,9 +67,12 @@ class StageRun:
     policy: Policy
     environment: Environment
     metrics: MetricsLog
+    writer: CheckpointWriter
+    questions: Sequence[Sample]
     first_step: int
     first_global_step: int
     resumed_from: Path | None
+    best: BestStep | None = None
     skipped_in_a_row: int = 0
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -71,6 +83,8 @@ class StageRun:
         name: str,
         source: Path,
         metrics: MetricsLog,
+        writer: CheckpointWriter,
+        questions: Sequence[Sample],
         first_global_step: int,
         resumed_from: Path | None,
     ) -> StageRun:
@@ -90,9 +104,12 @@ class StageRun:
             policy=policy,
             environment=environment,
             metrics=metrics,
+            writer=writer,
+            questions=questions,
             first_step=state.step if state is not None else 0,
             first_global_step=first_global_step,
             resumed_from=resumed_from,
+            best=state.best if state is not None else None,
         )
 
     @staticmethod
@@ -182,21 +199,53 @@ class StageRun:
             )
         return {"skipped_steps": 1.0}
 
-    def save(self, engine: TrainEngine, step: int) -> None:
-        """Saves a checkpoint after `step` steps of the stage, if due by steps or by minutes."""
+    def end_step(self, engine: TrainEngine, step: int, values: dict[str, float]) -> None:
+        """Ends step number `step` of the stage: evaluates if due, logs `values` and the times, and saves if due."""
+        # The row comes before the checkpoint: a resumed run never lacks the row of a finished step.
+        values = values | CLOCK.take()
+        evaluated = self.evaluate(engine, step)
+        self.metrics.write(self.name, step, values | evaluated)
+        self.save(engine, step, evaluated=bool(evaluated))
+
+    def evaluate(self, engine: TrainEngine, step: int) -> dict[str, float]:
+        """Answers `questions` greedily after every `evaluate.every_steps` steps. Returns `eval/NAME`, or {}."""
+        every = self.config.evaluate.every_steps
+        if every is None or step % every:
+            return {}
+        started = time.perf_counter()
+        with engine.whole_weights():
+            answering = rollout_engine(self.policy, self.environment, self.config)
+            scores = score_policy(self.config, answering, self.name, step, self.questions, self.output_dir)
+        values = {f"eval/{name}": value for name, value in scores.items()}
+        if self.best is None or values[BEST_METRIC] > self.best.value:
+            name = f"checkpoint-{self.first_global_step + step}"
+            self.best = BestStep(name, step, BEST_METRIC, values[BEST_METRIC])
+        CLOCK.take()  # of the evaluation alone: the phases of the next step start from zero
+        return values | {"time/evaluate_s": time.perf_counter() - started}
+
+    def save(self, engine: TrainEngine, step: int, *, evaluated: bool) -> None:
+        """Saves a checkpoint after `step` steps of the stage, if evaluated, or due by steps or by minutes."""
+        self.writer.check()
         config = self.config
         interval = config.grpo.save_every_steps if self.name == "grpo" else None
         interval = config.save_every_steps if interval is None else interval
-        due = bool(interval) and step % interval == 0
+        due = evaluated or (bool(interval) and step % interval == 0)
         if config.save_every_minutes is not None and not due:
             # Clocks differ between machines. Rank 0 decides for all.
             late = time.monotonic() - self.saved_at >= 60 * config.save_every_minutes
             due = bool(all_max(int(late and rank() == 0), self.device))
         if due:
-            state = TrainerState(self.name, step, self.first_global_step + step, config.seed, world_size())
-            save_checkpoint(self.output_dir, engine, self.environment.vocabulary.tokenizer, self.source, state)
-            prune(self.output_dir, config.keep_checkpoints)
+            state = TrainerState(self.name, step, self.first_global_step + step, config.seed, world_size(), self.best)
+            tokenizer, keep = self.environment.vocabulary.tokenizer, config.keep_checkpoints
+            self.writer.save(self.output_dir, engine, tokenizer, self.source, state, keep)
             self.saved_at = time.monotonic()
+
+    def finish(self, engine: TrainEngine, folder: Path) -> None:
+        """Waits for the last checkpoint, and saves the stage's final weights in `folder`."""
+        self.writer.wait()
+        # A kill after the renaming of the last checkpoint leaves this work to the resumed run.
+        tidy(self.output_dir, self.name, self.best, self.config.keep_checkpoints)
+        self.writer.save_weights(folder, engine, self.environment.vocabulary.tokenizer, self.source)
 
     def record(self, name: str, groups: Sequence[Sequence[Episode]]) -> None:
         """Writes this rank's sampled episodes: rank 0 to `trajectories/NAME.jsonl`, rank 1 to `NAME.rank-001.jsonl`."""

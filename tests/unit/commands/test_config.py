@@ -12,8 +12,8 @@ from videoseek.config_merge import config_keys, config_yaml, load_config
 
 #: The command line is a promise: a key that comes or goes changes this list in the same commit.
 FROZEN_KEYS = """
-recipe model output_dir seed resume stages save_every_steps save_every_minutes keep_checkpoints tracker device dtype
-grad_clip max_skipped_steps position_rule gradient_checkpointing
+recipe model output_dir seed resume stages save_every_steps save_every_minutes save_in_background keep_checkpoints
+tracker device dtype grad_clip max_skipped_steps position_rule gradient_checkpointing
 data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples data.max_unreadable_share
 data.group_by_film
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
@@ -34,7 +34,8 @@ rollout.engine rollout.sync rollout.vllm_python rollout.vllm_options rollout.ser
 rollout.worker_silence_seconds
 reward.variant reward.decay reward.functions
 deepspeed.stage deepspeed.offload
-evaluate.num_questions evaluate.samples evaluate.tasks evaluate.data_root evaluate.limit evaluate.mode
+evaluate.num_questions evaluate.samples evaluate.every_steps evaluate.num_questions_inside evaluate.tasks
+evaluate.data_root evaluate.limit evaluate.mode
 evaluate.prompt_style evaluate.subtitles evaluate.final_answer evaluate.questions_per_batch evaluate.votes
 evaluate.evidence evaluate.judge evaluate.judge_endpoint evaluate.judge_api_key_env evaluate.endpoint
 evaluate.api_key_env evaluate.image_detail evaluate.send_sampling evaluate.prompt_price evaluate.completion_price

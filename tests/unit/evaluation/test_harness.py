@@ -38,7 +38,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedEngine]:
     def policy(sample: Sample, _: int) -> Sequence[str]:
         return TURNS if made[-1].environment.max_turns > 1 else ["<think>A?</think> B"]
 
-    monkeypatch.setattr(harness, "native_model", lambda config, folder, device: scripted(config, policy, made))
+    monkeypatch.setattr(harness, "open_model", lambda config, folder, device: scripted(config, policy, made))
     return made
 
 

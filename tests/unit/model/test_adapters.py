@@ -13,7 +13,14 @@ from support.tiny_world import TinyWorld, tiny_world
 from videoseek.batches.packing import pack_documents
 from videoseek.config import LoRAConfig, UsageError
 from videoseek.model import adapters
-from videoseek.model.adapters import add_adapters, check_peft, load_adapters, merged_weights, save_adapters
+from videoseek.model.adapters import (
+    adapter_weights,
+    add_adapters,
+    check_peft,
+    load_adapters,
+    merged_weights,
+    save_adapters,
+)
 from videoseek.model.attention import install_attention
 from videoseek.model.load import load_model, save_pretrained
 from videoseek.model.policy import Policy
@@ -70,7 +77,7 @@ def test_merged_weights_compute_the_same_in_the_plain_model(world: TinyWorld, tm
 
 def test_adapters_alone_go_on_and_load_in_peft(world: TinyWorld, tmp_path: Path) -> None:
     policy = adapted(world, moved=True)
-    save_adapters(policy.model, tmp_path, tmp_path)
+    save_adapters(policy.model, tmp_path, adapter_weights(policy.model), base=tmp_path)
     again = adapted(world, moved=False)
     load_adapters(again.model, tmp_path)
     assert torch.equal(logprobs(again, world), logprobs(policy, world))
@@ -83,7 +90,7 @@ def test_adapters_name_their_base(world: TinyWorld, tmp_path: Path) -> None:
     """`AutoPeftModel` finds class and weights of the base by itself."""
     policy, base, alone = adapted(world, moved=True), tmp_path / "base", tmp_path / "adapter"
     save_pretrained(world.policy().model, world.vocabulary.tokenizer, base)
-    save_adapters(policy.model, alone, base)
+    save_adapters(policy.model, alone, adapter_weights(policy.model), base=base)
     opened = AutoPeftModel.from_pretrained(alone)
     assert opened.peft_config["default"].base_model_name_or_path == str(base)
     plain = Policy(install_attention(opened.get_base_model())).eval()
@@ -91,7 +98,8 @@ def test_adapters_name_their_base(world: TinyWorld, tmp_path: Path) -> None:
 
 
 def test_adapters_of_another_shape_are_refused(world: TinyWorld, tmp_path: Path) -> None:
-    save_adapters(adapted(world, moved=True).model, tmp_path, tmp_path)
+    model = adapted(world, moved=True).model
+    save_adapters(model, tmp_path, adapter_weights(model), base=tmp_path)
     other = Policy(world.policy().model, freeze_vision="all")
     add_adapters(other.model, replace(SETTINGS, rank=2), seed=0)
     with pytest.raises(ValueError, match="another lora.rank or other lora.targets"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from videoseek.model import kv_cache
-from videoseek.model.kv_cache import CachePass, CopyCache, SharedPrefixCache, Slot, SlotCache, Tokens, new_cache
+from videoseek.model.kv_cache import CachePass, CopyCache, SharedPrefixCache, Slot, Tokens, new_cache
 
 GROUPS, SIZE, LAYERS = 2, 8, 2
 SHAPE = (LAYERS, GROUPS, SIZE)
@@ -31,7 +31,7 @@ def causal(keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor) -> tor
 class Checked:
     """Feeds passes of random tokens to a cache, and compares each with attention over everything fed before."""
 
-    def __init__(self, cache: SlotCache, seed: int = 0) -> None:
+    def __init__(self, cache: CopyCache, seed: int = 0) -> None:
         self.cache = cache
         self.draw = torch.Generator().manual_seed(seed)
         self.history: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -74,7 +74,7 @@ class Checked:
 @pytest.mark.parametrize("shared", [False, True], ids=["copies", "shared films"])
 def test_cache_equals_recomputation_through_growth_and_change(shared: bool) -> None:
     """Films, prompts, turns, observations, ends: in a random order, with slots that move and are used again."""
-    kind: SlotCache = CopyCache(SHAPE, torch.float64, CPU)
+    kind: CopyCache = CopyCache(SHAPE, torch.float64, CPU)
     if shared:
         kind = SharedPrefixCache(SHAPE, torch.float64, CPU, group_size=2)
     checked, chance = Checked(kind), random.Random(3)
@@ -146,11 +146,13 @@ def test_the_cache_grows_tensor_by_tensor() -> None:
     old = [weakref.ref(tensor) for tensor in (*cache.keys, *cache.values)]
     alive: list[int] = []
 
-    def change(tensor: torch.Tensor) -> torch.Tensor:
-        alive.append(sum(ref() is not None for ref in old))
-        return tensor.clone()
+    class Watched(list):
+        def __setitem__(self, index: int, tensor: torch.Tensor) -> None:  # type: ignore[override]
+            super().__setitem__(index, tensor)
+            alive.append(sum(ref() is not None for ref in old))
 
-    cache._replace_each(change)
+    cache.keys, cache.values = Watched(cache.keys), Watched(cache.values)
+    cache.reserve(4, 100)
     assert alive == [8, 7, 6, 5, 4, 3, 2, 1]
 
 

@@ -78,7 +78,12 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_trajectories(folder, "grpo_step_000012", groups["sft"][:4])
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.yaml").write_text(config_yaml(config))
-    (folder / "env.json").write_text(json.dumps({"python": "3.11", "command": ["train", HOSTILE], "cuda": None}))
+    attempts = [
+        {"command": ["train", name], "started_at": "2026-01-02T03:04:05+00:00", "wall_seconds": 156.0}
+        for name in ("first", HOSTILE)
+    ]
+    report = {"python": "3.11", "command": ["train", HOSTILE], "cuda": None, "attempts": attempts}
+    (folder / "env.json").write_text(json.dumps(report))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics()))
     return folder
 
@@ -86,7 +91,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def metrics() -> Iterator[dict[str, float | str | None]]:
     for stage in ("direct", "sft"):
         for step in range(1, 101):
-            yield {"stage": stage, "step": step, "loss": 4.0 / step, "grad_norm": 1.0, "perf/tokens_per_s": 6e3}
+            row = {"stage": stage, "step": step, "loss": 4.0 / step, "grad_norm": 1.0, "perf/tokens_per_s": 6e3}
+            yield row | ({"eval/accuracy": step / 100} if step % 25 == 0 else {})
     for step in range(1, 13):
         gap = None if step == 5 else 1e-6 * step
         yield {"stage": "grpo", "step": step, "reward/mean": 1 + step / 40, "sampling/logp_diff_max": gap}
@@ -114,10 +120,12 @@ def test_report_shows_a_finished_run(run_folder: Path) -> None:
         "SFT + RL answers 95.8 % of the held-out questions",
         "guessing gets",
         "5 min 12 s",
+        "train first",
+        "command 2, 2026-01-02T03:04:05+00:00",
         "Groups in training",
     ):
         assert words in page.text
-    for chart in ("Loss", "Reward", "Largest log-prob gap, sampler to trainer"):
+    for chart in ("Loss", "Held-out accuracy, greedy", "Reward", "Largest log-prob gap, sampler to trainer"):
         assert f"{chart} by step" in page.values("aria-label")
     assert "Clue score by step" not in page.values("aria-label"), "never logged here"
     assert 5 <= page.names["article"] <= 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,19 @@ from typing import Any
 import pytest
 import torch
 from support.damaged_video import damaged_copy
-from support.tiny_world import TinyWorld, memorised, native_engine, row_logits, tiny_world
+from support.tiny_world import LIMITS, TinyWorld, memorised, native_engine, row_logits, tiny_world
 
 from videoseek.batches.packing import pack_documents, pack_groups
 from videoseek.model import kv_cache
 from videoseek.model.policy import Policy
 from videoseek.rollout import decode_block, native
+from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeSampler
 from videoseek.rollout.sampler import SamplingSettings, TurnSettings
 from videoseek.rollout.sampling import sample_tokens, stream_key, stream_uniforms
 from videoseek.trajectory.builder import EpisodeBuilder
-from videoseek.types import Clip, Episode, ParsedTurn, Sample, StopReason
+from videoseek.types import Call, Clip, Episode, Fault, ParsedTurn, Sample, StopReason
 from videoseek.video.errors import VideoError, warn_once
 
 SETTINGS = SamplingSettings(max_new_tokens_per_turn=24)
@@ -390,6 +392,24 @@ def test_the_deadline_of_an_episode_counts_its_share_of_each_pass(
     for copies, tokens in ((1, 5), (2, 9)):
         rolled = engine.rollout([samples[0]], copies, 0, settings)
         assert [(e.stop_reason, num_sampled(e)) for e in rolled[0]] == [(StopReason.DEADLINE, tokens)] * copies
+
+
+class SlowCrop(VideoCrop):
+    """A tool that takes 0.1 s."""
+
+    def run(self, video: str, call: Call) -> Clip | Fault:
+        time.sleep(0.1)
+        return super().run(video, call)
+
+
+def test_slow_tools_and_company_cut_no_episode(world: TinyWorld) -> None:
+    """32 episodes side by side and a slow tool: its seconds add up to the limit, and no episode is near it."""
+    policy, samples = memorised()
+    environment = replace(world.environment, tool=SlowCrop(LIMITS))
+    settings = replace(SETTINGS, temperature=0.0, deadline_seconds=3.0)
+    (group,) = native_engine(policy, environment).rollout(samples[:1], 32, 0, settings)
+    assert 0.1 * sum(len(episode.calls) for episode in group) > settings.deadline_seconds
+    assert {episode.stop_reason for episode in group} == {StopReason.ANSWERED}
 
 
 def test_every_stop_leaves_an_episode_that_can_be_trained_on(world: TinyWorld) -> None:

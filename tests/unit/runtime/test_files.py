@@ -15,6 +15,7 @@ import pytest
 from videoseek.config import UsageError
 from videoseek.files import (
     append_json_line,
+    hold_folder,
     open_json_lines,
     partial_path,
     prepare_output_dir,
@@ -233,3 +234,19 @@ def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "lines.jsonl").write_bytes(b"1\n" + line + b"\n")
     with pytest.raises(ValueError, match=r"lines\.jsonl line 2 is not JSON"):
         read_json_lines(tmp_path / "lines.jsonl")
+
+
+def test_a_folder_has_one_holder_until_its_end_or_kill(tmp_path: Path) -> None:
+    command = "import sys; from pathlib import Path; from videoseek.files import hold_folder\n"
+    command += "hold_folder(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", command, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(UsageError, match=f"output_dir .* is in use by process {holder.pid} on .+; give another one"):
+        hold_folder(tmp_path)
+    holder.kill()
+    holder.wait()
+    os.close(hold_folder(tmp_path))
+    assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")

@@ -10,18 +10,19 @@ import pytest
 from videoseek.timing import PHASES, StepClock
 
 
-def test_an_inner_phase_interrupts_the_outer_one() -> None:
+def test_an_inner_phase_interrupts_the_outer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = StepClock()
     with clock.phase("generate"):
-        time.sleep(0.02)
+        now[0] += 2
         with clock.phase("tools"):
-            time.sleep(0.05)
+            now[0] += 5
             with clock.phase("wait"):
-                time.sleep(0.03)
+                now[0] += 3
+        now[0] += 1
     seconds = clock.take()
-    assert seconds["time/generate_s"] == pytest.approx(0.02, abs=0.015)
-    assert seconds["time/tools_s"] == pytest.approx(0.05, abs=0.015)
-    assert seconds["time/wait_s"] == pytest.approx(0.03, abs=0.015)
+    assert (seconds["time/generate_s"], seconds["time/tools_s"], seconds["time/wait_s"]) == (3.0, 5.0, 3.0)
 
 
 def test_take_starts_again_and_names_every_phase() -> None:
@@ -53,3 +54,19 @@ def test_another_thread_does_not_interrupt_this_one() -> None:
         thread.join()
     seconds = clock.take()
     assert seconds["time/train_s"] >= 0.05 and seconds["time/wait_s"] >= 0.05
+
+
+def test_a_thread_beside_the_training_thread_is_left_out() -> None:
+    clock = StepClock()
+
+    def work() -> None:
+        clock.leave_out_this_thread()
+        with clock.phase("wait"):
+            time.sleep(0.02)
+        clock.add("decode", 1.0)
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    values = clock.take()
+    assert values["time/wait_s"] == 0 and values["time/decode_s"] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_a_turn_carries_ids_logprobs_version_and_stop(world: TinyWorld, open_sam
 
 @pytest.mark.parametrize("fault", ["dies", "hangs", "tears", "babbles"])
 def test_a_lost_worker_is_started_again_with_the_weights_and_does_its_turns_again(
-    world: TinyWorld, open_sampler: Callable, fault: str, capsys: pytest.CaptureFixture[str]
+    world: TinyWorld, open_sampler: Callable, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sampler, place = open_sampler(fault, "good")
     sampler.load(WEIGHTS, 2)
@@ -69,7 +70,7 @@ def test_a_lost_worker_is_started_again_with_the_weights_and_does_its_turns_agai
     assert place.num_starts == 2
     once = ["tensor", "tensor", "load", "clip", "turn"]
     assert [header["op"] for header in place.worker.asked] == once * 2
-    assert "is lost" in capsys.readouterr().err
+    assert "is lost" in caplog.text
     sampler.close()
 
 
@@ -109,6 +110,7 @@ def test_restarts_are_counted_over_the_run(world: TinyWorld, open_sampler: Calla
             r"sequence 0/0: vLLM expanded the prompt to 2 tokens, the trainer to \d+; they differ from token 0",
         ),
         ("stale", "sampled with weights of version 3, not of version 4"),
+        ("gives_up", "vLLM ended the turn for an unknown reason, 'error'"),
     ],
 )
 def test_another_prompt_or_version_is_an_error_and_no_reason_to_start_again(
@@ -122,6 +124,19 @@ def test_another_prompt_or_version_is_an_error_and_no_reason_to_start_again(
     sampler.close()
 
 
+def test_a_turn_that_is_forgotten_stops_and_is_not_asked_again(world: TinyWorld, open_sampler: Callable) -> None:
+    sampler, place = open_sampler("hangs", "good", max_restarts=1)
+    builder = world.environment.open(world.samples[0])
+    forgotten = sampler.submit("0/0", builder.token_ids, builder.clips, SETTINGS)
+    kept = sampler.submit("0/1", [3], [], SETTINGS)
+    sampler.forget("0/0")
+    assert kept.result(20).token_ids == IDS
+    assert isinstance(forgotten.exception(20), CancelledError)
+    turns = [header["clips"] for header in place.worker.asked if header["op"] == "turn"]
+    assert [len(clips) for clips in turns] == [1, 0], "the hanging worker heard of the first only, the good one of one"
+    sampler.close()
+
+
 def test_work_that_takes_longer_than_the_silence_is_no_fault(world: TinyWorld, open_sampler: Callable) -> None:
     sampler, place = open_sampler("slow", max_restarts=0)
     assert ask(sampler, world).token_ids == IDS
@@ -129,9 +144,10 @@ def test_work_that_takes_longer_than_the_silence_is_no_fault(world: TinyWorld, o
 
 
 @pytest.mark.parametrize(("script", "token"), [("refuses", TOKEN), ("good", "wrong")])
-def test_a_wrong_token_is_refused_at_once(open_sampler: Callable, script: str, token: str) -> None:
+def test_a_wrong_token_is_refused_at_once(world: TinyWorld, open_sampler: Callable, script: str, token: str) -> None:
+    sampler, _ = open_sampler(script, token=token)
     with pytest.raises(WorkerError, match="refused the token") as caught:
-        open_sampler(script, token=token)
+        ask(sampler, world)
     assert TOKEN not in str(caught.value)
 
 
@@ -139,5 +155,5 @@ def test_a_worker_that_ends_at_its_start_is_named_with_its_ending(world: TinyWor
     place = ScriptedPlace(FakeWorker(list), ["dies"], ended="exit status 3; its output is in worker.log")
     place.worker.welcome = lambda peer: peer.close()  # type: ignore[method-assign]
     with pytest.raises(WorkerLostError, match="exit status 3; its output is in worker.log"):
-        VllmSampler([RemoteWorker(place, TOKEN, 5.0, 3)], world.vocabulary)
+        ask(VllmSampler([RemoteWorker(place, TOKEN, 5.0, 3)], world.vocabulary), world)
     assert place.num_starts == 1, "the same start would fail again"

@@ -91,12 +91,9 @@ def test_a_wrong_proof_is_refused(pair: tuple[socket.socket, socket.socket], ans
 class EchoEngine:
     """Samples the last prompt token again, a token a step, until `max_tokens`. A turn with `hold` never ends."""
 
-    info = {"version": -1}
-
     def __init__(self) -> None:
         self.turns: dict[str, tuple[np.ndarray, dict[str, Any], list[int]]] = {}
         self.log: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self.version = -1
 
     @property
     def is_busy(self) -> bool:

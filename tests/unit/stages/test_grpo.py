@@ -86,9 +86,8 @@ class Trainer:
             engine=lambda _: self.engine,
             rollout_engine=lambda: sampler,
             pack_settings=lambda masked: self.world.packing,
-            metrics=SimpleNamespace(write=lambda stage, step, values: self.written.append(values)),
             record=lambda name, groups: None,
-            save=lambda engine, step: None,
+            end_step=lambda engine, step, values: self.written.append(values),
             check_finite=lambda step, sums, grad_norm: {},
         )
         self.monkeypatch.setattr(grpo, "prefetch_prompts", lambda *_: None)

@@ -23,10 +23,9 @@ def test_a_stage_gives_back_its_memory_before_the_next_model_is_loaded(
         done.append(what)
 
     engine = SimpleNamespace(release=lambda: note("release"))
-    run = SimpleNamespace(environment=tiny_world().environment)
+    run = SimpleNamespace(finish=lambda *_: note("save"))
     monkeypatch.setattr(pipeline.StageRun, "open", lambda context, stage, *_: note(f"load {stage}") or run)
     monkeypatch.setattr(pipeline, "train_stage", lambda *_: engine)
-    monkeypatch.setattr(pipeline, "save_weights", lambda *_: note("save"))
     monkeypatch.setattr(pipeline, "write_model_card", lambda *_: None)  # reads what was saved
     monkeypatch.setattr(pipeline, "score_stage", lambda *_: note("score"))
     monkeypatch.setattr(pipeline, "free_memory", lambda: note("free"))

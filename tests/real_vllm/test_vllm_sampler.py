@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ from videoseek.serving.client import WorkerError
 from videoseek.serving.launch import LocalPlace
 from videoseek.serving.remote import RemoteWorker, ServerPlace, Weights
 from videoseek.types import Clip, Episode, Sample, StopReason
+from videoseek.wire import Message
 
 pytestmark = pytest.mark.vllm
 
@@ -226,7 +229,7 @@ def test_a_worker_lost_in_mid_batch_is_replaced_and_the_batch_is_the_same(
     policy: Policy,
     how: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = replace(SETTINGS, temperature=2.0)
     undisturbed = rollout(world, sampler, policy, settings)
@@ -234,10 +237,17 @@ def test_a_worker_lost_in_mid_batch_is_replaced_and_the_batch_is_the_same(
     assert lost is not None
     if how is signal.SIGSTOP:
         monkeypatch.setattr(worker.connection, "_silence_seconds", 3.0)
-    Thread(target=lambda: (time.sleep(0.5), os.kill(lost, how))).start()
+    num_asked, ask = itertools.count(1), worker.ask
+
+    def ask_and_kill(*request: Any) -> Future[Message]:
+        if next(num_asked) == len(undisturbed) + 2:  # two second turns are asked for, the other first turns run
+            os.kill(lost, how)
+        return ask(*request)
+
+    monkeypatch.setattr(worker, "ask", ask_and_kill)
     disturbed = rollout(world, sampler, policy, settings)
     assert place.pid != lost
-    assert "is lost" in capsys.readouterr().err
+    assert "is lost" in caplog.text
     assert [episode.token_ids for episode in disturbed] == [episode.token_ids for episode in undisturbed]
     assert gap(disturbed, policy, world.packing, 2.0) < TOLERANCE
     assert not Path(f"/proc/{lost}").exists()
@@ -323,7 +333,7 @@ def test_episodes_spread_over_servers(world: TinyWorld, model: Path, policy: Pol
         assert sampler.num_sequences == [len(episodes) // 2] * 2
         stranger = RemoteWorker(ServerPlace(f"127.0.0.1:{free_ports[0]}"), "wrong", 5, 0)
         with pytest.raises(WorkerError, match="refused the token"):
-            stranger.open().result()
+            stranger.load(Weights(0, str(model))).result()
         sampler.close()
     finally:
         for server in servers:

@@ -16,11 +16,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoder
 
 from videoseek.config import DeepSpeedConfig, LoRAConfig, TrainConfig
 from videoseek.config_merge import load_config
+from videoseek.memory import Layers, ModelSizes, memory_line, training_memory
 from videoseek.model.adapters import add_adapters
 from videoseek.model.load import model_folder
 from videoseek.model.policy import Policy
 from videoseek.rollout.setup import load_policy
-from videoseek.stages.memory import Layers, ModelSizes, memory_line, training_memory
 
 ALL, TRAINED_IN_SFT = 8_292_166_656, 8_292_166_656 - 676_550_144 + 44_574_464  # the tower is frozen, its projector not
 
