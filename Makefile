@@ -30,11 +30,10 @@ $(VENV)-vllm/.ready: $(wildcard tests/real_vllm/*.txt) tests/real_vllm/sitecusto
 test-lmms: $(READY) $(VENV)-lmms/.ready  ## the plug for lmms-eval, under its own command in an environment of its own
 	VIDEOSEEK_LMMS_PYTHON=$(abspath $(VENV)-lmms/bin/python) $(BIN)/python -m pytest tests/lmms $(ARGS)
 
-$(VENV)-lmms/.ready: setup.py tests/lmms/requirements.txt tests/real_vllm/sitecustomize.py
+$(VENV)-lmms/.ready: setup.py tests/lmms/requirements.txt
 	$(PYTHON) -m venv $(VENV)-lmms
 	$(VENV)-lmms/bin/python -m pip install --quiet -c constraints.txt torch
 	$(VENV)-lmms/bin/python -m pip install --quiet --no-deps -r tests/lmms/requirements.txt -e .
-	cp tests/real_vllm/sitecustomize.py $(VENV)-lmms/lib/python3*/site-packages/
 	touch $@
 
 test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own

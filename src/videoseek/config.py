@@ -273,7 +273,10 @@ class LoRAConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     recipe: str = option("sft_rl", "name of a packaged recipe, or a YAML file")
-    model: str = option("tiny", "tiny (ships with the package), scratch (tiny, random weights), or a Qwen2.5-VL folder")
+    model: str = option(
+        "tiny",
+        "tiny (ships with the package), scratch (tiny, random weights), a Qwen2.5-VL folder; evaluate: openai:NAME too",
+    )
     output_dir: str = option("runs/{recipe}", "folder for everything that the run writes")
     seed: int = option(0, "of weights, data order, masks and sampling", at_least=0)
     resume: str = option("no", "no, auto (the last complete checkpoint in output_dir), or a checkpoint folder")

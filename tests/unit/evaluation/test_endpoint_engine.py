@@ -278,7 +278,11 @@ def test_a_wrong_model_ends_the_command_with_one_sentence(
         said = refusal([*arguments, f"endpoint={server.url}"], capsys, 1)
         assert said.startswith("videoseek: the endpoint says 404: ") and KEY not in said
         assert said.endswith(f"(endpoint {server.url}, model gpt-x)")
-    assert list(tmp_path.rglob("answers.jsonl")) == []
+        assert list(tmp_path.rglob("answers.jsonl")) == []
+        server.fault_script = None
+        assert run_command(main, [*arguments, f"endpoint={server.url}"]) == 0
+    assert "12 replies" in capsys.readouterr().out and len(lines(tmp_path)) == 6
+    assert len(list(tmp_path.glob("openai:gpt-x/replies/*/*.json"))) == 6
 
 
 @pytest.mark.parametrize(
