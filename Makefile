@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-slow test-tf457 test-vllm test-ray lint bench clean
+.PHONY: train test test-slow test-tf457 test-vllm test-ray test-lmms lint bench clean
 
 train: $(READY)  ## train the tiny model: make train ARGS="seed=1"
 	$(BIN)/python -m videoseek.train recipe=sft_rl $(ARGS)
@@ -34,6 +34,15 @@ $(VENV)-ray/.ready:
 	$(BIN)/python -m pip install --quiet -c constraints.txt --target $(VENV)-ray ray
 	touch $@
 
+test-lmms: $(READY) $(VENV)-lmms/.ready  ## the plug for lmms-eval, under its own command in an environment of its own
+	VIDEOSEEK_LMMS_PYTHON=$(abspath $(VENV)-lmms/bin/python) $(BIN)/python -m pytest tests/lmms $(ARGS)
+
+$(VENV)-lmms/.ready: setup.py tests/lmms/requirements.txt
+	$(PYTHON) -m venv $(VENV)-lmms
+	$(VENV)-lmms/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)-lmms/bin/python -m pip install --quiet --no-deps -r tests/lmms/requirements.txt -e .
+	touch $@
+
 test-tf457: $(READY) $(VENV)-tf457/.ready  ## saved folders under transformers 4.57, in an environment of its own
 	VIDEOSEEK_TF457_PYTHON=$(VENV)-tf457/bin/python $(BIN)/python -m pytest -m tf457 $(ARGS)
 
@@ -60,4 +69,4 @@ $(READY): setup.py pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-ray $(VENV)-tf457 build dist src/videoseek.egg-info
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-ray $(VENV)-lmms $(VENV)-tf457 build dist src/videoseek.egg-info

@@ -18,8 +18,8 @@ CORE = [
     "numpy",
     "einops",
     "pillow",
-    "av>=14,<19; python_version < '3.12'",  # PyAV 19 dropped Python 3.11
-    "av>=14; python_version >= '3.12'",
+    "av>=18,<19; python_version < '3.12'",  # PyAV 19 dropped Python 3.11; stream.Discard came after 17
+    "av>=18; python_version >= '3.12'",
     "safetensors",
     "tokenizers",
     "jinja2",
@@ -80,6 +80,7 @@ setup(
         "videoseek.recipes",
         "videoseek.tiny_base",
     ],
+    entry_points={"lmms_eval.models": ["videoseek = videoseek.evaluation.lmms_plug:MANIFEST"]},
     package_data={
         "videoseek": ["**/*.jinja", "**/*.css", "**/*.js"],
         "videoseek.recipes": ["*.yaml"],

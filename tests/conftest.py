@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 #: Marker -> variable that names the interpreter of an environment of its own; `make test-MARKER` sets it up.
-INTERPRETERS = {"tf457": "VIDEOSEEK_TF457_PYTHON", "vllm": "VIDEOSEEK_VLLM_PYTHON"}
+INTERPRETERS = {"tf457": "VIDEOSEEK_TF457_PYTHON", "vllm": "VIDEOSEEK_VLLM_PYTHON", "lmms": "VIDEOSEEK_LMMS_PYTHON"}
 
 # Processes that tests start import both packages of this checkout, whether or not another checkout is installed.
 ROOT = Path(__file__).parents[1]

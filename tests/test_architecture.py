@@ -39,6 +39,8 @@ SEAMS = {
     "kernel_bench": (),
     "deepspeed": ("videoseek.engine",),
     "vllm": ("videoseek.serving",),
+    "lmms_eval": ("videoseek.evaluation.lmms_plug",),
+    "vlmeval": ("videoseek.evaluation.vlmevalkit_plug",),
 }
 
 #: The learning core: what a training run on a real checkpoint imports from these rooms.

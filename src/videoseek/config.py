@@ -257,6 +257,12 @@ class EvaluateConfig:
     judge_api_key_env: str | None = option(
         "OPENAI_API_KEY", "environment variable that holds the judge's key (null: the endpoint needs none)"
     )
+    endpoint: str = option("http://127.0.0.1:8000/v1", "base URL of the endpoint that serves model=openai:NAME")
+    api_key_env: str | None = option("OPENAI_API_KEY", "environment variable of the endpoint's key (null: no key)")
+    image_detail: str = option("auto", "detail of the frames for the endpoint", choices=("auto", "low", "high"))
+    send_sampling: bool = option(True, "send temperature and top_p to the endpoint (false: the endpoint's own)")
+    prompt_price: float | None = option(None, "the endpoint's price of a million prompt tokens", at_least=0)
+    completion_price: float | None = option(None, "the endpoint's price of a million reply tokens", at_least=0)
     shard: str | None = option(None, "part of the films as INDEX/COUNT, such as 1/3; a run without shard merges them")
     papers: bool = option(False, "print the papers' rows below the table, each with its protocol")
 
@@ -279,7 +285,10 @@ class LoRAConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     recipe: str = option("sft_rl", "name of a packaged recipe, or a YAML file")
-    model: str = option("tiny", "tiny (ships with the package), scratch (tiny, random weights), or a Qwen2.5-VL folder")
+    model: str = option(
+        "tiny",
+        "tiny (ships with the package), scratch (tiny, random weights), a Qwen2.5-VL folder; evaluate: openai:NAME too",
+    )
     output_dir: str = option("runs/{recipe}", "folder for everything that the run writes")
     seed: int = option(0, "of weights, data order, masks and sampling", at_least=0)
     resume: str = option("no", "no, auto (the last complete checkpoint in output_dir), or a checkpoint folder")

@@ -7,6 +7,8 @@ group: `limit=256` is `evaluate.limit=256`.
 output_dir/MODEL/MODE-HASH/TASK/
     answers.jsonl  results.json
 
+`model=openai:NAME endpoint=URL` asks a model behind an OpenAI-compatible endpoint by the same protocol.
+
 A second call continues an interrupted one, and adds nothing to a finished one. Without tasks the command scores the
 sampled and greedy episodes on the held-out questions of `data.eval`, as training does at its end.
 
@@ -46,9 +48,10 @@ def main(arguments: list[str]) -> None:
     from videoseek.attempts import end_attempt
     from videoseek.distributed import barrier
     from videoseek.engine import end_distributed
-    from videoseek.evaluation.benchmarks import evaluate_tasks
+    from videoseek.evaluation.benchmarks import evaluate_tasks, run_folder
+    from videoseek.evaluation.endpoint_engine import endpoint_settings
     from videoseek.evaluation.model_scores import score_model
-    from videoseek.evaluation.runner import open_model
+    from videoseek.evaluation.runner import endpoint_model, open_model
     from videoseek.evaluation.scores import summary_of
     from videoseek.files import write_json
     from videoseek.model.load import model_folder
@@ -58,7 +61,13 @@ def main(arguments: list[str]) -> None:
     from videoseek.stages.run_folder import start_folder, start_run
 
     started = time.monotonic()
+    endpoint = endpoint_settings(config)
     context = start_run(config)
+    if endpoint is not None:
+        cache_dir = run_folder(config, None, context.output_dir).parent / "replies"
+        load_remote = partial(endpoint_model, config, endpoint, cache_dir)
+        evaluate_tasks(config, None, load_remote, context.output_dir, dry_run=options.dry_run)
+        return end_distributed()
     folder = model_folder(config.model, config.position_rule)
     if config.evaluate.tasks:
         load_model = partial(open_model, config, folder, context.device)

@@ -20,6 +20,7 @@ from videoseek.config import TrainConfig, UsageError
 from videoseek.config_merge import config_keys
 from videoseek.distributed import barrier
 from videoseek.evaluation.answers import merge_answers, read_answers
+from videoseek.evaluation.endpoint_engine import bill
 from videoseek.evaluation.papers import papers_table
 from videoseek.evaluation.results import draw, gain_of_knowledge, ids_hash, outcomes_of, results_of, table
 from videoseek.evaluation.runner import Model, TaskRun
@@ -43,11 +44,13 @@ _DECIDING: tuple[str, ...] = (
 _DECIDING += ("rollout.max_context_tokens", "rollout.temperature", "rollout.top_p", "rollout.deadline_seconds")
 _DECIDING += ("evaluate.mode", "evaluate.prompt_style", "evaluate.subtitles", "evaluate.final_answer")
 _DECIDING += ("evaluate.votes", "evaluate.limit", "evaluate.judge", "position_rule")
+#: Further ones of a model behind an endpoint.
+_DECIDING_REMOTE = ("evaluate.endpoint", "evaluate.image_detail", "evaluate.send_sampling")
 
 
 def evaluate_tasks(
     config: TrainConfig,
-    model_folder: Path,
+    model_folder: Path | None,
     load_model: Callable[[], Model],
     output_dir: Path,
     *,
@@ -55,8 +58,8 @@ def evaluate_tasks(
 ) -> list[dict[str, Any]]:
     """Asks the open questions of all tasks, and prints the table. Returns the results of the finished tasks.
 
-    `load_model` is called only if a question is open. A dry run only counts. Raises UsageError and DataError before any
-    question.
+    `model_folder` is None for a model behind an endpoint. `load_model` is called only if a question is open. A dry run
+    only counts. Raises UsageError and DataError before any question.
     """
     load_model = cache(load_model)
     folder = run_folder(config, model_folder, output_dir)
@@ -125,12 +128,15 @@ def _evaluate_task(
     if stored is not None and not any(open_questions for _, open_questions in pending):
         say(f"{task.name}: all {len(ids):,} questions are answered already; nothing was added to {folder}")
         return dict(stored)
-    result = results_of(task, config, loaded, merge_answers(folder, ids), num_missing)
+    lines = merge_answers(folder, ids)
+    swapped = merge_answers(folder / "swapped", ids) if swaps else []
+    result = results_of(task, config, loaded, lines, num_missing)
+    result["usage"] = bill([*lines, *swapped], config.evaluate)
     if task.question_only is not None:
         other = folder.parent / task.question_only / "results.json"
         result["values"] |= gain_of_knowledge(result, other)
     if swaps:
-        result["necessity"] = necessity(result, merge_answers(folder / "swapped", ids))
+        result["necessity"] = necessity(result, swapped)
     write_json(path, result)
     say(f"{task.name}: {path}")
     return result
@@ -143,12 +149,13 @@ def necessity(result: dict[str, Any], swapped: Sequence[dict[str, Any]]) -> dict
     return {"accuracy_swapped": accuracy, "drop": result["values"]["accuracy"] - accuracy}
 
 
-def run_folder(config: TrainConfig, model_folder: Path, output_dir: Path) -> Path:
-    """Returns OUTPUT/MODEL/MODE-HASH for a configuration and a folder of weights."""
+def run_folder(config: TrainConfig, model_folder: Path | None, output_dir: Path) -> Path:
+    """Returns OUTPUT/MODEL/MODE-HASH for a configuration and a folder of weights, or None for an endpoint's model."""
     keys = config_keys(config)
-    settings = config.video.shown_by() | {name: keys[name].value for name in _DECIDING}
+    names = (*_DECIDING, *(_DECIDING_REMOTE if model_folder is None else ()))
+    settings = config.video.shown_by() | {name: keys[name].value for name in names}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(model_folder.glob("*.safetensors")):
+    for path in sorted(model_folder.glob("*.safetensors")) if model_folder is not None else ():
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

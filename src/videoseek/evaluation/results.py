@@ -96,6 +96,9 @@ def protocol(config: TrainConfig) -> str:
     forced = " and a forced answer" if evaluate.final_answer else ""
     turns = f"{rollout.max_turns} turns{forced}" if _tool(config) else "1 turn"
     answers = f"{evaluate.votes} votes at temperature {rollout.temperature:g}" if evaluate.votes > 1 else "greedy"
+    if config.model.startswith("openai:"):
+        own = f"{evaluate.votes} votes with " * (evaluate.votes > 1) + "the endpoint's own sampling"
+        answers = f"{answers if evaluate.send_sampling else own}, frames as pictures of detail {evaluate.image_detail}"
     return (
         f"{evaluate.mode}: {video.overview_fps:g} fps, at most {video.max_frames} frames, {video.overview_tokens} "
         f"tokens{crops}; {turns}, {answers}; subtitles {evaluate.subtitles}; words {evaluate.prompt_style}"
@@ -151,7 +154,16 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         cells += [f"{values['mean/seconds']:.1f}", _percent(values.get("mean/clue_recall"))]
         cells += [_percent(result.get("necessity", {}).get("drop"))]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"{result['task']}: {result['protocol']}" for result in results)])
+    notes = [f"{result['task']}: {result['protocol']}{_bill_text(result['usage'])}" for result in results]
+    return "\n".join([*lines, "", *notes])
+
+
+def _bill_text(usage: dict[str, Any] | None) -> str:
+    if usage is None:
+        return ""
+    cost = "unknown" if usage["cost"] is None else f"{usage['cost']:.2f}"
+    counts = f"{usage['requests']:,} replies, {usage['prompt_tokens']:,} prompt tokens, {usage['completion_tokens']:,}"
+    return f"; {counts} reply tokens, cost {cost}"
 
 
 def _percent(share: float | None) -> str:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,9 @@ import torch
 
 from videoseek.config import TrainConfig
 from videoseek.distributed import barrier, gather, rank_indices
+from videoseek.endpoint import EndpointSettings
 from videoseek.evaluation.answers import Line, append_answers, parse_shard, read_answers, require_same_prompts
+from videoseek.evaluation.endpoint_engine import EndpointEngine, chat_environment, remote_facts, token_counts
 from videoseek.evaluation.evidence import SwappedCrop, clue_scores, crops
 from videoseek.evaluation.prompts import Notes, Prompt, make_prompt, system_prompt, with_prompts
 from videoseek.evaluation.scoring import Scored, judge_open, majority, parity_right, score_reply
@@ -56,6 +59,12 @@ def open_model(config: TrainConfig, folder: Path, device: torch.device) -> Model
     return Model(environment, lambda changed: rollout_engine(policy, changed, config))
 
 
+def endpoint_model(config: TrainConfig, settings: EndpointSettings, cache_dir: Path) -> Model:
+    """Returns a model behind an endpoint; `cache_dir` keeps the replies."""
+    engine = partial(EndpointEngine, evaluate=config.evaluate, settings=settings, cache_dir=cache_dir)
+    return Model(chat_environment(config), engine)
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRun:
     """A task's drawn questions, film by film, under a configuration, with the folder of its answers."""
@@ -79,13 +88,13 @@ class TaskRun:
         index, count = parse_shard(evaluate.shard)
         films = set(list(dict.fromkeys(question.sample.video for question in self.questions))[index - 1 :: count])
         own = [question for question in self.questions if question.sample.video in films]
-        return [question for question in own if question.sample.id not in answers]
+        return [q for q in own if q.sample.id not in answers or answers[q.sample.id]["reason"] == "no_reply"]
 
     def ask(self, model: Model, pending: Sequence[Question]) -> None:
         """Asks `pending` in batches over all ranks. Every batch is on disk before the next one begins."""
         evaluate = self.config.evaluate
         texts: dict[str, str] = {}
-        engine = model.engine(self._environment(model.environment, texts))
+        engine = model.engine(self.environment(model.environment, texts))
         size = evaluate.questions_per_batch * world_size()
         name = f"{self.task.name}{' swapped' if self.swap else ''}"
         with Progress(name, len(pending)) as progress:
@@ -100,7 +109,7 @@ class TaskRun:
                 progress.track(first + len(batch), len(pending))
         barrier()
 
-    def _environment(self, environment: Environment, texts: dict[str, str]) -> Environment:
+    def environment(self, environment: Environment, texts: dict[str, str]) -> Environment:
         """Returns the environment of the mode. Without a tool an episode is one turn."""
         evaluate, calling_turns = self.config.evaluate, environment.max_turns
         in_windows = self.questions if evaluate.subtitles == "window" else []
@@ -125,7 +134,8 @@ class TaskRun:
         samples = [question.sample for question in questions if question.sample.id in texts]
         rolled = engine.rollout(samples, votes, config.seed, settings, skip_unreadable=True) if samples else []
         groups = {sample.id: group for sample, group in zip(samples, rolled, strict=True)}
-        asked = [question for question in questions if groups.get(question.sample.id)]
+        remote = {name: remote_facts(group) for name, group in groups.items()}
+        asked = [q for q in questions if groups.get(q.sample.id) and "reason" not in remote[q.sample.id]]
         scored = {q.sample.id: [score_reply(q, reply(episode)) for episode in groups[q.sample.id]] for q in asked}
         chosen = {name: majority(scores) for name, scores in scored.items()}
         best = [scored[question.sample.id][chosen[question.sample.id]] for question in asked]
@@ -140,7 +150,7 @@ class TaskRun:
                 line |= {"votes": [vote.extracted for vote in scored[name]]} if votes > 1 else {}
                 line |= clue_scores(question, groups[name][chosen[name]])
                 line |= parity_right(question, line["text"], config.evaluate.prompt_style, self.task.name)
-            lines.append(line)
+            lines.append(line | remote.get(name, {}))
         return lines
 
     def _head(self, question: Question, prompt: Prompt | None) -> Line:
@@ -171,8 +181,7 @@ def _facts(episode: Episode) -> Line:
         "stop": str(episode.stop_reason),
         "calls": sum(record.call is not None for record in episode.calls),
         "turns": len(episode.assistant_texts()),
-        "tokens": len(episode.token_ids),
-        "new_tokens": sum(episode.loss_mask),
+        **token_counts(episode),
         "windows": [[round(second, 3) for second in window] for window in crops(episode)],
     }
 

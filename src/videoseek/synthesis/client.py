@@ -16,9 +16,9 @@ from typing import Any
 
 from videoseek.endpoint import CallRefused, Client, Reply
 from videoseek.synthesis.items import Usage
-from videoseek.synthesis.media import clip_identity, clip_parts
 from videoseek.synthesis.prompts import SCHEMAS, prompt, schema_fault
 from videoseek.synthesis.settings import SynthesisSettings
+from videoseek.trajectory.media import clip_identity, clip_parts
 from videoseek.types import Clip
 
 #: Checks a reply that satisfies its schema: returns one sentence on the first fault, or None.

@@ -37,7 +37,9 @@ deepspeed.stage deepspeed.offload
 evaluate.num_questions evaluate.samples evaluate.every_steps evaluate.num_questions_inside evaluate.tasks
 evaluate.data_root evaluate.limit evaluate.mode
 evaluate.prompt_style evaluate.subtitles evaluate.final_answer evaluate.questions_per_batch evaluate.votes
-evaluate.evidence evaluate.judge evaluate.judge_endpoint evaluate.judge_api_key_env evaluate.shard evaluate.papers
+evaluate.evidence evaluate.judge evaluate.judge_endpoint evaluate.judge_api_key_env evaluate.endpoint
+evaluate.api_key_env evaluate.image_detail evaluate.send_sampling evaluate.prompt_price evaluate.completion_price
+evaluate.shard evaluate.papers
 """
 
 

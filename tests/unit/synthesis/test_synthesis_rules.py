@@ -15,7 +15,6 @@ from videoseek.config import UsageError, VideoConfig
 from videoseek.samples.schema import DataError
 from videoseek.synthesis.inputs import read_items
 from videoseek.synthesis.items import DETAILS, Caption, Clue, Item, Question, Rejection, Usage, in_shard
-from videoseek.synthesis.media import clip_parts, video_digest
 from videoseek.synthesis.outputs import balanced_ids
 from videoseek.synthesis.prompts import SCHEMAS, prompt, prompt_version
 from videoseek.synthesis.rules import (
@@ -30,6 +29,7 @@ from videoseek.synthesis.rules import (
 )
 from videoseek.synthesis.settings import QUADRANTS, SynthesisSettings, check_settings
 from videoseek.synthesis.stages import caption_windows
+from videoseek.trajectory.media import clip_parts, video_digest
 from videoseek.types import STRATEGIES
 from videoseek.video.decode import probe
 from videoseek.video.quotas import crop_clip

@@ -34,15 +34,20 @@ def clip_parts(clip: Clip, media: str) -> list[dict[str, Any]]:
 
     `media` is "frames" or "video". Raises VideoError.
     """
-    pixels = read_frames(clip).numpy()
     if media == "video":
+        pixels = read_frames(clip).numpy()
         url = _data_url("video/mp4", _mp4(pixels, clip.sample_fps))
         sentence = f"{time_sentence(clip)} Its first frame is at {clip.frame_seconds[0]:.1f} seconds."
-        return [_text(sentence), {"type": "video_url", "video_url": {"url": url}}]
-    parts = [_text(time_sentence(clip))]
-    for seconds, picture in zip(clip.frame_seconds, pixels, strict=True):
+        return [text_part(sentence), {"type": "video_url", "video_url": {"url": url}}]
+    return [text_part(time_sentence(clip)), *frame_parts(clip)]
+
+
+def frame_parts(clip: Clip, **options: str) -> list[dict[str, Any]]:
+    """Returns a time and a picture for each frame. `options` go beside each picture's URL. Raises VideoError."""
+    parts = []
+    for seconds, picture in zip(clip.frame_seconds, read_frames(clip).numpy(), strict=True):
         url = _data_url("image/jpeg", _jpeg(picture))
-        parts += [_text(f"{seconds:.1f} s:"), {"type": "image_url", "image_url": {"url": url}}]
+        parts += [text_part(f"{seconds:.1f} s:"), {"type": "image_url", "image_url": {"url": url, **options}}]
     return parts
 
 
@@ -78,7 +83,8 @@ def _digest(path: Path, rate: str, num_bytes: int, modified_ns: int) -> str:
     return folder_digest.hexdigest()
 
 
-def _text(text: str) -> dict[str, Any]:
+def text_part(text: str) -> dict[str, Any]:
+    """Returns a text as a content part of a chat message."""
     return {"type": "text", "text": text}
 
 
