@@ -82,9 +82,7 @@ def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} is not of a finished run: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
-        raise UsageError(
-            f"{path} is not of a finished run: it must hold names and values, got a {type(value).__name__}"
-        )
+        raise UsageError(f"{path} is not of a finished run: it holds a {type(value).__name__}, no keys")
     return value
 
 

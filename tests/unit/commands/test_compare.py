@@ -129,9 +129,7 @@ def test_a_line_separator_in_a_reply_is_no_end_of_line(tmp_path: Path, capsys: p
     assert "no question in common" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("summary.json", '{"a": '), ("summary.json", "[]"), ("config.yaml", "a: [")]
-)
+@pytest.mark.parametrize(("name", "text"), [("summary.json", "{"), ("summary.json", "[]"), ("config.yaml", "a: [")])
 def test_a_damaged_run_is_named(name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [finished(tmp_path / folder, f"lr: {folder}\n", 0.2) for folder in "ab"]
     (tmp_path / "b" / name).write_text(text)

@@ -174,6 +174,21 @@ def test_gain_of_knowledge(tmp_path: Path, films: Films) -> None:
     assert after is not None and after["values"]["knowledge_gain"] == pytest.approx(100.0)
 
 
+@pytest.mark.parametrize(("layout", "task"), [("mmvu", "mmvu"), ("videommmu", "videommmu_question_only, videommmu")])
+def test_a_small_draw_may_lack_the_group_of_a_number(
+    layout: str, task: str, tmp_path: Path, films: Films, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One drawn question: no choice of MMVU for its heading number, no Adaptation of VideoMMMU for the gain."""
+    LAYOUTS[layout][1](tmp_path, films)
+    config = config_of(tmp_path, task, "evaluate.mode=direct", "evaluate.limit=1", "seed=0")
+    results = evaluate_tasks(config, MODEL, lambda: scripted(config, right_unless(), None), tmp_path / "out")
+    values = results[-1]["values"]
+    assert values["num_questions"] == 1 and "knowledge_gain" not in values
+    if layout == "mmvu":
+        assert results[0]["value"] is None and results[0]["interval"] == [None, None]
+        assert "| accuracy/form/choice | - | - to - |" in capsys.readouterr().out
+
+
 class Killed(BaseException):
     """Ends a run like a signal."""
 
