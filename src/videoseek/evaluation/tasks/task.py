@@ -137,7 +137,7 @@ class Task:
                     questions.append(self.read(Row(value, name, file, folder)))
                 except RecordError as error:
                     problems.append((name, Problem(error.code, str(error))))
-                except (LookupError, TypeError, AttributeError) as error:  # a field of another type
+                except (LookupError, TypeError, ValueError, AttributeError) as error:  # a field of another type
                     problems.append((name, Problem("bad_row", f"{type(error).__name__}: {error}")))
         if not questions:
             where, first = problems[0] if problems else (str(files[0]), Problem("empty", "the file holds no rows"))
