@@ -23,7 +23,7 @@ from videoseek.evaluation.answers import merge_answers, read_answers
 from videoseek.evaluation.papers import papers_table
 from videoseek.evaluation.results import draw, gain_of_knowledge, ids_hash, outcomes_of, results_of, table
 from videoseek.evaluation.runner import Model, TaskRun
-from videoseek.evaluation.tasks import find_task
+from videoseek.evaluation.tasks import find_tasks
 from videoseek.evaluation.tasks.task import Loaded, Task
 from videoseek.files import write_json
 from videoseek.runtime import rank, say
@@ -60,10 +60,7 @@ def evaluate_tasks(
     """
     load_model = cache(load_model)
     folder = run_folder(config, model_folder, output_dir)
-    _check_tool_keys(config)
-    tasks = [find_task(name) for name in config.evaluate.tasks]
-    if len({task.name for task in tasks}) < len(tasks):
-        raise UsageError(f"evaluate.tasks names a task twice: {', '.join(task.name for task in tasks)}")
+    tasks = find_tasks(config.evaluate)
     loaded = [load_task(task, config) for task in tasks]
     results = []
     for task, questions in zip(tasks, loaded, strict=True) if not dry_run else ():
@@ -74,15 +71,6 @@ def evaluate_tasks(
         if config.evaluate.papers:
             print("\n" + papers_table([result["task"] for result in results]))
     return results
-
-
-def _check_tool_keys(config: TrainConfig) -> None:
-    evaluate = config.evaluate
-    tool_keys = {"evidence=swap": evaluate.evidence == "swap", "final_answer=true": evaluate.final_answer}
-    tool_keys |= {"subtitles=window": evaluate.subtitles == "window"}
-    for key, is_set in tool_keys.items():
-        if is_set and evaluate.mode != "tool":
-            raise UsageError(f"evaluate.{key} acts on crops; evaluate.mode={evaluate.mode} makes none")
 
 
 def load_task(task: Task, config: TrainConfig) -> Loaded:

@@ -13,6 +13,7 @@ from support.benchmarks import LAYOUTS, Films, videomme
 from support.openai_server import serving
 from support.scripted_engine import Policy, ScriptedEngine, scripted
 
+from videoseek import evaluate
 from videoseek.config import TrainConfig, UsageError
 from videoseek.config_merge import load_config
 from videoseek.evaluation.answers import read_answers
@@ -548,12 +549,28 @@ def test_a_draw_without_a_film_is_refused(tmp_path: Path, films: Films) -> None:
         ),
         (["evaluate.mode=direct", "evaluate.final_answer=true"], "evaluate.final_answer=true acts on crops"),
         (["evaluate.mode=direct", "evaluate.subtitles=window"], "evaluate.subtitles=window acts on crops"),
+        (["evaluate.shard=4/3"], "evaluate.shard must be INDEX/COUNT with 1 <= INDEX <= COUNT, such as 1/3, got '4/3'"),
+        (
+            ["evaluate.judge=m", "evaluate.judge_api_key_env=NO_KEY"],
+            "evaluate.judge=m: environment variable NO_KEY holds",
+        ),
+        (["evaluate.judge=m", "evaluate.judge_endpoint=judge"], "endpoint must be a URL .*; evaluate.judge_endpoint"),
         (["evaluate.tasks=[videosiah, videosiah]"], "evaluate.tasks names a task twice: videosiah, videosiah"),
     ],
 )
-def test_keys_without_effect_are_refused(keys: list[str], sentence: str, tmp_path: Path) -> None:
+def test_wrong_keys_are_refused_before_any_row_is_read(keys: list[str], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=sentence):
         run(config_of(tmp_path, "videosiah", *keys), right_unless(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("argument", ["tasks=[videomme]", "tasks=[videomne]", "shard=4/3"])
+def test_the_command_refuses_before_it_makes_a_folder(
+    argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        evaluate.main(["tasks=[clueworld]", argument])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_results_of_other_questions_are_never_overwritten(tmp_path: Path, films: Films) -> None:
