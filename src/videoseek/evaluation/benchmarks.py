@@ -143,5 +143,5 @@ def run_folder(config: TrainConfig, model_folder: Path, output_dir: Path) -> Pat
             for offset in range(0, size, 2**20):
                 file.seek(offset)
                 digest.update(file.read(2**20 if size <= _WHOLE_BYTES else 4096))
-    name = "_".join(part for part in Path(config.model).parts if part != "/")
+    name = "_".join(part for part in Path(config.model).parts if part not in ("/", ".."))
     return output_dir / name / f"{config.evaluate.mode}-{digest.hexdigest()[:8]}"

@@ -302,6 +302,12 @@ def test_settings_that_decide_answers_name_the_folder(tmp_path: Path, monkeypatc
         assert name(model=tmp_path) != before
 
 
+@pytest.mark.parametrize("model", ["..", "../..", "/a/../b", "../b"])
+def test_no_name_of_a_model_leaves_the_output_folder(model: str, tmp_path: Path) -> None:
+    config = config_of(tmp_path, "videomme", f"model={model}")
+    assert run_folder(config, MODEL, tmp_path / "out").resolve().is_relative_to(tmp_path / "out")
+
+
 def test_changed_questions_are_refused(tmp_path: Path, films: Films) -> None:
     videomme(tmp_path, films, file="test.jsonl")
     config = config_of(tmp_path, "videomme")
