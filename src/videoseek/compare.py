@@ -14,7 +14,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,10 +59,9 @@ class FinishedRun:
         for name in ("config.yaml", "summary.json"):
             if not (folder / name).is_file():
                 raise UsageError(f"{folder} holds no finished run (no {name})")
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = _read_mapping(folder / "config.yaml", yaml.safe_load)
         flat = {key: _plain(value) for key, value in _flatten(config).items() if key not in _NOT_COMPARED}
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        return cls(folder, int(config.get("seed", 0)), flat, summary)
+        return cls(folder, int(config.get("seed", 0)), flat, _read_mapping(folder / "summary.json", json.loads))
 
     @property
     def models(self) -> list[str]:
@@ -75,6 +74,16 @@ class FinishedRun:
     def scores(self) -> dict[str, Any]:
         """Returns the part of the summary that a repetition of the run must reproduce."""
         return {name: value for name, value in self.summary.items() if "/" in name}
+
+
+def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        value = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is not of a finished run: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is not of a finished run: it holds a {type(value).__name__}, no keys")
+    return value
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

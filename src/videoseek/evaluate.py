@@ -41,7 +41,11 @@ def main(arguments: list[str]) -> None:
     about_tasks = any(argument.removeprefix("--").startswith("evaluate.tasks=") for argument in rest)
     defaults = [BENCHMARKS_DIR, *DEFAULTS[1:]] if about_tasks else DEFAULTS
     options, config = parse([*flags, *recipe_of_model(rest)], USAGE, defaults=defaults)
-    # torch and transformers take seconds to import: errors in the arguments come first.
+    # deepspeed and transformers take many seconds to import: errors in the arguments come first.
+    if config.evaluate.tasks:
+        from videoseek.evaluation.tasks import find_tasks
+
+        find_tasks(config.evaluate)
     from videoseek.distributed import choose_accelerator
 
     choose_accelerator(config.device)

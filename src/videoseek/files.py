@@ -49,6 +49,9 @@ def hold_folder(folder: Path) -> int:
         holder = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
         raise UsageError(f"output_dir {folder} is in use by {holder or 'another process'}; give another one") from None
+    except OSError as error:  # some network file systems have no locks
+        os.close(descriptor)
+        raise UsageError(f"output_dir {folder} cannot be locked: {error.strerror}; give one with file locks") from error
     os.truncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
     return descriptor

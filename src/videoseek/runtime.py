@@ -36,10 +36,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-if TYPE_CHECKING:
-    import rich.progress
-
-
 class Progress:
     """Shows the progress of one stage on stderr, on rank 0 only: a bar on a terminal, else a line every few seconds.
 

@@ -24,7 +24,7 @@ from videoseek.evaluation.endpoint_engine import bill
 from videoseek.evaluation.papers import papers_table
 from videoseek.evaluation.results import draw, gain_of_knowledge, ids_hash, outcomes_of, results_of, table
 from videoseek.evaluation.runner import Model, TaskRun
-from videoseek.evaluation.tasks import find_task
+from videoseek.evaluation.tasks import find_tasks
 from videoseek.evaluation.tasks.task import Loaded, Task
 from videoseek.files import write_json
 from videoseek.runtime import rank, say
@@ -63,10 +63,7 @@ def evaluate_tasks(
     """
     load_model = cache(load_model)
     folder = run_folder(config, model_folder, output_dir)
-    _check_tool_keys(config)
-    tasks = [find_task(name) for name in config.evaluate.tasks]
-    if len({task.name for task in tasks}) < len(tasks):
-        raise UsageError(f"evaluate.tasks names a task twice: {', '.join(task.name for task in tasks)}")
+    tasks = find_tasks(config.evaluate)
     loaded = [load_task(task, config) for task in tasks]
     results = []
     for task, questions in zip(tasks, loaded, strict=True) if not dry_run else ():
@@ -77,15 +74,6 @@ def evaluate_tasks(
         if config.evaluate.papers:
             print("\n" + papers_table([result["task"] for result in results]))
     return results
-
-
-def _check_tool_keys(config: TrainConfig) -> None:
-    evaluate = config.evaluate
-    tool_keys = {"evidence=swap": evaluate.evidence == "swap", "final_answer=true": evaluate.final_answer}
-    tool_keys |= {"subtitles=window": evaluate.subtitles == "window"}
-    for key, is_set in tool_keys.items():
-        if is_set and evaluate.mode != "tool":
-            raise UsageError(f"evaluate.{key} acts on crops; evaluate.mode={evaluate.mode} makes none")
 
 
 def load_task(task: Task, config: TrainConfig) -> Loaded:
@@ -162,5 +150,5 @@ def run_folder(config: TrainConfig, model_folder: Path | None, output_dir: Path)
             for offset in range(0, size, 2**20):
                 file.seek(offset)
                 digest.update(file.read(2**20 if size <= _WHOLE_BYTES else 4096))
-    name = "_".join(part for part in Path(config.model).parts if part != "/")
+    name = "_".join(part for part in Path(config.model).parts if part not in ("/", ".."))
     return output_dir / name / f"{config.evaluate.mode}-{digest.hexdigest()[:8]}"

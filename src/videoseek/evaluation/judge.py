@@ -11,11 +11,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from videoseek.config import UsageError, option
-from videoseek.endpoint import CallFailed, CallRefused, Client, EndpointSettings, Reply, check_endpoint
+from videoseek.config import EvaluateConfig, UsageError, option
+from videoseek.endpoint import CallFailed, CallRefused, Client, EndpointSettings, Reply, check_endpoint, read_key
 from videoseek.evaluation.extract import scope
 
 #: Allowed scores and their meaning by rubric. `graded` is VideoSIAH-Eval's scale, `binary` that of MMVU.
@@ -62,6 +63,19 @@ class Judgement:
     def status(self) -> str:
         """Returns the status for `metrics.Outcome`: an empty reply is unanswered and needs no judge."""
         return "judge_error" if self.error else "unanswered" if self.reason == "empty" else "answered"
+
+
+def check_judge(evaluate: EvaluateConfig) -> None:
+    """Raises UsageError for a judge that no question could reach: a wrong endpoint, no key, or no `openai`."""
+    settings = EndpointSettings(endpoint=evaluate.judge_endpoint, api_key_env=evaluate.judge_api_key_env)
+    try:
+        check_endpoint(settings)
+        read_key(settings.api_key_env)
+    except UsageError as error:
+        keys = "evaluate.judge_endpoint and evaluate.judge_api_key_env set these"
+        raise UsageError(f"evaluate.judge={evaluate.judge}: {error}; {keys}") from error
+    if find_spec("openai") is None:
+        raise UsageError(f"evaluate.judge={evaluate.judge} needs openai: pip install 'videoseek[data]'")
 
 
 def judge_answers(answers: Sequence[OpenAnswer], settings: JudgeSettings) -> list[Judgement]:

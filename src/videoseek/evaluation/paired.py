@@ -53,7 +53,10 @@ class Paired:
 def read_verdicts(path: Path) -> dict[Key, Verdict]:
     """Reads the first episode of each question of a trajectory file. Raises RunError with the line of a bad episode."""
     verdicts: dict[Key, Verdict] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # `splitlines` would also cut at characters such as U+2028, which a reply may hold.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
         try:
             record = TrajectoryRecord.from_json(json.loads(line))
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:

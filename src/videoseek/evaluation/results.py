@@ -71,7 +71,7 @@ def results_of(
         "missing_films": num_missing,
         "problems": [[where, problem.code, problem.message] for where, problem in loaded.problems],
         "metric": task.metric,
-        "value": _finite(values[task.metric]),
+        "value": _finite(values.get(task.metric, math.nan)),  # a small draw may lack the group
         "interval": [_finite(value) for value in _interval(task.metric, outcomes, config.seed)],
         "values": {name: _finite(value) for name, value in values.items()},
         "reasons": dict(sorted(Counter(line["reason"] for line in lines).items())),
@@ -114,6 +114,7 @@ def _interval(metric: str, outcomes: Sequence[Outcome], seed: int) -> tuple[floa
     kind, _, place = metric.partition("/")
     groups = None
     if kind == "macro":
+        outcomes = [outcome for outcome in outcomes if outcome.groups_of(place)]
         groups = [outcome.groups_of(place)[0] for outcome in outcomes]
     elif kind == "accuracy" and place:
         division, _, group = place.partition("/")
@@ -129,12 +130,15 @@ def _finite(value: float) -> float | None:
 
 
 def gain_of_knowledge(results: dict[str, Any], question_only: Path) -> dict[str, float]:
-    """Returns VideoMMMU's gain over the results of the run on pictures alone, or {} without such a run."""
-    if not question_only.is_file():
-        return {}
+    """Returns VideoMMMU's gain over the results of the run on pictures alone, or {} without such a run.
+
+    Draws with a limit hold different questions and have no gain.
+    """
     name = "accuracy/track/Adaptation"
-    before = json.loads(question_only.read_text(encoding="utf-8"))["values"][name]
-    return {"knowledge_gain": knowledge_gain(before, results["values"][name])} if before < 1 else {}
+    if not question_only.is_file() or results["settings"]["evaluate"]["limit"] is not None:
+        return {}
+    before, after = json.loads(question_only.read_text(encoding="utf-8"))["values"][name], results["values"].get(name)
+    return {"knowledge_gain": knowledge_gain(before, after)} if before < 1 and after is not None else {}
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -41,7 +41,7 @@ def read_subtitles(path: Path) -> list[Line]:
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
         if path.suffix == ".jsonl":
-            rows = _joined(_timed(json.loads(line)) for line in text.splitlines() if line.strip())
+            rows = _joined(_timed(json.loads(line)) for line in text.split("\n") if line.strip())
         elif path.suffix == ".json":
             rows = [_timed(row) for row in json.loads(text)]
         else:

@@ -120,6 +120,23 @@ def test_runs_without_greedy_episodes_are_named(tmp_path: Path, capsys: pytest.C
         main([*runs, f"out={tmp_path / 'page.html'}"])
 
 
+def test_a_line_separator_in_a_reply_is_no_end_of_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trajectories keep such characters as they are."""
+    runs = [finished(tmp_path / name, f"lr: {name}\n", 0.2, "+-") for name in "ab"]
+    path = tmp_path / "b/trajectories/greedy_sft.jsonl"
+    path.write_text(path.read_text().replace("What?", "What\u2028is\x85it?"))
+    main(runs)
+    assert "no question in common" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "text"), [("summary.json", "{"), ("summary.json", "[]"), ("config.yaml", "a: [")])
+def test_a_damaged_run_is_named(name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [finished(tmp_path / folder, f"lr: {folder}\n", 0.2) for folder in "ab"]
+    (tmp_path / "b" / name).write_text(text)
+    main(runs)
+    assert f"b/{name} is not of a finished run: " in capsys.readouterr().err
+
+
 def test_mcnemar_is_the_exact_binomial_test() -> None:
     assert [mcnemar(*counts) for counts in ((0, 0), (1, 1), (1, 5), (5, 1), (0, 6))] == [1, 1, 0.21875, 0.21875, 1 / 32]
     assert mcnemar(400, 600) < 1e-9

@@ -13,6 +13,7 @@ from support.benchmarks import LAYOUTS, Films, videomme
 from support.openai_server import serving
 from support.scripted_engine import Policy, ScriptedEngine, scripted
 
+from videoseek import evaluate
 from videoseek.config import TrainConfig, UsageError
 from videoseek.config_merge import load_config
 from videoseek.evaluation.answers import read_answers
@@ -174,6 +175,21 @@ def test_gain_of_knowledge(tmp_path: Path, films: Films) -> None:
     assert after is not None and after["values"]["knowledge_gain"] == pytest.approx(100.0)
 
 
+@pytest.mark.parametrize(("layout", "task"), [("mmvu", "mmvu"), ("videommmu", "videommmu_question_only, videommmu")])
+def test_a_small_draw_may_lack_the_group_of_a_number(
+    layout: str, task: str, tmp_path: Path, films: Films, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One drawn question: no choice of MMVU for its heading number, no Adaptation of VideoMMMU for the gain."""
+    LAYOUTS[layout][1](tmp_path, films)
+    config = config_of(tmp_path, task, "evaluate.mode=direct", "evaluate.limit=1", "seed=0")
+    results = evaluate_tasks(config, MODEL, lambda: scripted(config, lambda *_: ["none"], None), tmp_path / "out")
+    values = results[-1]["values"]
+    assert values["num_questions"] == 1 and "knowledge_gain" not in values
+    if layout == "mmvu":
+        assert results[0]["value"] is None and results[0]["interval"] == [None, None]
+        assert "| accuracy/form/choice | - | - to - |" in capsys.readouterr().out
+
+
 class Killed(BaseException):
     """Ends a run like a signal."""
 
@@ -284,6 +300,12 @@ def test_settings_that_decide_answers_name_the_folder(tmp_path: Path, monkeypatc
         weights[place] = 1
         (tmp_path / "model.safetensors").write_bytes(weights)
         assert name(model=tmp_path) != before
+
+
+@pytest.mark.parametrize("model", ["..", "../..", "/a/../b", "../b"])
+def test_no_name_of_a_model_leaves_the_output_folder(model: str, tmp_path: Path) -> None:
+    config = config_of(tmp_path, "videomme", f"model={model}")
+    assert run_folder(config, MODEL, tmp_path / "out").resolve().is_relative_to(tmp_path / "out")
 
 
 def test_changed_questions_are_refused(tmp_path: Path, films: Films) -> None:
@@ -533,12 +555,28 @@ def test_a_draw_without_a_film_is_refused(tmp_path: Path, films: Films) -> None:
         ),
         (["evaluate.mode=direct", "evaluate.final_answer=true"], "evaluate.final_answer=true acts on crops"),
         (["evaluate.mode=direct", "evaluate.subtitles=window"], "evaluate.subtitles=window acts on crops"),
+        (["evaluate.shard=4/3"], "evaluate.shard must be INDEX/COUNT with 1 <= INDEX <= COUNT, such as 1/3, got '4/3'"),
+        (
+            ["evaluate.judge=m", "evaluate.judge_api_key_env=NO_KEY"],
+            "evaluate.judge=m: environment variable NO_KEY holds",
+        ),
+        (["evaluate.judge=m", "evaluate.judge_endpoint=judge"], "endpoint must be a URL .*; evaluate.judge_endpoint"),
         (["evaluate.tasks=[videosiah, videosiah]"], "evaluate.tasks names a task twice: videosiah, videosiah"),
     ],
 )
-def test_keys_without_effect_are_refused(keys: list[str], sentence: str, tmp_path: Path) -> None:
+def test_wrong_keys_are_refused_before_any_row_is_read(keys: list[str], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=sentence):
         run(config_of(tmp_path, "videosiah", *keys), right_unless(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("argument", ["tasks=[videomme]", "tasks=[videomne]", "shard=4/3"])
+def test_the_command_refuses_before_it_makes_a_folder(
+    argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        evaluate.main(["tasks=[clueworld]", argument])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_results_of_other_questions_are_never_overwritten(tmp_path: Path, films: Films) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -234,6 +236,15 @@ def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "lines.jsonl").write_bytes(b"1\n" + line + b"\n")
     with pytest.raises(ValueError, match=r"lines\.jsonl line 2 is not JSON"):
         read_json_lines(tmp_path / "lines.jsonl")
+
+
+def test_a_folder_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UsageError, match=r"output_dir .* cannot be locked: No locks available; give one with"):
+        hold_folder(tmp_path)
 
 
 def test_a_folder_has_one_holder_until_its_end_or_kill(tmp_path: Path) -> None:

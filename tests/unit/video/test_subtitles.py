@@ -73,10 +73,10 @@ def test_choice_of_lines() -> None:
 
 
 def test_words_become_lines(tmp_path: Path) -> None:
-    """Thirteen words half a second apart, and one after a pause."""
+    """Thirteen words half a second apart, and one after a pause, with a line separator of Unicode."""
     words = [{"text": f"w{index}", "start_time": index / 2, "end_time": index / 2 + 0.4} for index in range(13)]
-    words.append({"text": "late", "start_time": 20.0, "end_time": 20.5})
+    words.append({"text": "\u2028late", "start_time": 20.0, "end_time": 20.5})
     path = tmp_path / "film.jsonl"
-    path.write_text("".join(json.dumps(word) + "\n" for word in words))
+    path.write_text("".join(json.dumps(word, ensure_ascii=False) + "\n" for word in words))
     first = " ".join(f"w{index}" for index in range(12))
     assert read_subtitles(path) == [Line(0.0, 5.9, first), Line(6.0, 6.4, "w12"), Line(20.0, 20.5, "late")]

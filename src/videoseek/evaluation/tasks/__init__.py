@@ -6,7 +6,9 @@ import importlib.util
 import re
 from pathlib import Path
 
-from videoseek.config import UsageError
+from videoseek.config import EvaluateConfig, UsageError
+from videoseek.evaluation.answers import parse_shard
+from videoseek.evaluation.judge import check_judge
 from videoseek.evaluation.tasks import (
     charades,
     longvideobench,
@@ -25,6 +27,25 @@ from videoseek.samples.sources import GENERATED, parse_source
 
 _FILES = (videomme, videomme_v2, mlvu, lvbench, longvideobench, videommmu, mmvu, video_holmes, videosiah, charades)
 TASKS: dict[str, Task] = {task.name: task for task in (*(file.TASK for file in _FILES), videommmu.QUESTION_ONLY)}
+
+
+def find_tasks(evaluate: EvaluateConfig) -> list[Task]:
+    """Returns the tasks of a configuration. Raises UsageError for every fault that shows without torch or a model."""
+    parse_shard(evaluate.shard)
+    if evaluate.judge is not None:
+        check_judge(evaluate)
+    tool_keys = {"evidence=swap": evaluate.evidence == "swap", "final_answer=true": evaluate.final_answer}
+    tool_keys |= {"subtitles=window": evaluate.subtitles == "window"}
+    for key, is_set in tool_keys.items():
+        if is_set and evaluate.mode != "tool":
+            raise UsageError(f"evaluate.{key} acts on crops; evaluate.mode={evaluate.mode} makes none")
+    tasks = [find_task(name) for name in evaluate.tasks]
+    if len({task.name for task in tasks}) < len(tasks):
+        raise UsageError(f"evaluate.tasks names a task twice: {', '.join(task.name for task in tasks)}")
+    for task in tasks:
+        if type(task) is Task:  # other kinds have files of their own
+            task.find_files(evaluate.data_root)
+    return tasks
 
 
 def find_task(name: str) -> Task:

@@ -6,14 +6,9 @@ lmms-eval's copy). The papers' M-Avg is the accuracy of the questions with optio
 
 from __future__ import annotations
 
-from videoseek.evaluation.tasks.task import (
-    PromptStyle,
-    Question,
-    Row,
-    Task,
-    multiple_choice,
-    open_question,
-)
+from pathlib import PurePosixPath
+
+from videoseek.evaluation.tasks.task import PromptStyle, Question, Row, Task, multiple_choice, open_question
 
 _QUESTION = "\nQuestion:{question}\n"
 _NO_REASONING = "Visual Information: processed video\nDo not generate any intermediate reasoning process. "
@@ -26,7 +21,7 @@ def read(row: Row) -> Question:
     metadata = row.values.get("metadata")
     subject = metadata.get("subject") if isinstance(metadata, dict) else None
     form = "open" if row.text("question_type").startswith("open") else "choice"
-    groups = {"subject": (str(subject or film.split("/")[-2:-1] or "unknown"),), "form": (form,)}
+    groups = {"subject": (str(subject or PurePosixPath(film).parent.name or "unknown"),), "form": (form,)}
     make = (row.text("id"), row.film(film, "", "videos"), row.text("question"))
     if form == "open":
         return open_question(*make, row.text("answer"), groups)

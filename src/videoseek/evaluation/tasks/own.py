@@ -7,7 +7,6 @@ import os
 from videoseek.config import TrainConfig
 from videoseek.evaluation.tasks.task import Loaded, Question, Task, without_repeated_ids
 from videoseek.samples.readers.rows import Problem, VideoPaths
-from videoseek.samples.rules import is_error, question_problems
 from videoseek.samples.sources import Loading, load_samples
 from videoseek.types import Sample
 
@@ -26,6 +25,9 @@ class SourceTask(Task):
 
 
 def _problem(sample: Sample) -> Problem | None:
+    # The rules open films with torch, which takes seconds to import: errors in the arguments come first.
+    from videoseek.samples.rules import is_error, question_problems
+
     if sample.kind == "perception":
         return Problem("perception", "a sample of kind 'perception' asks no question")
     if not os.path.exists(sample.video.partition("#fps=")[0]):

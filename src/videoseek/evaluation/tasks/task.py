@@ -121,9 +121,7 @@ class Task:
 
     def load(self, config: TrainConfig) -> Loaded:
         """Reads all rows of the set. Raises UsageError for a missing folder or set."""
-        if config.evaluate.data_root is None:
-            raise UsageError(f"task {self.name} needs evaluate.data_root=DIR, the folder of the released files")
-        folder, files = self._find_files(Path(config.evaluate.data_root))
+        folder, files = self.find_files(config.evaluate.data_root)
         questions: list[Question] = []
         problems: list[tuple[str, Problem]] = []
         for file in files:
@@ -137,20 +135,24 @@ class Task:
                     questions.append(self.read(Row(value, name, file, folder)))
                 except RecordError as error:
                     problems.append((name, Problem(error.code, str(error))))
-                except (LookupError, TypeError, AttributeError) as error:  # a field of another type
+                except (LookupError, TypeError, ValueError, AttributeError) as error:  # a field of another type
                     problems.append((name, Problem("bad_row", f"{type(error).__name__}: {error}")))
         if not questions:
             where, first = problems[0] if problems else (str(files[0]), Problem("empty", "the file holds no rows"))
             raise DataError(f"task {self.name}: none of {len(problems)} rows can be asked; {where}: {first.message}")
         return without_repeated_ids(Loaded(questions, problems))
 
-    def _find_files(self, root: Path) -> tuple[Path, list[Path]]:
+    def find_files(self, data_root: str | None) -> tuple[Path, list[Path]]:
+        """Returns the set's folder and its files. Raises UsageError for a missing folder or set."""
+        if data_root is None:
+            raise UsageError(f"task {self.name} needs evaluate.data_root=DIR, the folder of the released files")
+        root = Path(data_root)
         for folder in [*(root / name for name in self.folders), root]:
             for pattern in self.files:
                 if files := sorted(path for path in folder.glob(pattern) if path.is_file()):
                     return folder, files
         raise UsageError(
-            f"task {self.name}: evaluate.data_root {str(root)!r} holds none of {', '.join(self.files)}, "
+            f"task {self.name}: evaluate.data_root {data_root!r} holds none of {', '.join(self.files)}, "
             f"also not in a folder {' or '.join(self.folders)}"
         )
 

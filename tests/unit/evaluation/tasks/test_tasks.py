@@ -79,6 +79,24 @@ def test_groups_are_the_released_ones(tmp_path: Path, films: Films) -> None:
     assert groups("video_holmes", "type") == [(t,) for t in ("SR", "IMC", "TCI", "TA", "MHR", "PAR", "CTI")]
 
 
+def test_a_row_without_metadata_has_the_subject_of_its_folder(tmp_path: Path, films: Films) -> None:
+    films.put(tmp_path / "videos/Art/0.mp4")
+    row = {"id": "1", "video": "videos/Art/0.mp4", "question": "Which?", "question_type": "open-ended", "answer": "x"}
+    write_rows(tmp_path / "rows.jsonl", [row])
+    (question,) = TASKS["mmvu"].load(config_of(tmp_path)).questions
+    assert question.groups["subject"] == ("Art",)
+
+
+def test_a_field_of_another_type_is_a_problem_of_its_row(tmp_path: Path, films: Films) -> None:
+    films.put(tmp_path / "videos/a.mp4")
+    row = {"id": "1", "video_path": "a.mp4", "question": "Which?", "candidates": FOUR, "correct_choice": 1}
+    row |= {"duration_group": 15, "question_category": "S2E"}
+    write_rows(tmp_path / "rows.jsonl", [row, row | {"id": "2", "starting_timestamp_for_subtitles": "soon"}])
+    loaded = TASKS["longvideobench"].load(config_of(tmp_path))
+    assert [question.sample.id for question in loaded.questions] == ["1"]
+    assert [(where, problem.code) for where, problem in loaded.problems] == [("rows-2", "bad_row")]
+
+
 def test_evidence_and_subtitles_come_along(tmp_path: Path, films: Films) -> None:
     lvbench = load("lvbench_meta", tmp_path / "lv", films).questions
     assert [question.sample.clues for question in lvbench[:3]] == [((4.0, 8.0),), ((2.0, 4.0),), ()]
