@@ -204,8 +204,6 @@ class NativeSampler:
                 items += [prompt for prompt in waiting if prompt.tokens is None]
             elif waiting:
                 items.append(film)
-            if film.queue:
-                break  # the films behind it have no room either
         cuts = cut_rows([len(item.ids) for item in items], self._max_tokens_per_pass)
         items = [items[index] for index in cuts[0]] if cuts else []
         self._observed = [sequence for sequence in self._observed if sequence not in items]
@@ -304,10 +302,11 @@ class NativeSampler:
                     cache.set_active(sequence.slot, True)
                 opened += prompt.waiting
                 prompt.waiting = []
-            if film.queue:
-                break
-            if film.tokens is not None and not film.waiting():
+            if not film.queue and not film.waiting():
                 del self._films[key]
+                film.tokens = None  # the cache holds a copy, and open sequences still refer to the film
+                for prompt in film.prompts.values():
+                    prompt.tokens = None
         return opened
 
     def _sample(self, cache: CopyCache, sequences: Sequence[CachedSequence], logits: torch.Tensor) -> None:
