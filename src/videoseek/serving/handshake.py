@@ -50,7 +50,7 @@ def challenge(peer: socket.socket, token: str) -> None:
     nonce = os.urandom(32).hex()
     send(peer, {"op": "challenge", "nonce": nonce})
     answer, _ = receive(peer, from_stranger=True)
-    if not hmac.compare_digest(str(answer.get("proof")).encode(), _proof(token, nonce).encode()):
+    if not hmac.compare_digest(str(answer.get("proof")).encode(errors="replace"), _proof(token, nonce).encode()):
         send(peer, {"op": "refused"})
         raise RefusedError("a peer was refused: its token is not the worker's")
 
