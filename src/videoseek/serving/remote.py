@@ -19,6 +19,7 @@ import torch
 from videoseek.config import RolloutConfig, UsageError
 from videoseek.runtime import rank, world_size
 from videoseek.serving.client import Connection, WorkerError, WorkerLostError
+from videoseek.serving.handshake import split_address
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
 from videoseek.types import Clip
 from videoseek.video.decode import read_frames
@@ -115,6 +116,10 @@ class RemoteWorker:
             self.connection.close()
 
     def _ask_later(self, ask: Callable[[], Future[Message]], reply: Future[Message]) -> None:
+        def send() -> Future[Message]:
+            # A turn that was forgotten before it was sent could not be stopped, and would refuse the next weights.
+            return Future() if reply.cancelled() else ask()
+
         def sent(job: Future[Future[Message]]) -> None:
             if reply.cancelled():
                 return  # forgotten
@@ -137,7 +142,7 @@ class RemoteWorker:
             else:
                 reply.set_result(request.result())
 
-        self._lane.submit(ask).add_done_callback(sent)
+        self._lane.submit(send).add_done_callback(sent)
 
     def _ask(self, ids: Sequence[int], clips: Sequence[Clip], settings: dict[str, Any]) -> Future[Message]:
         connection = self._connected()
@@ -223,9 +228,14 @@ def rank_workers(rollout: RolloutConfig, dtype: str, model: Path, log_dir: Path)
     if rollout.temperature > 2:
         raise UsageError(f"rollout.temperature={rollout.temperature:g} is above 2, the limit of rollout.engine=vllm")
     if rollout.servers:
-        places: list[Place] = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
-        if not places:
+        try:
+            for address in rollout.servers:
+                split_address(address)
+        except ValueError as error:
+            raise UsageError(f"rollout.servers: {error}") from error
+        if len(rollout.servers) < world_size():  # on every rank: a rank that went on would wait for the others
             raise UsageError(f"rollout.servers names {len(rollout.servers)} for {world_size()} ranks; each needs one")
+        places: list[Place] = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
         token = shared_token()
     else:
         token = secrets.token_hex(32)
