@@ -199,17 +199,18 @@ class CopyCache:
 
     def begin_step(self) -> None:
         """Prepares a pass with one new token of each of `rows`: everything that is equal in all layers."""
-        lengths = torch.tensor([slot.length for slot in self.rows()])
-        self.reserve(self.num_slots, int(lengths.max()) + 1)
-        self._places = torch.arange(len(lengths)) * self.capacity + lengths
+        lengths = [slot.length for slot in self.rows()]
+        self.reserve(self.num_slots, max(lengths) + 1)
+        firsts = torch.arange(len(lengths), device=self.device) * self.capacity
+        self._places = firsts + torch.tensor(lengths, device=self.device)
         self._chunks = []
-        places, zero = torch.arange(self.capacity), torch.zeros((), dtype=self.dtype)
-        unseen = torch.full((), -torch.inf, dtype=self.dtype)
+        places = torch.arange(self.capacity, device=self.device)
+        zero, unseen = torch.tensor([0.0, -torch.inf], dtype=self.dtype, device=self.device)
         for start in range(0, len(lengths), _CHUNK):
-            part = lengths[start : start + _CHUNK, None]
-            span = (int(part.max()) // _SPAN + 1) * _SPAN
-            mask = torch.where(places[:span] <= part, zero, unseen)[:, None, None]
-            self._chunks.append((slice(start, start + len(part)), span, mask))
+            part = lengths[start : start + _CHUNK]
+            span = (max(part) // _SPAN + 1) * _SPAN
+            is_seen = places[:span] <= torch.tensor(part, device=self.device)[:, None, None, None]
+            self._chunks.append((slice(start, start + len(part)), span, torch.where(is_seen, zero, unseen)))
 
     def step(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Stores the new key and value [1, G, N, D] of `rows` and attends by query [1, H, N, D] -> [1, H, N, D]."""

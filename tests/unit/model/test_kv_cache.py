@@ -156,6 +156,18 @@ def test_the_cache_grows_tensor_by_tensor() -> None:
     assert alive == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
+def test_a_copy_cache_works_on_its_own_device() -> None:
+    """A GPU without the Triton kernels keeps copies: nothing of a step may lie in host memory."""
+    meta = torch.device("meta")
+    cache = CopyCache(SHAPE, torch.float32, meta)
+    tokens = Tokens([(torch.zeros(3, GROUPS, SIZE, device=meta),) * 2 for _ in range(LAYERS)])
+    for owner in "ab":
+        cache.set_active(cache.open(owner, tokens, tokens), True)
+    cache.begin_step()
+    query, key = (torch.zeros(1, num_heads, 2, SIZE, device=meta) for num_heads in (2 * GROUPS, GROUPS))
+    assert cache.step(0, query, key, key).shape == query.shape
+
+
 def test_the_kernels_rule_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(new_cache(SHAPE, torch.float32, CPU, 4), CopyCache)
     monkeypatch.setattr(kv_cache, "choose", lambda _: "triton")
