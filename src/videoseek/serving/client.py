@@ -81,7 +81,7 @@ class Connection:
         return future
 
     @property
-    def is_lost(self) -> WorkerLostError | None:
+    def lost(self) -> WorkerLostError | None:
         """Returns the reason when the worker is lost, else None."""
         return self._lost
 

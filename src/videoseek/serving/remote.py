@@ -179,9 +179,9 @@ class RemoteWorker:
     def _connected(self) -> Connection:
         """Returns the connection, to a new worker if the last one is lost. Raises WorkerLostError after the last."""
         if self.connection is not None:
-            if not self.connection.is_lost:
+            if not self.connection.lost:
                 return self.connection
-            lost = f"{self.connection.is_lost}{_in_brackets(self._place.ending())}"
+            lost = f"{self.connection.lost}{_in_brackets(self._place.ending())}"
             self._place.stop()
             if self._num_restarts >= self._max_restarts or self._is_closed:
                 raise WorkerLostError(f"{lost}; rollout.worker_restarts={self._max_restarts} are used up")
