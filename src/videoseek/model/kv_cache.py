@@ -137,6 +137,13 @@ class CopyCache:
         """Returns the most tokens of a slot."""
         return self.keys[0].shape[1]
 
+    def num_reserved(self, films: Sequence[tuple[int, int]], longest: int) -> int:
+        """Returns the tokens of memory for films, each its length and its number of sequences.
+
+        `longest` is the most tokens of a slot.
+        """
+        return sum(number for _, number in films) * longest
+
     def rows(self) -> list[Slot]:
         """Returns the slots of a step's rows, in order. A row of an inactive slot has no effect."""
         return self.slots[: self._num_active]
@@ -249,6 +256,10 @@ class SharedPrefixCache(CopyCache):
         self.film_keys, self.film_values = list(self.keys), list(self.values)
         self.film_lengths = torch.zeros(0, dtype=torch.int32, device=device)
         self.lanes: list[tuple[int, int] | None] = []
+
+    def num_reserved(self, films: Sequence[tuple[int, int]], longest: int) -> int:
+        num_lanes = sum(-(-number // self.group_size) for _, number in films)
+        return num_lanes * (self.group_size * longest + max(length for length, _ in films))
 
     def rows(self) -> list[Slot]:
         return self.slots

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
@@ -172,15 +173,18 @@ class NativeSampler:
         cache = self._cache
         admitted = [s for s in self._sequences.values() if s.slot is not None or s in s.prompt.waiting]
         longest = max([cache.capacity, *(s.num_reserved(cache.is_shared) for s in admitted if s.slot is None)])
-        count, shown = len(admitted), {s.prompt.film for s in admitted}
+        count, members = len(admitted), Counter(s.prompt.film for s in admitted)
+        used = 0
         for film in films:
-            shown.add(film)
-            num_shared = sum(len(film.ids) for film in shown) if cache.is_shared else 0
             while film.queue:
                 sequence = film.queue[0]
+                members[film] += 1
                 count, longest = count + 1, max(longest, sequence.num_reserved(cache.is_shared))
-                if count > 1 and (count > MAX_SEQUENCES or count * longest + num_shared > self._budget):
+                needed = cache.num_reserved([(len(shown.ids), number) for shown, number in members.items()], longest)
+                # A sequence that needs no more than those before it takes a free place in its film's lane.
+                if count > 1 and (count > MAX_SEQUENCES or needed > max(used, self._budget)):
                     return
+                used = needed
                 sequence.prompt.waiting.append(film.queue.pop(0))
 
     def _new_cache(self, group_size: int) -> CopyCache:
