@@ -48,13 +48,16 @@ def receive(peer: socket.socket, *, from_stranger: bool = False) -> Message:
     try:
         header = json.loads(_read(peer, length))
         shapes = [(dtype, tuple(map(int, shape))) for dtype, shape in header.pop("arrays")]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WireError(f"the header of a frame is not the protocol's JSON: {error}") from error
     arrays = []
     for dtype, shape in shapes:
         if dtype not in _DTYPES or min(shape, default=0) < 0 or math.prod(shape) * 8 > max_array_bytes:
             raise WireError(f"a frame announces an array of type {dtype!r} and shape {shape}")
-        array = np.empty(shape, dtype)
+        try:
+            array = np.empty(shape, dtype)
+        except (ValueError, OverflowError, MemoryError) as error:
+            raise WireError(f"a frame announces an array of type {dtype!r} and shape {shape}: {error}") from error
         if array.size:
             _fill(peer, array.reshape(-1).data.cast("B"))
         arrays.append(array)

@@ -209,6 +209,12 @@ def test_evaluation_inside_without_questions_is_refused() -> None:
         check_evaluation(load_config(["data.eval=[]", "evaluate.every_steps=5"]))
 
 
+def test_keys_of_workers_are_checked_before_any_stage(tiny: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny, "rollout.engine=vllm", "rollout.vllm_python=/no/python", f"output_dir={tmp_path / 'out'}"]
+    assert "vllm_python=/no/python is not a program" in refused(arguments, tmp_path, code=2)
+    assert_untouched(tmp_path / "out")
+
+
 def test_reward_functions_are_loaded_before_any_stage(tiny: list[str], tmp_path: Path) -> None:
     reward = tmp_path / "mine.py"
     reward.write_text("def accuracy(**kwargs):\n    return []\n")

@@ -137,6 +137,13 @@ class CopyCache:
         """Returns the most tokens of a slot."""
         return self.keys[0].shape[1]
 
+    def num_reserved(self, films: Sequence[tuple[int, int]], longest: int) -> int:
+        """Returns the tokens of memory for films, each its length and its number of sequences.
+
+        `longest` is the most tokens of a slot.
+        """
+        return sum(number for _, number in films) * longest
+
     def rows(self) -> list[Slot]:
         """Returns the slots of a step's rows, in order. A row of an inactive slot has no effect."""
         return self.slots[: self._num_active]
@@ -199,17 +206,18 @@ class CopyCache:
 
     def begin_step(self) -> None:
         """Prepares a pass with one new token of each of `rows`: everything that is equal in all layers."""
-        lengths = torch.tensor([slot.length for slot in self.rows()])
-        self.reserve(self.num_slots, int(lengths.max()) + 1)
-        self._places = torch.arange(len(lengths)) * self.capacity + lengths
+        lengths = [slot.length for slot in self.rows()]
+        self.reserve(self.num_slots, max(lengths) + 1)
+        firsts = torch.arange(len(lengths), device=self.device) * self.capacity
+        self._places = firsts + torch.tensor(lengths, device=self.device)
         self._chunks = []
-        places, zero = torch.arange(self.capacity), torch.zeros((), dtype=self.dtype)
-        unseen = torch.full((), -torch.inf, dtype=self.dtype)
+        places = torch.arange(self.capacity, device=self.device)
+        zero, unseen = torch.tensor([0.0, -torch.inf], dtype=self.dtype, device=self.device)
         for start in range(0, len(lengths), _CHUNK):
-            part = lengths[start : start + _CHUNK, None]
-            span = (int(part.max()) // _SPAN + 1) * _SPAN
-            mask = torch.where(places[:span] <= part, zero, unseen)[:, None, None]
-            self._chunks.append((slice(start, start + len(part)), span, mask))
+            part = lengths[start : start + _CHUNK]
+            span = (max(part) // _SPAN + 1) * _SPAN
+            is_seen = places[:span] <= torch.tensor(part, device=self.device)[:, None, None, None]
+            self._chunks.append((slice(start, start + len(part)), span, torch.where(is_seen, zero, unseen)))
 
     def step(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Stores the new key and value [1, G, N, D] of `rows` and attends by query [1, H, N, D] -> [1, H, N, D]."""
@@ -248,6 +256,10 @@ class SharedPrefixCache(CopyCache):
         self.film_keys, self.film_values = list(self.keys), list(self.values)
         self.film_lengths = torch.zeros(0, dtype=torch.int32, device=device)
         self.lanes: list[tuple[int, int] | None] = []
+
+    def num_reserved(self, films: Sequence[tuple[int, int]], longest: int) -> int:
+        num_lanes = sum(-(-number // self.group_size) for _, number in films)
+        return num_lanes * (self.group_size * longest + max(length for length, _ in films))
 
     def rows(self) -> list[Slot]:
         return self.slots

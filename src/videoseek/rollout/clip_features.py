@@ -28,8 +28,6 @@ class ClipFeatures:
         self._policy = policy
         self._max_tokens_per_pass = max_tokens_per_pass
         self._features: dict[Clip, torch.Tensor] = {}
-        #: Clips encoded since construction. `clear` keeps the count.
-        self.num_encoded_clips = 0
 
     def __len__(self) -> int:
         return len(self._features)
@@ -41,10 +39,6 @@ class ClipFeatures:
     def of(self, clips: Iterable[Clip]) -> list[torch.Tensor]:
         """Returns the features of encoded clips, in their order. Raises KeyError for any other clip."""
         return [self._features[clip] for clip in clips]
-
-    def has_all(self, clips: Iterable[Clip]) -> bool:
-        """Returns whether every clip has features."""
-        return all(clip in self._features for clip in clips)
 
     def clear(self, keep: Collection[Clip] = ()) -> None:
         """Drops the features of all clips but `keep`."""
@@ -76,4 +70,3 @@ class ClipFeatures:
                 self._encode_pass([clip], errors)
             return
         self._features.update(zip(clips, features, strict=True))
-        self.num_encoded_clips += len(clips)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
@@ -174,15 +175,18 @@ class NativeSampler:
         cache = self._cache
         admitted = [s for s in self._sequences.values() if s.slot is not None or s in s.prompt.waiting]
         longest = max([cache.capacity, *(s.num_reserved(cache.is_shared) for s in admitted if s.slot is None)])
-        count, shown = len(admitted), {s.prompt.film for s in admitted}
+        count, members = len(admitted), Counter(s.prompt.film for s in admitted)
+        used = 0
         for film in films:
-            shown.add(film)
-            num_shared = sum(len(film.ids) for film in shown) if cache.is_shared else 0
             while film.queue:
                 sequence = film.queue[0]
+                members[film] += 1
                 count, longest = count + 1, max(longest, sequence.num_reserved(cache.is_shared))
-                if count > 1 and (count > MAX_SEQUENCES or count * longest + num_shared > self._budget):
+                needed = cache.num_reserved([(len(shown.ids), number) for shown, number in members.items()], longest)
+                # A sequence that needs no more than those before it takes a free place in its film's lane.
+                if count > 1 and (count > MAX_SEQUENCES or needed > max(used, self._budget)):
                     return
+                used = needed
                 sequence.prompt.waiting.append(film.queue.pop(0))
 
     def _new_cache(self, group_size: int) -> CopyCache:
@@ -206,8 +210,6 @@ class NativeSampler:
                 items += [prompt for prompt in waiting if prompt.tokens is None]
             elif waiting:
                 items.append(film)
-            if film.queue:
-                break  # the films behind it have no room either
         cuts = cut_rows([len(item.ids) for item in items], self._max_tokens_per_pass)
         items = [items[index] for index in cuts[0]] if cuts else []
         self._observed = [sequence for sequence in self._observed if sequence not in items]
@@ -306,10 +308,11 @@ class NativeSampler:
                     cache.set_active(sequence.slot, True)
                 opened += prompt.waiting
                 prompt.waiting = []
-            if film.queue:
-                break
-            if film.tokens is not None and not film.waiting():
+            if not film.queue and not film.waiting():
                 del self._films[key]
+                film.tokens = None  # the cache holds a copy, and open sequences still refer to the film
+                for prompt in film.prompts.values():
+                    prompt.tokens = None
         return opened
 
     def _sample(self, cache: CopyCache, sequences: Sequence[CachedSequence], logits: torch.Tensor) -> None:

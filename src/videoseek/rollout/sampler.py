@@ -59,7 +59,8 @@ class SampledTurn:
     """A sampled turn with a log-prob and a weight version for each token.
 
     `seconds` is the turn's share of the model's time: each sequence of a pass takes its share of the pass's tokens.
-    Prompts, waiting, reading videos and the work for other episodes count nothing.
+    Prompts, waiting, reading videos and the work for other episodes count nothing. vLLM tells no such shares: its steps
+    count, prompts included, divided evenly among the turns under way.
     """
 
     token_ids: list[int]

@@ -172,13 +172,18 @@ class VllmSampler:
         return SampledTurn(ids.tolist(), logprobs.tolist(), versions, _STOPS[reply["stop"]], reply["seconds"])
 
 
+def check_vllm(config: TrainConfig, rule: str | None) -> None:
+    """Raises UsageError for a position rule or keys that workers of vLLM cannot follow. Starts no worker."""
+    if rule not in (None, "max_all"):
+        raise UsageError(f"position_rule={rule} is not vLLM's; rollout.engine=vllm works with max_all only")
+    rank_workers(config.rollout, config.dtype, Path(), Path())
+
+
 def vllm_engine(
     policy: Policy, environment: Environment, config: TrainConfig, model: Path, output_dir: Path
 ) -> RolloutEngine:
     """Returns a rollout engine on this rank's workers of the folder `model`. Raises UsageError or WorkerError."""
-    rule = position_rule(policy.model.config)
-    if rule != "max_all":
-        raise UsageError(f"position_rule={rule} is not vLLM's; rollout.engine=vllm works with max_all only")
+    check_vllm(config, position_rule(policy.model.config))
     weights_dir = output_dir / f"weights-rank-{rank():03d}" if config.rollout.sync == "disk" else None
 
     def weights() -> Iterable[tuple[str, torch.Tensor]]:

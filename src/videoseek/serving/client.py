@@ -81,7 +81,7 @@ class Connection:
         return future
 
     @property
-    def is_lost(self) -> WorkerLostError | None:
+    def lost(self) -> WorkerLostError | None:
         """Returns the reason when the worker is lost, else None."""
         return self._lost
 
@@ -116,7 +116,9 @@ class Connection:
 
     def _wait(self) -> None:
         """Waits for bytes. Raises TimeoutError for a worker that is silent over an open request."""
-        while not select.select([self._socket], [], [], min(1.0, self._silence_seconds / 4))[0]:
+        poller = select.poll()  # not `select.select`, which refuses descriptors beyond 1,023
+        poller.register(self._socket, select.POLLIN)
+        while not poller.poll(1000 * min(1.0, self._silence_seconds / 4)):
             silent_seconds = time.monotonic() - self._heard_at
             if self._open and silent_seconds > self._silence_seconds:
                 raise TimeoutError(f"it has been silent for {silent_seconds:.0f} s over {len(self._open)} requests")

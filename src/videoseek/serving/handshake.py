@@ -21,7 +21,7 @@ class RefusedError(Exception):
 def listen(address: str) -> socket.socket:
     """Returns a socket that accepts connections at an address. Raises OSError or ValueError."""
     if "/" not in address:
-        return socket.create_server(_split(address))
+        return socket.create_server(split_address(address))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
@@ -31,14 +31,15 @@ def listen(address: str) -> socket.socket:
 def connect(address: str, seconds: float) -> socket.socket:
     """Returns a connection under a limit of `seconds`. Raises OSError or ValueError."""
     if "/" not in address:
-        return socket.create_connection(_split(address), seconds)
+        return socket.create_connection(split_address(address), seconds)
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(seconds)
     connection.connect(address)
     return connection
 
 
-def _split(address: str) -> tuple[str, int]:
+def split_address(address: str) -> tuple[str, int]:
+    """Returns host and port. Raises ValueError."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"address {address!r} is not HOST:PORT")
@@ -50,7 +51,7 @@ def challenge(peer: socket.socket, token: str) -> None:
     nonce = os.urandom(32).hex()
     send(peer, {"op": "challenge", "nonce": nonce})
     answer, _ = receive(peer, from_stranger=True)
-    if not hmac.compare_digest(str(answer.get("proof")).encode(), _proof(token, nonce).encode()):
+    if not hmac.compare_digest(str(answer.get("proof")).encode(errors="replace"), _proof(token, nonce).encode()):
         send(peer, {"op": "refused"})
         raise RefusedError("a peer was refused: its token is not the worker's")
 

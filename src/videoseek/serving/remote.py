@@ -19,6 +19,7 @@ import torch
 from videoseek.config import RolloutConfig, UsageError
 from videoseek.runtime import rank, world_size
 from videoseek.serving.client import Connection, WorkerError, WorkerLostError
+from videoseek.serving.handshake import split_address
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
 from videoseek.serving.ray_place import RayPlace, connect_to_ray
 from videoseek.types import Clip
@@ -116,6 +117,10 @@ class RemoteWorker:
             self.connection.close()
 
     def _ask_later(self, ask: Callable[[], Future[Message]], reply: Future[Message]) -> None:
+        def send() -> Future[Message]:
+            # A turn that was forgotten before it was sent could not be stopped, and would refuse the next weights.
+            return Future() if reply.cancelled() else ask()
+
         def sent(job: Future[Future[Message]]) -> None:
             if reply.cancelled():
                 return  # forgotten
@@ -138,7 +143,7 @@ class RemoteWorker:
             else:
                 reply.set_result(request.result())
 
-        self._lane.submit(ask).add_done_callback(sent)
+        self._lane.submit(send).add_done_callback(sent)
 
     def _ask(self, ids: Sequence[int], clips: Sequence[Clip], settings: dict[str, Any]) -> Future[Message]:
         connection = self._connected()
@@ -175,9 +180,9 @@ class RemoteWorker:
     def _connected(self) -> Connection:
         """Returns the connection, to a new worker if the last one is lost. Raises WorkerLostError after the last."""
         if self.connection is not None:
-            if not self.connection.is_lost:
+            if not self.connection.lost:
                 return self.connection
-            lost = f"{self.connection.is_lost}{_in_brackets(self._place.ending())}"
+            lost = f"{self.connection.lost}{_in_brackets(self._place.ending())}"
             self._place.stop()
             if self._num_restarts >= self._max_restarts or self._is_closed:
                 raise WorkerLostError(f"{lost}; rollout.worker_restarts={self._max_restarts} are used up")
@@ -230,9 +235,14 @@ def rank_workers(rollout: RolloutConfig, dtype: str, model: Path, log_dir: Path)
     if rollout.servers:
         if rollout.placement == "ray":
             raise UsageError(f"rollout.placement=ray starts workers; rollout.servers={rollout.servers} run already")
-        places: list[Place] = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
-        if not places:
+        try:
+            for address in rollout.servers:
+                split_address(address)
+        except ValueError as error:
+            raise UsageError(f"rollout.servers: {error}") from error
+        if len(rollout.servers) < world_size():  # on every rank: a rank that went on would wait for the others
             raise UsageError(f"rollout.servers names {len(rollout.servers)} for {world_size()} ranks; each needs one")
+        places: list[Place] = [ServerPlace(address) for address in rollout.servers[rank() :: world_size()]]
         token = shared_token()
     elif rollout.placement == "ray":
         token, num_workers = secrets.token_hex(32), rollout.workers or world_size()

@@ -37,8 +37,8 @@ Tensor = tuple[str, str, tuple[int, ...], np.ndarray]
 Outcome = tuple[str, dict[str, Any], list[np.ndarray]]
 
 _PROGRESS_SECONDS = 1.0
-#: A peer that reads nothing for so long loses its connection.
-_SEND_SECONDS = 60
+#: A peer that reads nothing for so long loses its connection, and so does a stranger that says nothing.
+_PATIENCE_SECONDS = 60
 
 
 class Engine(Protocol):
@@ -108,9 +108,11 @@ class Server:
     def _listen(self, peer: _Peer) -> None:
         """Reads one peer's messages. A peer that breaks the protocol loses its connection, and nobody else's."""
         try:
-            limit = struct.pack("ll", _SEND_SECONDS, 0)  # not `settimeout`, which would also limit the reading
-            peer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            peer.connection.settimeout(_PATIENCE_SECONDS)
             challenge(peer.connection, self._token)
+            peer.connection.settimeout(None)
+            limit = struct.pack("ll", _PATIENCE_SECONDS, 0)  # not `settimeout`, which would also limit the reading
+            peer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             send(peer.connection, {"op": "ready"})
             while True:
                 self._inbox.put((peer, receive(peer.connection)))

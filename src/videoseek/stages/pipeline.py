@@ -31,6 +31,7 @@ from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
 from videoseek.pages.model_card import write_model_card
 from videoseek.pages.report import write_report
 from videoseek.rewards.functions import RewardFunction, load_reward_functions
+from videoseek.rollout.vllm import check_vllm
 from videoseek.runtime import rank, say, world_size
 from videoseek.samples.clueworld import phrases
 from videoseek.stages.dry_run import dry_run
@@ -61,6 +62,8 @@ def run(config: TrainConfig, *, only_plan: bool) -> None:
         return
     check_peft(config.lora)
     check_trackers(config.tracker)
+    if "grpo" in config.stages and config.rollout.engine == "vllm":
+        check_vllm(config, config.position_rule)
     if config.model != "scratch":
         model_folder(config.model)
     functions = load_reward_functions(config.reward.functions) if "grpo" in config.stages else []

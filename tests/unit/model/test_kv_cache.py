@@ -156,6 +156,30 @@ def test_the_cache_grows_tensor_by_tensor() -> None:
     assert alive == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
+def test_reserved_tokens_are_those_of_the_memory() -> None:
+    """A film with few sequences takes a whole lane beside a film with many."""
+    cache = SharedPrefixCache(SHAPE, torch.float32, CPU, group_size=8)
+    films = [(40, 10), (20, 1), (30, 1)]
+    for length, number in films:
+        film, question = (Tokens([(torch.zeros(num_tokens, GROUPS, SIZE),) * 2] * LAYERS) for num_tokens in (length, 5))
+        for _ in range(number):
+            cache.open(object(), film, question)
+    num_held = cache.num_slots * cache.capacity + cache.film_keys[0].shape[:2].numel()
+    assert cache.num_reserved(films, cache.capacity) == num_held == 4 * (8 * cache.capacity + 40)
+
+
+def test_a_copy_cache_works_on_its_own_device() -> None:
+    """A GPU without the Triton kernels keeps copies: nothing of a step may lie in host memory."""
+    meta = torch.device("meta")
+    cache = CopyCache(SHAPE, torch.float32, meta)
+    tokens = Tokens([(torch.zeros(3, GROUPS, SIZE, device=meta),) * 2 for _ in range(LAYERS)])
+    for owner in "ab":
+        cache.set_active(cache.open(owner, tokens, tokens), True)
+    cache.begin_step()
+    query, key = (torch.zeros(1, num_heads, 2, SIZE, device=meta) for num_heads in (2 * GROUPS, GROUPS))
+    assert cache.step(0, query, key, key).shape == query.shape
+
+
 def test_the_kernels_rule_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(new_cache(SHAPE, torch.float32, CPU, 4), CopyCache)
     monkeypatch.setattr(kv_cache, "choose", lambda _: "triton")

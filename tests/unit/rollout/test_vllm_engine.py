@@ -19,6 +19,7 @@ from videoseek.rollout.vllm import vllm_engine
         ("rollout.temperature=3", "rollout.temperature=3 is above 2, the limit of rollout.engine=vllm"),
         ("rollout.vllm_options=[fast]", "vLLM's option 'fast' is not NAME=VALUE, such as gpu_memory_utilization=0.4"),
         ("rollout.servers=[a:1]", "VIDEOSEEK_WORKER_TOKEN is not set; it holds the token that a worker and its"),
+        ("rollout.servers=[a:1, b]", "rollout.servers: address 'b' is not HOST:PORT"),
         ("rollout.vllm_python=/no/python", "vllm_python=/no/python is not a program that can be started"),
     ],
 )
@@ -32,9 +33,11 @@ def test_refusals(tmp_path: Path, key: str, sentence: str, monkeypatch: pytest.M
     assert str(caught.value).startswith(sentence)
 
 
-def test_each_rank_needs_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_each_rank_needs_a_server(rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank refuses: a rank that went on would wait for the others."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RANK", rank)
     config = load_config(["recipe=sft_rl", "rollout.engine=vllm", "rollout.servers=[a:1]"])
     world = tiny_world()
     with pytest.raises(UsageError, match="rollout.servers names 1 for 2 ranks; each needs one"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from videoseek.rollout.sampler import SampledTurn, TurnSettings, TurnStop
 from videoseek.rollout.vllm import VllmSampler
 from videoseek.serving.client import WorkerError, WorkerLostError
 from videoseek.serving.remote import RemoteWorker
+from videoseek.wire import Message
 
 SILENCE_SECONDS = 1.0
 SETTINGS = TurnSettings(temperature=1.0, top_p=1.0, max_new_tokens=8, stream=5, num_drawn=0)
@@ -152,6 +154,20 @@ def test_a_turn_that_is_forgotten_stops_and_is_not_asked_again(world: TinyWorld,
     assert isinstance(forgotten.exception(20), CancelledError)
     turns = [header["clips"] for header in place.worker.asked if header["op"] == "turn"]
     assert [len(clips) for clips in turns] == [1, 0], "the hanging worker heard of the first only, the good one of one"
+    sampler.close()
+
+
+def test_a_forgotten_turn_of_a_lost_worker_reaches_no_other_worker(world: TinyWorld, open_sampler: Callable) -> None:
+    """The driver forgets a turn while the worker's thread does something else, then the turn is asked again."""
+    sampler, place = open_sampler("good")
+    ask(sampler, world)
+    [worker] = sampler._workers
+    forgotten: Future[Message] = Future()
+    worker.forget(forgotten)
+    worker._ask_later(partial(worker._ask, [4], [], {}), forgotten)
+    ask(sampler, world, "0/1")
+    turns = [header for header in place.worker.asked if header["op"] == "turn"]
+    assert len(turns) == 2, "a turn that nobody can stop would refuse the next weights"
     sampler.close()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import queue
+import resource
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from videoseek.config import UsageError
+from videoseek.serving import client, server
 from videoseek.serving.client import Connection, WorkerError
 from videoseek.serving.handshake import RefusedError, challenge, connect, listen, prove
 from videoseek.serving.launch import LocalPlace, parse_options, shared_token
@@ -56,6 +59,9 @@ def frame(text: bytes, rest: bytes = b"") -> bytes:
         (frame(b'{"arrays": [["|O", [1]]]}'), "array of type '|O'"),
         (frame(b'{"arrays": [["<i4", [-1]]]}'), "shape"),
         (frame(b'{"arrays": [["<i4", [1000000, 1000000]]]}'), "shape"),
+        (frame(b'{"arrays": [["<i4", [Infinity]]]}'), "not the protocol's JSON"),
+        (frame(b'{"arrays": [["<i4", [0%s]]]}' % (b", 1" * 70)), "shape"),
+        (frame(b'{"arrays": [["<i4", [0, 9%s]]]}' % (b"9" * 40)), "shape"),
         (frame(b'{"arrays": [["<i4", [2]]]}', b"\0" * 5), "3 bytes before the end"),
     ],
 )
@@ -200,9 +206,11 @@ def test_a_trainer_that_goes_takes_its_turns_along(peer: Callable[[], Connection
         b"GET / HTTP/1.1\r\n\r\n",
         frame(b'{"proof": "0", "arrays": []}'),
         frame(b'{"arrays": [["<f4", [9000]]]}'),
+        frame(b'{"arrays": [["<f4", [0, 9%s]]]}' % (b"9" * 40)),
+        frame(b'{"proof": "\\ud800", "arrays": []}'),
         b"",
     ],
-    ids=["http", "wrong", "large", "nothing"],
+    ids=["http", "wrong", "large", "huge", "surrogate", "nothing"],
 )
 def test_strangers_disturb_nobody(
     address: str, peer: Callable[[], Connection], sent: bytes, capfd: pytest.CaptureFixture[str]
@@ -216,6 +224,29 @@ def test_strangers_disturb_nobody(
                 pass  # until the worker has closed the connection
     assert turn(connection, [1]).result(5)
     assert TOKEN not in capfd.readouterr().err
+
+
+def test_a_stranger_that_says_nothing_is_sent_away(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_PATIENCE_SECONDS", 1)
+    with connect(address, 10) as stranger:
+        assert receive(stranger)[0]["op"] == "challenge"
+        assert stranger.recv(1) == b"", "the worker has closed the connection"
+
+
+def test_a_trainer_may_have_many_open_files(peer: Callable[[], Connection], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`select` cannot wait for a descriptor beyond 1,023."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], min(2048, limits[1])), limits[1]))
+
+    def connect_high(address: str, seconds: float) -> socket.socket:
+        with connect(address, seconds) as low:
+            return socket.socket(fileno=fcntl.fcntl(low.fileno(), fcntl.F_DUPFD_CLOEXEC, 1500))
+
+    monkeypatch.setattr(client, "connect", connect_high)
+    try:
+        assert turn(peer(), [1]).result(5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_worker_without_vllm_ends_and_says_where_its_output_is(tmp_path: Path) -> None:
