@@ -276,8 +276,10 @@ def read_state(folder: Path) -> TrainerState:
         raise CheckpointError(f"{folder} is not a complete checkpoint (no 'complete' marker or trainer_state.json)")
     try:
         fields = json.loads((folder / "trainer_state.json").read_text())
-        best = fields.pop("best", None)
-        return TrainerState(**fields, best=BestStep(**best) if best else None)
+        best = BestStep(**entry) if (entry := fields.pop("best", None)) else None
+        if best is not None and not is_complete(folder.parent / best.checkpoint):
+            best = None  # a later best step took its place, and the run was rewound to before that step
+        return TrainerState(**fields, best=best)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / 'trainer_state.json'} is not this program's: {error}") from error
 

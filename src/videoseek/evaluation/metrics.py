@@ -1,4 +1,4 @@
-"""Metrics of benchmarks as pure functions of outcomes: accuracies, intervals over films, grounding and evidence.
+"""Metrics of benchmarks as pure functions of outcomes: accuracies, intervals over films and the recall of moments.
 
 A question that a reply does not answer is wrong. Errors of the engine and of the judge are counted apart.
 """
@@ -12,7 +12,6 @@ from statistics import fmean
 
 import numpy as np
 
-from videoseek.rewards.clue_score import overlap
 from videoseek.types import Interval
 
 STATUSES = ("answered", "unanswered", "engine_error", "judge_error")
@@ -127,37 +126,11 @@ def film_interval(
     return low, high
 
 
-def grounding(predicted: Sequence[Interval | None], truth: Sequence[Interval]) -> dict[str, float]:
-    """Returns `miou` and `recall@T` (share of IoU >= T) of one predicted window a query, in seconds; None counts 0."""
-    if len(predicted) != len(truth) or not truth:
-        raise ValueError(f"one prediction per query is wanted, got {len(predicted)} for {len(truth)}")
-    ious = [overlap([p], [t]).iou if p is not None else 0.0 for p, t in zip(predicted, truth, strict=True)]
-    # A rounding error must not push an IoU of exactly 0.7 below its threshold.
-    recalls = {f"recall@{T}": fmean(iou >= T - 1e-9 for iou in ious) for T in IOU_THRESHOLDS}
-    return {"miou": fmean(ious), **recalls}
-
-
 def knowledge_gain(before: float, after: float) -> float:
     """Returns VideoMMMU's delta, in per cent of the errors of `before`. Accuracies are in [0, 1], `before` below 1."""
     if not 0 <= before < 1 or not 0 <= after <= 1:
         raise ValueError(f"accuracies must be in [0, 1] and the one before below 1, got {before} and {after}")
     return 100 * (after - before) / (1 - before)
-
-
-def evidence(crops: Sequence[Sequence[Interval]], clues: Sequence[Sequence[Interval]]) -> dict[str, float]:
-    """Returns how well the crops of each question cover its clues, as means over the questions with a clue.
-
-    `clue_recall` is the seen share of the clues' time, `clue_iou` the IoU of the unions, `clue_hit` the share of
-    questions with any overlap.
-    """
-    found = [overlap(windows, truth) for windows, truth in zip(crops, clues, strict=True) if truth]
-    if not found:
-        return {}
-    return {
-        "clue_recall": fmean(item.iog for item in found),
-        "clue_iou": fmean(item.iou for item in found),
-        "clue_hit": fmean(item.iog > 0 for item in found),
-    }
 
 
 def moment_recall(crops: Sequence[Interval], moments_seconds: Sequence[float]) -> float:

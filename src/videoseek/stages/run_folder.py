@@ -6,7 +6,15 @@ import os
 from pathlib import Path
 
 from videoseek.attempts import start_attempt
-from videoseek.checkpoint import CheckpointError, TrainerState, discard_after, discard_stage, mark_best, read_state
+from videoseek.checkpoint import (
+    CheckpointError,
+    TrainerState,
+    discard_after,
+    discard_stage,
+    link,
+    mark_best,
+    read_state,
+)
 from videoseek.config import TrainConfig
 from videoseek.config_merge import config_yaml
 from videoseek.distributed import check_shared, choose_device, choose_threads, environment_report, seed_everything
@@ -68,7 +76,9 @@ def rewind_state(config: TrainConfig, output_dir: Path, checkpoint: Path) -> Tra
 
 def rewind(config: TrainConfig, output_dir: Path, checkpoint: Path, state: TrainerState) -> None:
     """Rewinds a run to one of its checkpoints. The run repeats all later steps."""
+    checkpoint = checkpoint.resolve()  # `last` is a link
     discard_after(checkpoint)
+    link(output_dir / "last", checkpoint)
     for stage in config.stages[config.stages.index(state.stage) :]:
         mark_best(output_dir, stage, state.best if stage == state.stage else None)
         (output_dir / f"evaluation-{stage}.json").unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from videoseek.checkpoint import (
     read_state,
     tidy,
 )
+from videoseek.config_merge import load_config
 from videoseek.engine import OptimizerSettings, TrainEngine
+from videoseek.files import write_json
+from videoseek.stages.run_folder import rewind, rewind_state
 
 
 class Training:
@@ -120,6 +124,31 @@ def test_the_best_checkpoint_is_never_rotated_away(tmp_path: Path) -> None:
     marked = json.loads((tmp_path / "best.json").read_text())
     assert {stage: entry["step"] for stage, entry in marked.items()} == {"sft": 4, "grpo": 5}
     assert marked["sft"]["metric"] == "eval/accuracy"
+
+
+def test_a_rewound_run_has_no_best_step_without_a_checkpoint(tmp_path: Path) -> None:
+    """The best of step 2 was step 1, whose checkpoint went when step 3 was better. `last` may name the checkpoint."""
+
+    def saved(step: int, best: int) -> None:
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/complete").touch()
+        state = TrainerState("sft", step, step, 0, 1, BestStep(f"checkpoint-{best}", best, "eval/accuracy", best / 4))
+        write_json(tmp_path / f"checkpoint-{step}/trainer_state.json", asdict(state))
+        tidy(tmp_path, "sft", state.best, keep=2)
+
+    config = load_config(["recipe=sft_rl"])
+    for step, best in ((1, 1), (2, 1)):
+        saved(step, best)
+    point = tmp_path / "last"
+    state = rewind_state(config, tmp_path, point)
+    rewind(config, tmp_path, point, state)
+    assert state.best is not None and (tmp_path / "last").resolve().name == "checkpoint-2"
+    saved(3, 3)
+    point = tmp_path / "checkpoint-2"
+    state = rewind_state(config, tmp_path, point)
+    rewind(config, tmp_path, point, state)
+    assert state.best is None and json.loads((tmp_path / "best.json").read_text()) == {}
+    assert (tmp_path / "last").resolve().name == "checkpoint-2"
 
 
 def test_the_best_step_is_part_of_the_state(tmp_path: Path) -> None:

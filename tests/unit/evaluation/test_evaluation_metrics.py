@@ -11,9 +11,7 @@ from videoseek.evaluation.metrics import (
     Outcome,
     accuracy,
     by_group,
-    evidence,
     film_interval,
-    grounding,
     knowledge_gain,
     macro_average,
     moment_recall,
@@ -96,23 +94,11 @@ def test_the_bootstrap_equals_a_loop_over_resamples() -> None:
     assert film_interval(values, films, groups=groups, level=0.9, num_resamples=500) == pytest.approx(expected)
 
 
-def test_grounding_is_worked_out_by_hand() -> None:
-    truth = [(0.0, 10.0), (0.0, 10.0), (0.0, 10.0), (5.0, 6.0)]
-    values = grounding([(0.0, 7.0), (5.0, 15.0), None, (5.0, 6.0)], truth)
-    assert values["miou"] == pytest.approx((0.7 + 5 / 15 + 0 + 1) / 4)
-    assert [values[f"recall@{threshold}"] for threshold in (0.3, 0.5, 0.7)] == [0.75, 0.5, 0.5]
-    with pytest.raises(ValueError, match="one prediction per query"):
-        grounding([], [])
-
-
 def test_knowledge_gain() -> None:
     assert knowledge_gain(0.5, 0.6) == pytest.approx(20) and knowledge_gain(0.5, 0.4) == pytest.approx(-20)
     with pytest.raises(ValueError, match="below 1"):
         knowledge_gain(1.0, 1.0)
 
 
-def test_evidence_of_crops() -> None:
-    values = evidence([[(0, 4), (2, 6)], [(0, 1)], [(0, 9)]], [[(4, 8)], [(5, 6)], []])
-    assert values == {"clue_recall": 0.25, "clue_iou": pytest.approx(2 / 8 / 2), "clue_hit": 0.5}
-    assert evidence([[(0, 1)]], [[]]) == {}
+def test_moments_inside_crops() -> None:
     assert moment_recall([(0, 2), (4, 6)], [1, 2, 5]) == pytest.approx(2 / 3)
