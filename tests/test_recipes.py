@@ -14,7 +14,7 @@ from videoseek.batches.masks import RULES
 from videoseek.config_merge import config_keys, list_recipes, load_config
 from videoseek.rewards.trajectory_guided import VARIANTS
 from videoseek.stages.memory import ModelSizes, memory_line, training_memory
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory.wording import STYLES
 
 NAMES = list(list_recipes())

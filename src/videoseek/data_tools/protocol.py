@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from videoseek.data_tools.settings import SourceSettings
 from videoseek.model.load import load_tokenizer, model_folder
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
 from videoseek.samples.rules import Rules
+from videoseek.tools.crop import VideoCrop
 from videoseek.trajectory.vocabulary import Vocabulary
 
 

@@ -15,7 +15,7 @@ from videoseek.data_tools.paths import existing_files
 from videoseek.data_tools.writers import WRITERS
 from videoseek.samples.readers import FORMATS
 from videoseek.samples.readers.rows import VideoPaths
-from videoseek.trajectory.grammar import FORMATS as CALL_FORMATS
+from videoseek.trajectory.formats import load_format
 from videoseek.trajectory.grammar import CallFormat
 
 
@@ -44,7 +44,7 @@ class SourceSettings:
 
     @property
     def call_format(self) -> CallFormat:
-        return CALL_FORMATS[self.prompt.format](self.prompt.style)
+        return load_format(self.prompt.format, self.prompt.style)
 
 
 @dataclass(frozen=True)

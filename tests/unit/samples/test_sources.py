@@ -22,7 +22,7 @@ from videoseek.samples.sources import (
     load_samples,
     parse_source,
 )
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.types import Call, Sample
 
 GOOD = {"id": "a", "video": "v.mp4", "question": "Where?", "answer": "B", "kind": "clue_single_w_tool"}
