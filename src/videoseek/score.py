@@ -21,13 +21,14 @@ from typing import Any
 import yaml
 
 from videoseek.command import parse_files, run_command
-from videoseek.config import FORMAT_NAMES, UsageError, VideoConfig, option
+from videoseek.config import FORMAT_NAMES, UsageError, option
 from videoseek.rewards.functions import load_reward_functions
 from videoseek.rewards.trajectory_guided import VARIANTS, RewardParts, Trajectory, episode_reward, score
+from videoseek.trajectory.formats import load_format
 from videoseek.trajectory.grammar import CallFormat
-from videoseek.trajectory.run_format import format_with_tools
 from videoseek.trajectory_record import TrajectoryRecord
 from videoseek.types import Episode, Interval, Sample, StopReason, Turn
+from videoseek.user_code import load_member
 
 USAGE = "python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [key=value ...]"
 
@@ -137,7 +138,10 @@ def _format_of(path: Path, settings: ScoreSettings) -> CallFormat:
     if path.parent.name == "trajectories" and config.is_file():
         known = yaml.safe_load(config.read_text(encoding="utf-8"))
     name = settings.format or str(known.get("prompt", {}).get("format", "grounding"))
-    return format_with_tools(name, "full", () if settings.format else known.get("tools", ()), VideoConfig())
+    specs = [] if settings.format else known.get("tools", [])
+    # The names alone: a score needs no tool, and the tools' room needs torch.
+    names = [load_member(spec, "tools").name if ".py:" in spec else spec for spec in specs]
+    return load_format(name, tools=dict.fromkeys(names, ""))
 
 
 def main(arguments: list[str]) -> None:

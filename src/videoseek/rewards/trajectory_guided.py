@@ -190,7 +190,7 @@ def _executed_windows(parsed: Sequence[ParsedTurn], executed: Sequence[bool | In
     if len(flags) != len(calls):
         raise ValueError(f"executed has {len(flags)} flags for {len(calls)} well-formed calls")
     windows = [(call.start_seconds, call.end_seconds) for call in calls]
-    return [window if done is True else done for window, done in zip(windows, flags, strict=True) if done]
+    return [done if isinstance(done, tuple) else window for window, done in zip(windows, flags, strict=True) if done]
 
 
 def _public_evidence(trajectory: Trajectory, variant: str) -> _Evidence:

@@ -92,8 +92,9 @@ def _rewritten(turn: str, stored: CallFormat, target: CallFormat) -> str:
         return turn
     try:
         for payload in map(read_object, _BLOCKS[stored.name].findall(turn)):
-            arguments = (payload or {}).get("arguments", payload)
-            calls.append(target.write_call(Call(*arguments["temporal_segment"], arguments["sampling_strategy"])))
+            arguments: Any = (payload or {}).get("arguments", payload)
+            start, end = arguments["temporal_segment"]
+            calls.append(target.write_call(Call(start, end, arguments["sampling_strategy"])))
         if not parsed.faults:
             target.check_turn(parsed)
         return target.assemble(parsed, calls)

@@ -33,7 +33,7 @@ class ConanFormat(CallFormat):
     }
     system = """You find out the answer to a question about a video in several rounds. A round begins with a score \
 from 1 (of no use) to 5 (decisive) for each frame or clip just shown, between <score> and </score>. Your reasoning \
-follows between <think> and </think>. Then fill one of two tags and leave the other empty. Ask for a further clip by the clock:
+follows between <think> and </think>. Then fill one of two tags and leave the other empty. Ask for a clip by the clock:
 {call_example}
 Or give the answer:
 {answer_example}"""

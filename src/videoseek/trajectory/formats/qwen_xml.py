@@ -73,5 +73,5 @@ def _value(text: str) -> Any:
     """Reads a number, list or object as JSON, any other value as text. One newline at each end is no part of it."""
     text = text.removeprefix("\n").removesuffix("\n")
     wrapped = read_object(f'{{"value": {text}}}')
-    is_plain = wrapped is None or len(wrapped) > 1 or isinstance(wrapped["value"], str) or wrapped["value"] is None
-    return text if is_plain else wrapped["value"]
+    value = wrapped["value"] if wrapped is not None and len(wrapped) == 1 else None
+    return text if value is None or isinstance(value, str) else value
