@@ -19,9 +19,10 @@ from videoseek.config import UsageError
 from videoseek.config_merge import load_config
 from videoseek.pages.viewer import record_article
 from videoseek.rewards.trajectory_guided import episode_reward
-from videoseek.rollout.environment import Environment, side_by_side
+from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampler import SamplingSettings
 from videoseek.tools.crop import VideoCrop
+from videoseek.tools.side_by_side import side_by_side
 from videoseek.tools.table import TOOLS, load_tools
 from videoseek.tools.tool import Observation, Tool
 from videoseek.trajectory.formats import load_format
