@@ -28,7 +28,7 @@ from videoseek.trajectory.formats import load_format
 from videoseek.trajectory.grammar import CallFormat
 from videoseek.trajectory_record import TrajectoryRecord
 from videoseek.types import Episode, Interval, Sample, StopReason, Turn
-from videoseek.user_code import load_member
+from videoseek.user_code import tool_names
 
 USAGE = "python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [key=value ...]"
 
@@ -139,9 +139,7 @@ def _format_of(path: Path, settings: ScoreSettings) -> CallFormat:
         known = yaml.safe_load(config.read_text(encoding="utf-8"))
     name = settings.format or str(known.get("prompt", {}).get("format", "grounding"))
     specs = [] if settings.format else known.get("tools", [])
-    # The names alone: a score needs no tool, and the tools' room needs torch.
-    names = [load_member(spec, "tools").name if ".py:" in spec else spec for spec in specs]
-    return load_format(name, tools=dict.fromkeys(names, ""))
+    return load_format(name, tools=tool_names(specs))
 
 
 def main(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,3 +30,11 @@ def load_member(spec: str, key: str) -> Any:
     if member not in vars(module):
         raise UsageError(f"{key} {spec}: {path} defines no {member}")
     return vars(module)[member]
+
+
+def tool_names(specs: Sequence[str]) -> dict[str, str]:
+    """Returns the names of a run's tools, for a parser: with empty descriptions, and without loading the tools' room.
+
+    Raises UsageError.
+    """
+    return {load_member(spec, "tools").name if ".py:" in spec else spec: "" for spec in specs}

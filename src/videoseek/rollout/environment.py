@@ -57,7 +57,7 @@ class Environment:
         """Begins to decode the clips that `respond` will read, so that the calls of many episodes decode together."""
         if self._ends(builder, parsed):
             return  # `respond` runs no call, and clips without a reader would fill the cache
-        for call in parsed.crops:
+        for call in parsed.crops[: self.calls_per_turn]:
             try:
                 clip = self.tool.plan(builder.sample.video, call)
             except VideoError:

@@ -17,6 +17,8 @@ from support.tiny_world import LIMITS, TinyWorld, native_engine, tiny_world
 from videoseek.ask import trail
 from videoseek.config import UsageError
 from videoseek.config_merge import load_config
+from videoseek.data_tools.protocol import replay_environment
+from videoseek.data_tools.settings import CheckSettings, parse_sources
 from videoseek.pages.viewer import record_article
 from videoseek.rewards.trajectory_guided import episode_reward
 from videoseek.rollout.environment import Environment
@@ -333,3 +335,14 @@ def test_the_stop_of_an_episode_does_not_depend_on_tools(world: TinyWorld, notes
     builder = environment.open(world.samples[0])
     parsed = builder.assistant_text(turn(environment, ToolCall("recall", {})))
     assert environment.respond(builder, parsed) == StopReason.TURN_LIMIT
+
+
+def test_data_commands_know_the_tools(notes: list[str]) -> None:
+    listed = f"tools=[frame_grid, {', '.join(notes)}]"
+    _, settings = parse_sources(
+        [str(ROOT / "data/samples/videoseek.jsonl"), "prompt.format=hermes", listed], CheckSettings()
+    )
+    environment = replay_environment(settings)
+    assert list(environment.tools) == list(settings.call_format.tools) == ["frame_grid", "note", "recall"]
+    text = environment.fmt.render(ParsedTurn("x", (ToolCall("recall", {}),), None, ()))
+    assert settings.call_format.parse(text).faults == ()
