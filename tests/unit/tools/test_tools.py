@@ -339,9 +339,8 @@ def test_the_stop_of_an_episode_does_not_depend_on_tools(world: TinyWorld, notes
 
 def test_data_commands_know_the_tools(notes: list[str]) -> None:
     listed = f"tools=[frame_grid, {', '.join(notes)}]"
-    _, settings = parse_sources(
-        [str(ROOT / "data/samples/videoseek.jsonl"), "prompt.format=hermes", listed], CheckSettings()
-    )
+    arguments = [str(ROOT / "data/samples/videoseek.jsonl"), "prompt.format=hermes", listed]
+    _, settings = parse_sources(arguments, CheckSettings(), "report")
     environment = replay_environment(settings)
     assert list(environment.tools) == list(settings.call_format.tools) == ["frame_grid", "note", "recall"]
     text = environment.fmt.render(ParsedTurn("x", (ToolCall("recall", {}),), None, ()))
