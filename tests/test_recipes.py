@@ -14,7 +14,7 @@ from videoseek.batches.masks import RULES
 from videoseek.config_merge import config_keys, list_recipes, load_config
 from videoseek.memory import ModelSizes, memory_line, training_memory
 from videoseek.rewards.trajectory_guided import VARIANTS
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory.wording import STYLES
 
 NAMES = list(list_recipes())
@@ -118,4 +118,5 @@ def test_the_default_run_is_small() -> None:
     ],
 )
 def test_choices_are_the_owners_table(key: str, table: object) -> None:
-    assert set(config_keys()[key].limits["choices"]) == set(table)  # type: ignore[call-overload]
+    limits = config_keys()[key].limits
+    assert set(limits.get("choices") or limits["choices_or_file"]) == set(table)  # type: ignore[call-overload]

@@ -14,7 +14,7 @@ from pathlib import Path
 from videoseek.command import FLAGS, parse, recipe_of_model, run_command, wants_help
 from videoseek.config import UsageError, option
 from videoseek.config_merge import config_keys, load_settings
-from videoseek.types import CallRecord, Clip, Episode, Sample
+from videoseek.types import Call, CallRecord, Clip, Episode, Sample
 
 USAGE = 'python -m videoseek.ask VIDEO "QUESTION" model=DIR [options=[ANSWER, ...]] [out=FILE.html] [key=value ...]'
 
@@ -88,7 +88,9 @@ def _clip_line(clip: Clip) -> str:
 
 def _call_line(record: CallRecord) -> str:
     if record.clip is not None:
-        return f"  crop    {_clip_line(record.clip)}"
+        return f"  {'crop' if isinstance(record.call, Call) else 'clip'}    {_clip_line(record.clip)}"
+    if record.text is not None:
+        return f"  text    {' '.join(record.text.split())}"
     return f"  failed  {record.fault.message if record.fault is not None else 'no readable call'}"
 
 

@@ -180,7 +180,7 @@ def _describe(key: Key) -> str:
         default = f"[{', '.join(map(str, default))}]"
     elif isinstance(default, bool):
         default = str(default).lower()
-    choices = key.limits.get("choices")
+    choices = key.limits.get("choices") or key.limits.get("choices_or_file")
     allowed = f"; {'any of' if key.is_list else 'one of'} {' | '.join(map(str, choices))}" if choices else ""
     return f"{key.limits['help']}{allowed} (default {default})"
 

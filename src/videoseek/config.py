@@ -21,6 +21,10 @@ def option(default: Any, help: str, **limits: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+FORMAT_NAMES = (
+    *("grounding", "hermes", "crop_video", "qwen_xml", "tool_code", "video_zoom", "conan"),
+    *("sage", "boxed", "retrieve", "glue", "timestep", "time_caption", "frame_select"),
+)
 POSITION_RULES = ("max_all", "hf5")
 FREEZES = ("none", "tower", "all")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
@@ -102,7 +106,11 @@ class TDAMConfig:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    format: str = option("grounding", "how a call is written", choices=("grounding", "hermes"))
+    format: str = option(
+        "grounding",
+        "how a turn is written: a name of docs/formats.md, or your own as FILE.py:NAME",
+        choices_or_file=FORMAT_NAMES,
+    )
     style: str = option("full", "length of the system prompt", choices=("full", "brief"))
 
 
@@ -157,6 +165,12 @@ class GRPOConfig:
 @dataclass(frozen=True)
 class RolloutConfig:
     max_turns: int = option(6, "most assistant turns of an episode", at_least=1)
+    calls_per_turn: int = option(
+        5, "calls of a turn that are answered, side by side; a fault answers each further one", at_least=1, at_most=5
+    )
+    tool_deadline_seconds: float | None = option(
+        None, "most seconds of a call; a later result is a fault (null: no limit)", above=0
+    )
     max_new_tokens_per_turn: int = option(8192, "most tokens sampled in a turn", at_least=1)
     max_context_tokens: int = option(32768, "most tokens of an episode, video included", at_least=1)
     temperature: float = option(1.0, "sampling temperature", above=0)
@@ -305,6 +319,9 @@ class TrainConfig:
         ["tensorboard"],
         "get the numbers of metrics.jsonl too, offline unless the environment asks",
         choices=TRACKERS,
+    )
+    tools: list[str] = option(
+        [], "tools beside crop_video: subtitle_search, subtitle_window, frame_grid, or your own as FILE.py:NAME"
     )
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     dtype: str = option("float32", "type of weights and activations in the model", choices=("float32", "bfloat16"))

@@ -179,7 +179,7 @@ def check_config(config: TrainConfig) -> None:
     if config.reward.variant != "strict" and config.prompt.format != "grounding":
         raise UsageError(
             f"reward.variant={config.reward.variant} reads prompt.format=grounding only, got {config.prompt.format}; "
-            "reward.variant=strict reads both"
+            "reward.variant=strict reads every format"
         )
     if not config.lora.targets:
         raise UsageError("lora.targets must name at least one matrix, got []")
@@ -202,6 +202,8 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise UsageError(f"{name} must not be empty")
     if "choices" in limits and value not in limits["choices"]:
         raise UsageError(f"{name} must be one of {', '.join(map(str, limits['choices']))}, got {value!r}")
+    if "choices_or_file" in limits and value not in limits["choices_or_file"] and ".py:" not in value:
+        raise UsageError(f"{name} must be one of {', '.join(limits['choices_or_file'])} or FILE.py:NAME, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name} must be finite, got {value}")
     rules = {

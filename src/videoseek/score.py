@@ -21,12 +21,14 @@ from typing import Any
 import yaml
 
 from videoseek.command import parse_files, run_command
-from videoseek.config import UsageError, option
+from videoseek.config import FORMAT_NAMES, UsageError, option
 from videoseek.rewards.functions import load_reward_functions
 from videoseek.rewards.trajectory_guided import VARIANTS, RewardParts, Trajectory, episode_reward, score
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import load_format
+from videoseek.trajectory.grammar import CallFormat
 from videoseek.trajectory_record import TrajectoryRecord
 from videoseek.types import Episode, Interval, Sample, StopReason, Turn
+from videoseek.user_code import tool_names
 
 USAGE = "python -m videoseek.score FILE.jsonl [variant=strict|paper|public_code] [key=value ...]"
 
@@ -36,7 +38,9 @@ class ScoreSettings:
     variant: str = option("strict", "form of the reward", choices=VARIANTS)
     decay: float = option(0.05, "bonus lost per call beyond the clues", at_least=0, at_most=1)
     format: str | None = option(
-        None, "how a call is written (null: as in the config.yaml of the run, else grounding)", choices=tuple(FORMATS)
+        None,
+        "how a call is written (null: as in the config.yaml of the run, else grounding)",
+        choices_or_file=FORMAT_NAMES,
     )
     functions: list[str] = option([], "reward functions of your own, as FILE.py:FUNCTION, beside the rule's parts")
 
@@ -70,7 +74,7 @@ class Line:
     episode: Episode
 
 
-def read_line(line: str, settings: ScoreSettings, call_format: str) -> Line | None:
+def read_line(line: str, settings: ScoreSettings, call_format: CallFormat) -> Line | None:
     """Scores one line of a file, or returns None for kind `perception`. Raises ValueError with one sentence."""
     try:
         record = json.loads(line)
@@ -127,13 +131,15 @@ def recorded_episode(record: TrajectoryRecord) -> Episode:
     return Episode(record.sample, ids, blank, blank, false, zero, clips, turns, calls, reason, prompt_length)
 
 
-def _format_of(path: Path, settings: ScoreSettings) -> str:
-    """Returns the call format: the setting, or the one of the run that the file belongs to."""
+def _format_of(path: Path, settings: ScoreSettings) -> CallFormat:
+    """Returns the format: the setting, or the one of the run that the file belongs to, with the tools of that run."""
     config = path.parent.parent / "config.yaml"
-    if settings.format is not None or path.parent.name != "trajectories" or not config.is_file():
-        return settings.format or "grounding"
-    prompt = yaml.safe_load(config.read_text(encoding="utf-8")).get("prompt", {})
-    return str(prompt.get("format", "grounding"))
+    known: dict[str, Any] = {}
+    if path.parent.name == "trajectories" and config.is_file():
+        known = yaml.safe_load(config.read_text(encoding="utf-8"))
+    name = settings.format or str(known.get("prompt", {}).get("format", "grounding"))
+    specs = [] if settings.format else known.get("tools", [])
+    return load_format(name, tools=tool_names(specs))
 
 
 def main(arguments: list[str]) -> None:

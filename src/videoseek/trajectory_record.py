@@ -7,10 +7,13 @@ size, for a reader to decode again.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from videoseek.types import Call, CallRecord, Clip, Episode, Fault, Sample
+from videoseek.types import Call, CallRecord, Clip, Episode, Fault, Sample, ToolCall
+
+#: Fields of a call that a line holds only if the call has them.
+_OPTIONAL = ("fps", "num_frames", "scale", "num_parts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,26 +127,31 @@ class TrajectoryRecord:
     @property
     def has_fault(self) -> bool:
         """Returns whether the model broke the format, or a call gave no clip."""
-        return bool(self.faults) or any(call.clip is None for call in self.calls)
+        return bool(self.faults) or any(call.failed for call in self.calls)
 
 
 def _call_to_json(record: CallRecord) -> dict[str, Any]:
-    return {
-        "turn": record.turn,
-        "start_seconds": record.call.start_seconds if record.call else None,
-        "end_seconds": record.call.end_seconds if record.call else None,
-        "strategy": record.call.strategy if record.call else None,
-        "fault": record.fault.code if record.fault else None,
-    }
+    call, fault = record.call, record.fault.code if record.fault else None
+    window = asdict(call) if isinstance(call, Call) else dict.fromkeys(("start_seconds", "end_seconds", "strategy"))
+    line = {name: value for name, value in window.items() if value is not None or name not in _OPTIONAL}
+    if isinstance(call, ToolCall):
+        line |= {"tool": call.name, "arguments": dict(call.arguments)}
+    return {"turn": record.turn, **line, "fault": fault} | ({} if record.text is None else {"text": record.text})
 
 
 def _call_from_json(line: dict[str, Any], crops: list[Clip]) -> CallRecord:
-    """Takes the next of `crops` for a well-formed call without a fault (an executed call)."""
+    """Takes the next of `crops` for a well-formed call without a fault and without a text (a shown clip)."""
     fault = Fault(line["fault"], "") if line["fault"] is not None else None
-    if line["start_seconds"] is None:
+    call: Call | ToolCall
+    if "tool" in line:
+        call = ToolCall(line["tool"], dict(line["arguments"]))
+    elif line["start_seconds"] is None:
         return CallRecord(line["turn"], None, fault)
-    call = Call(float(line["start_seconds"]), float(line["end_seconds"]), line["strategy"])
-    return CallRecord(line["turn"], call, fault, None if fault else crops.pop(0))
+    else:
+        narrowed = {name: line[name] for name in _OPTIONAL if name in line}
+        call = Call(float(line["start_seconds"]), float(line["end_seconds"]), line["strategy"], **narrowed)
+    text = line.get("text")
+    return CallRecord(line["turn"], call, fault, None if fault or text is not None else crops.pop(0), text)
 
 
 def _clip_to_json(clip: Clip) -> dict[str, Any]:

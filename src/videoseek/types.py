@@ -5,9 +5,10 @@ Names carry the units (`start_seconds`, `num_tokens`). Intervals are half-open, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Any
 
 #: Data kinds. The first four cross clue cardinality with the need for the tool (Video-o3, 2601.23224).
 #: `temporal_grounding` asks for a window. `perception` is plain text about a clip, for SFT only (without a reward).
@@ -163,21 +164,56 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A well-formed call of the crop tool, in seconds of the source video."""
+    """A well-formed call of the crop tool, in seconds of the source video.
+
+    `strategy` names the token quota. `fps`, `num_frames` and `scale` (of a frame's sides, in (0, 1]) narrow the quota;
+    None leaves them to the configuration. With `num_parts`, start and end count equal parts of the video, from 0.
+    """
 
     start_seconds: float
     end_seconds: float
-    strategy: str
+    strategy: str = "medium"
+    fps: float | None = None
+    num_frames: int | None = None
+    scale: float | None = None
+    num_parts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A well-formed call of any other tool, by name. `earlier` holds the episode's calls before this one, in order."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    earlier: tuple[Call | ToolCall, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
-    """The content of an assistant's text. A turn may have calls and an answer, or neither."""
+    """The content of an assistant's text. A turn may have calls and an answer, or neither.
+
+    `extra` holds the texts of a format's further blocks, by name. `bad_calls` holds the fault of each unreadable call
+    with its place among all calls of the turn, if the format allows several calls.
+    """
 
     think: str | None
-    calls: tuple[Call, ...]
+    calls: tuple[Call | ToolCall, ...]
     answer: str | None
     faults: tuple[Fault, ...]
+    extra: Mapping[str, str] = field(default_factory=dict)
+    bad_calls: tuple[tuple[int, Fault], ...] = ()
+
+    @property
+    def crops(self) -> tuple[Call, ...]:
+        """Returns the calls of the crop tool, in order."""
+        return tuple(call for call in self.calls if isinstance(call, Call))
+
+    def outcomes(self) -> list[Call | ToolCall | Fault]:
+        """Returns each call of the turn, or the fault of an unreadable one, in the order of the text."""
+        outcomes: list[Call | ToolCall | Fault] = list(self.calls)
+        for place, fault in self.bad_calls:
+            outcomes.insert(place, fault)
+        return outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +228,18 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """A call and its outcome: the index of its assistant turn (0-based), and its clip or its fault."""
+    """A call and its outcome: the index of its assistant turn (0-based), and its clip, its text or its fault."""
 
     turn: int
-    call: Call | None
+    call: Call | ToolCall | None
     fault: Fault | None = None
     clip: Clip | None = None
+    text: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Returns whether the call brought neither a clip nor a text."""
+        return self.clip is None and self.text is None
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.types import Call
 
 NUM_RECORDS, NUM_VIDEOS = 100_000, 10_000

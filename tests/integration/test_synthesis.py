@@ -29,7 +29,7 @@ from videoseek.samples.rules import find_bad
 from videoseek.samples.schema import read_samples
 from videoseek.synthesis.items import STAGES
 from videoseek.synthesis.settings import QUADRANTS
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 
 PRELOADED = [
     *("videoseek.synthesis.command", "videoseek.synthesis.executor", "videoseek.synthesis.review"),

@@ -28,13 +28,13 @@ from videoseek.config import LoRAConfig
 from videoseek.model.adapters import add_adapters, merged_weights
 from videoseek.model.load import load_model, save_pretrained
 from videoseek.model.policy import Policy
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.sampler import SamplingSettings
 from videoseek.rollout.vllm import VllmSampler
 from videoseek.serving.client import WorkerError
 from videoseek.serving.launch import LocalPlace
 from videoseek.serving.remote import RemoteWorker, ServerPlace, Weights
+from videoseek.tools.crop import VideoCrop
 from videoseek.types import Clip, Episode, Sample, StopReason
 from videoseek.wire import Message
 

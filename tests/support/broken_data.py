@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from support.video_samples import steady, write_video, x264
 
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.types import Call
 
 FORMAT = FORMATS["grounding"]()

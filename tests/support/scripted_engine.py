@@ -9,10 +9,10 @@ from support.tiny_world import tiny_world
 
 from videoseek.config import TrainConfig
 from videoseek.evaluation.runner import Model
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampler import SamplingSettings
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.tools.crop import VideoCrop
+from videoseek.trajectory.formats import FORMATS
 from videoseek.types import Episode, Sample, StopReason
 from videoseek.video.errors import VideoError
 

@@ -17,12 +17,13 @@ from videoseek.config import VideoConfig
 from videoseek.model.attention import PackedAttention, install_attention
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeSampler
 from videoseek.samples import clueworld
-from videoseek.trajectory.grammar import FORMATS, CallFormat
+from videoseek.tools.crop import VideoCrop
+from videoseek.trajectory.formats import FORMATS
+from videoseek.trajectory.grammar import CallFormat
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Call, Episode, Sample
 

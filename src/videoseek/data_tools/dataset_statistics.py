@@ -50,7 +50,7 @@ class DatasetStatistics:
         self.values["clues"].append(len(sample.clues))
         self.values["clue_seconds"] += [end - start for start, end in sample.clues]
         if sample.turns and sample.kind != "perception":
-            calls = [call for turn in sample.turns for call in fmt.parse(turn).calls]
+            calls = [call for turn in sample.turns for call in fmt.parse(turn).crops]
             self.values["turns"].append(len(sample.turns))
             self.values["calls"].append(len(calls))
             self.strategies.update(call.strategy for call in calls)

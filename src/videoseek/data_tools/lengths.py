@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
+from videoseek.tools.crop import VideoCrop
 from videoseek.types import Call, Clip, Fault, Sample
 from videoseek.video.errors import VideoError
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from videoseek.data_tools.settings import SourceSettings
 from videoseek.model.load import load_tokenizer, model_folder
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
 from videoseek.samples.rules import Rules
+from videoseek.tools.crop import VideoCrop
+from videoseek.tools.table import load_tools
+from videoseek.trajectory.run_format import format_with_tools
 from videoseek.trajectory.vocabulary import Vocabulary
 
 
@@ -22,5 +24,7 @@ def replay_environment(settings: SourceSettings, tool: type[VideoCrop] = VideoCr
     """
     tokenizer = load_tokenizer(model_folder(settings.model))
     vocabulary = Vocabulary(tokenizer, len(tokenizer))
-    crop_tool = tool(settings.video)
-    return Environment(vocabulary, settings.call_format, crop_tool, settings.max_turns, settings.max_tokens)
+    fmt = format_with_tools(settings.prompt.format, settings.prompt.style, settings.tools, settings.video)
+    tools = load_tools(settings.tools, settings.video)
+    limits = (settings.max_turns, settings.max_tokens)
+    return Environment(vocabulary, fmt, tool(settings.video), *limits, tools=tools)

@@ -15,8 +15,9 @@ from videoseek.data_tools.paths import existing_files
 from videoseek.data_tools.writers import WRITERS
 from videoseek.samples.readers import FORMATS
 from videoseek.samples.readers.rows import VideoPaths
-from videoseek.trajectory.grammar import FORMATS as CALL_FORMATS
+from videoseek.trajectory.formats import load_format
 from videoseek.trajectory.grammar import CallFormat
+from videoseek.user_code import tool_names
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class SourceSettings:
     model: str = option("tiny", "tiny, or the model folder whose tokenizer counts text")
     max_turns: int = option(6, "most assistant turns of an episode", at_least=1)
     max_tokens: int = option(32768, "most tokens of an episode, video included", at_least=1)
+    tools: list[str] = option([], "tools beside crop_video, as in a run")
     prompt: PromptConfig = field(default_factory=PromptConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
 
@@ -44,7 +46,7 @@ class SourceSettings:
 
     @property
     def call_format(self) -> CallFormat:
-        return CALL_FORMATS[self.prompt.format](self.prompt.style)
+        return load_format(self.prompt.format, self.prompt.style, tool_names(self.tools))
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def _of_recipe(defaults: Settings, recipe: str) -> Settings:
         model=config.model,
         max_turns=config.rollout.max_turns,
         max_tokens=config.rollout.max_context_tokens,
+        tools=config.tools,
         prompt=config.prompt,
         video=config.video,
     )

@@ -76,5 +76,5 @@ def recorded(sample: Sample, environment: Environment) -> TrajectoryRecord:
         return replace(prompt, turns=(*prompt.turns, *turns))
     if sample.kind != "perception" and (sample.kind != "temporal_grounding" or sample.clues):
         limits = environment.tool.limits
-        write_rewards([episode], call_format=environment.fmt.name, min_window_seconds=limits.min_window_seconds)
+        write_rewards([episode], call_format=environment.fmt, min_window_seconds=limits.min_window_seconds)
     return TrajectoryRecord.from_episode(episode)

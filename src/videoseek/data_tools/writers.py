@@ -20,7 +20,8 @@ from videoseek.samples.readers.calls import form_of, parse_turns
 from videoseek.samples.readers.conversation import VIDEO_MARK
 from videoseek.samples.readers.messages import DATASET_INFO
 from videoseek.samples.schema import DataError, RecordError, relative_video, sample_to_record, write_samples
-from videoseek.trajectory.grammar import FORMATS, CallFormat, fault
+from videoseek.trajectory.formats import FORMATS
+from videoseek.trajectory.grammar import CallFormat, fault
 from videoseek.types import Sample
 
 _ROWS_PER_GROUP = 1024
@@ -44,7 +45,7 @@ def conversation_record(sample: Sample, folder: Path) -> dict[str, Any]:
     for text, turn in zip(sample.turns, parsed, strict=True):
         messages.append({"role": "assistant", "content": text})
         observations = []
-        for call in turn.calls:
+        for call in turn.crops:
             num_calls += 1
             before, after = fmt.observation_text(num_calls, "")
             observations.append(f"{before}{VIDEO_MARK}{after}")
@@ -52,7 +53,7 @@ def conversation_record(sample: Sample, folder: Path) -> dict[str, Any]:
             videos.append({"url": video, "crop": window, "sample": call.strategy})
         messages.append(_user("\n".join(observations) or fmt.fault_text(list(turn.faults) or [fault("no_action")])))
     if sample.turns:  # nothing is observed after the last turn
-        videos = videos[: len(videos) - len(parsed[-1].calls)]
+        videos = videos[: len(videos) - len(parsed[-1].crops)]
         messages.pop()
     record = {"id": sample.id, "system": fmt.system_prompt(), "messages": messages, "videos": videos}
     return record | {"videoseek": _own(sample, without=("video", "turns"))}

@@ -14,7 +14,7 @@ import numpy as np
 from videoseek.evaluation.metrics import moment_recall
 from videoseek.evaluation.tasks.task import Question
 from videoseek.rewards.clue_score import overlap
-from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.tools.crop import VideoCrop
 from videoseek.types import Call, Clip, Episode, Fault, Interval
 from videoseek.video.decode import load_index, probe
 

@@ -14,6 +14,7 @@ from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.setup import load_policy, rollout_engine, sampling_settings
 from videoseek.rollout.trajectories import write_trajectories
 from videoseek.runtime import Progress, rank, say
+from videoseek.trajectory.run_format import run_format
 from videoseek.types import Sample
 
 
@@ -37,7 +38,7 @@ def score_model(
         )
     sampled, greedy = gather(sampled), gather(greedy)
     shortest = config.video.min_window_seconds
-    values = scores(sampled, greedy, config.reward.variant, config.reward.decay, config.prompt.format, shortest)
+    values = scores(sampled, greedy, config.reward.variant, config.reward.decay, run_format(config), shortest)
     if rank() == 0:
         write_trajectories(output_dir, f"eval_{name}", sampled)
         write_trajectories(output_dir, f"greedy_{name}", greedy)

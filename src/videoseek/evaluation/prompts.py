@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from videoseek.config import TrainConfig, UsageError
 from videoseek.evaluation.tasks.task import Question, Task
-from videoseek.trajectory.grammar import FORMATS, CallFormat
-from videoseek.trajectory.wording import question_text
+from videoseek.trajectory.grammar import CallFormat
+from videoseek.trajectory.run_format import run_format
+from videoseek.trajectory.wording import FINAL_ANSWER, question_text
 from videoseek.types import CallRecord, Sample
 from videoseek.video.decode import probe
 from videoseek.video.quotas import overview_clip
@@ -22,8 +23,6 @@ SYSTEM = {
     "think": "You answer questions about a video. Write your reasoning between <think> and </think>, and after it the "
     "answer alone between <answer> and </answer>.",
 }
-#: Ends the observation before a forced answer.
-FINAL_ANSWER = "\nThis was the last clip. Answer now, with the evidence that you have."
 _SUBTITLES = "Subtitles of the video, with their times in seconds:\n"
 #: Both harnesses put the subtitles, without times, before the question.
 _PARITY_SUBTITLES = "This video's subtitles are listed below:\n"
@@ -71,7 +70,7 @@ def system_prompt(task: Task, config: TrainConfig) -> str:
     """Returns the system turn: the tool's, or that of the mode or of the other harness."""
     evaluate = config.evaluate
     if evaluate.mode == "tool":
-        return FORMATS[config.prompt.format](config.prompt.style).system_prompt()
+        return run_format(config).system_prompt()
     style = task.styles.get(evaluate.prompt_style) if evaluate.mode == "direct" else None
     return style.system if style is not None else SYSTEM[evaluate.mode]
 

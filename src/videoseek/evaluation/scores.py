@@ -11,6 +11,7 @@ from videoseek.rewards.clue_score import MIN_WINDOW_SECONDS, overlap
 from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.sampler import SamplingSettings
+from videoseek.trajectory.grammar import CallFormat
 from videoseek.types import Episode, Sample, StopReason
 
 Groups = list[list[Episode]]
@@ -71,7 +72,7 @@ def scores(
     greedy: Groups,
     variant: str,
     decay: float,
-    call_format: str,
+    call_format: str | CallFormat,
     min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> dict[str, float]:
     """Rewards every episode. Returns `summarize` of the sampled episodes and the accuracies of the greedy episodes."""

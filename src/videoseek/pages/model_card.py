@@ -9,7 +9,7 @@ import jinja2
 
 from videoseek.config import TrainConfig, stage_steps
 from videoseek.files import write_text
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import load_format
 from videoseek.trajectory.wording import time_sentence
 from videoseek.types import Clip
 
@@ -30,7 +30,7 @@ def write_model_card(folder: Path, config: TrainConfig, stage: str, scores: Path
         rule=json.loads((folder / "config.json").read_text(encoding="utf-8")).get("position_rule", "max_all"),
         scores=json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None,
         generated=all(source.startswith("clueworld") for source in sources),
-        call_tag=FORMATS[config.prompt.format].call_tag,
+        call_tag=load_format(config.prompt.format).call_tag,
         sentence=time_sentence(Clip("", 8.0, 16.0, (8.0, 10.0, 12.0, 14.0), 28, 28, 0.5)),
     )
     write_text(folder / "README.md", text + "\n")

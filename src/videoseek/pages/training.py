@@ -10,7 +10,7 @@ from videoseek.pages.page import Markup, join, tag
 from videoseek.pages.run_files import RunFiles, read_trajectories
 from videoseek.pages.viewer import window_text
 from videoseek.trajectory_record import TrajectoryRecord
-from videoseek.types import CallRecord
+from videoseek.types import Call, CallRecord
 
 
 def training_group(run: RunFiles) -> Markup:
@@ -64,5 +64,8 @@ def _episode_cells(episode: TrajectoryRecord, mean: float, parts: Sequence[str])
 def _call_text(record: CallRecord) -> str:
     if record.call is None:
         return "unreadable call"
-    window = window_text(record.call.start_seconds, record.call.end_seconds)
-    return window if record.clip is not None else f"{window} (failed)"
+    if isinstance(record.call, Call):
+        label = window_text(record.call.start_seconds, record.call.end_seconds)
+    else:
+        label = record.call.name
+    return f"{label} (failed)" if record.failed else label

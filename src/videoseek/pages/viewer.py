@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,9 @@ from PIL import Image
 from videoseek.pages.charts import Axis, swatch
 from videoseek.pages.page import Markup, join, tag
 from videoseek.pages.run_files import ChosenQuestion, Question, model_label
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory_record import RecordedTurn, TrajectoryRecord
-from videoseek.types import CallRecord, Clip, Interval, Sample
+from videoseek.types import Call, CallRecord, Clip, Interval, Sample, ToolCall
 from videoseek.video import worker
 from videoseek.video.errors import VideoError
 
@@ -39,7 +40,8 @@ _OVERVIEW_FRAMES, _OVERVIEW_SIDE = 16, 96
 _CROP_FRAMES, _CROP_SIDE = 6, 128
 _JPEG_QUALITY = 85
 _MAX_TEXT_CHARACTERS = 6000
-_GRAMMAR_TAGS = re.compile(f"(</?(?:think|answer|{'|'.join(sorted({fmt.call_tag for fmt in FORMATS.values()}))})>)")
+_TAGS = {tag for fmt in FORMATS.values() for tag in ("think", "answer", fmt.call_tag, *fmt.further) if tag}
+_GRAMMAR_TAGS = re.compile(f"(</?(?:{'|'.join(sorted(_TAGS))})>)")
 
 
 def viewer(chosen: Sequence[ChosenQuestion], models: Sequence[str], colours: Mapping[str, str]) -> Markup:
@@ -185,11 +187,16 @@ def _shortened(text: str) -> str:
 
 
 def _call_outcome(number: int, record: CallRecord) -> Markup:
+    if record.text is not None and isinstance(record.call, ToolCall):
+        arguments = json.dumps(dict(record.call.arguments), ensure_ascii=False)
+        return tag(
+            "p", f"Call {number}, {record.call.name} {_shortened(arguments)}: {_shortened(record.text)}", class_="text"
+        )
     if record.clip is None:
         code = record.fault.code if record.fault is not None else "no readable call"
         return tag("p", f"Call {number} failed: {code.replace('_', ' ')}", class_="notice")
     clip = record.clip
-    strategy = f", {record.call.strategy}" if record.call is not None else ""
+    strategy = f", {record.call.strategy}" if isinstance(record.call, Call) else ""
     caption = f"Crop {number}: {window_text(clip.start_seconds, clip.end_seconds)}{strategy}, "
     caption += (
         f"{len(clip.frame_seconds)} frames of {clip.width} × {clip.height} px, {_number_of(clip.num_tokens, 'token')}"
@@ -288,7 +295,7 @@ def timeline(span: Span, clues: Sequence[Interval], lanes: Sequence[Lane]) -> Ma
             f"{lane.label} crop {window_text(record.call.start_seconds, record.call.end_seconds)}"
             for lane in lanes
             for record in lane.calls
-            if record.call is not None
+            if isinstance(record.call, Call)
         ]
     )
     height = rows_height + _AXIS_PIXELS
@@ -308,7 +315,7 @@ def _left_and_width(span: Span, start_seconds: float, end_seconds: float) -> tup
 
 def _call_marks(span: Span, record: CallRecord, number: int, top: float) -> Iterator[Markup]:
     """Draws a filled window for an executed call, a dashed one for a failed call, none for an unreadable call."""
-    if record.call is None:
+    if not isinstance(record.call, Call):
         return
     start_seconds, end_seconds = record.call.start_seconds, record.call.end_seconds
     left, width = _left_and_width(span, start_seconds, end_seconds)

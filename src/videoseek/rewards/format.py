@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from videoseek.trajectory.grammar import CALL_FAULTS
+from videoseek.trajectory.grammar import STRUCTURE_FAULTS
 from videoseek.types import STRATEGIES, Interval, ParsedTurn
 
 # The public code's patterns end in an optional newline and `$`: a second newline passes.
@@ -71,7 +71,9 @@ def strict_format(turns: Sequence[ParsedTurn]) -> float:
     if not turns or turns[-1].answer is None:
         return 0.0
     codes = [{item.code for item in turn.faults} for turn in turns]
-    if any(turn_codes - CALL_FAULTS for turn_codes in codes) or any(turn.answer is not None for turn in turns[:-1]):
+    if any(turn_codes & STRUCTURE_FAULTS for turn_codes in codes):
+        return 0.0
+    if any(turn.answer is not None for turn in turns[:-1]):
         return 0.0
     if not all((turn.think or "").strip() for turn in turns):
         return 0.0

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from videoseek.rewards.accuracy import last_answer, public_match, tolerant_match
 from videoseek.rewards.clue_score import MIN_WINDOW_SECONDS, clue_fits, clue_score, overlap
 from videoseek.rewards.format import public_format, public_windows, strict_format
-from videoseek.trajectory.grammar import CALL_FAULTS, FORMATS, read_object, read_segment
-from videoseek.types import KINDS, Episode, Fault, Interval, ParsedTurn
+from videoseek.trajectory.formats import FORMATS
+from videoseek.trajectory.grammar import STRUCTURE_FAULTS, CallFormat, read_object, read_segment
+from videoseek.types import KINDS, Call, CallRecord, Episode, Fault, Interval, ParsedTurn
 
 VARIANTS = ("strict", "paper", "public_code")
 SCORED_KINDS = tuple(kind for kind in KINDS if kind != "perception")
@@ -47,7 +48,7 @@ class Trajectory:
     answer: str
     clues: Sequence[Interval]
     turns: Sequence[str]
-    executed: Sequence[bool] | None = None
+    executed: Sequence[bool | Interval] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def score(
     trajectory: Trajectory,
     variant: str = "strict",
     decay: float = 0.05,
-    call_format: str = "grounding",
+    call_format: str | CallFormat = "grounding",
     min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> RewardParts:
     """Scores one trajectory. decay is the bonus lost per surplus call; call_format names the grammar.
@@ -114,10 +115,9 @@ def score(
     `paper` and `public_code` read the grounding format only. Raises ValueError for an unknown kind, variant or format,
     for kind `perception`, and for executed flags of another number than the calls.
     """
-    _check(trajectory.kind, variant, call_format)
-    fmt = FORMATS[call_format]()
+    fmt = _checked_format(trajectory.kind, variant, call_format)
     parsed = [fmt.parse(turn) for turn in trajectory.turns]
-    attempts = sum(len(turn.calls) + sum(item.code in CALL_FAULTS for item in turn.faults) for turn in parsed)
+    attempts = sum(len(turn.crops) + sum(item.code not in STRUCTURE_FAULTS for item in turn.faults) for turn in parsed)
     windows = _executed_windows(parsed, trajectory.executed)
     if trajectory.kind == "temporal_grounding":
         return _temporal_grounding(trajectory, parsed, attempts, variant)
@@ -133,27 +133,33 @@ def episode_reward(
     episode: Episode,
     variant: str = "strict",
     decay: float = 0.05,
-    call_format: str = "grounding",
+    call_format: str | CallFormat = "grounding",
     min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> RewardParts:
     """Scores an episode by its texts and, in `strict`, by the calls with a clip (`Episode.calls`)."""
     sample, turns = episode.sample, episode.assistant_texts()
-    _check(sample.kind, variant, call_format)
-    fmt = FORMATS[call_format]()
-    executed: list[bool] = []
+    fmt = _checked_format(sample.kind, variant, call_format)
+    executed: list[bool | Interval] = []
     for index, turn in enumerate(turns):
-        ran = [record.clip is not None for record in episode.calls if record.turn == index and record.call is not None]
-        num_calls = len(fmt.parse(turn).calls)
+        ran = [_ran(record) for record in episode.calls if record.turn == index and isinstance(record.call, Call)]
+        num_calls = len(fmt.parse(turn).crops)
         executed += ran + [False] * (num_calls - len(ran))  # a call prevented by a limit left no record
     trajectory = Trajectory(sample.kind, sample.answer, sample.clues, turns, executed)
-    return score(trajectory, variant, decay, call_format, min_window_seconds)
+    return score(trajectory, variant, decay, fmt, min_window_seconds)
+
+
+def _ran(record: CallRecord) -> bool | Interval:
+    """Returns whether a call was executed, as the window in seconds for a call in parts of the video."""
+    if record.clip is None or not isinstance(record.call, Call) or record.call.num_parts is None:
+        return record.clip is not None
+    return record.clip.start_seconds, record.clip.end_seconds
 
 
 def write_rewards(
     episodes: Sequence[Episode],
     variant: str = "strict",
     decay: float = 0.05,
-    call_format: str = "grounding",
+    call_format: str | CallFormat = "grounding",
     min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> None:
     """Writes REWARD_NAMES into `rewards` of each episode."""
@@ -162,25 +168,29 @@ def write_rewards(
         episode.rewards = {name: float(getattr(parts, name)) for name in REWARD_NAMES}
 
 
-def _check(kind: str, variant: str, call_format: str) -> None:
+def _checked_format(kind: str, variant: str, call_format: str | CallFormat) -> CallFormat:
     if kind == "perception":
         raise ValueError("kind 'perception' is training text without a verdict and cannot be scored")
     if kind not in SCORED_KINDS:
         raise ValueError(f"kind {kind!r} is not one of {', '.join(SCORED_KINDS)}")
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is not one of {', '.join(VARIANTS)}")
-    if call_format not in FORMATS:
-        raise ValueError(f"call format {call_format!r} is not one of {', '.join(FORMATS)}")
-    if variant != "strict" and call_format != "grounding":
-        raise ValueError(f"variant {variant!r} reads the grounding format only, not {call_format!r}")
+    if isinstance(call_format, str):
+        if call_format not in FORMATS:
+            raise ValueError(f"call format {call_format!r} is not one of {', '.join(FORMATS)}")
+        call_format = FORMATS[call_format]()
+    if variant != "strict" and call_format.name != "grounding":
+        raise ValueError(f"variant {variant!r} reads the grounding format only, not {call_format.name!r}")
+    return call_format
 
 
-def _executed_windows(parsed: Sequence[ParsedTurn], executed: Sequence[bool] | None) -> list[Interval]:
-    calls = [call for turn in parsed for call in turn.calls]
+def _executed_windows(parsed: Sequence[ParsedTurn], executed: Sequence[bool | Interval] | None) -> list[Interval]:
+    calls = [call for turn in parsed for call in turn.crops]
     flags = [True] * len(calls) if executed is None else executed
     if len(flags) != len(calls):
         raise ValueError(f"executed has {len(flags)} flags for {len(calls)} well-formed calls")
-    return [(call.start_seconds, call.end_seconds) for call, done in zip(calls, flags, strict=True) if done]
+    windows = [(call.start_seconds, call.end_seconds) for call in calls]
+    return [done if isinstance(done, tuple) else window for window, done in zip(windows, flags, strict=True) if done]
 
 
 def _public_evidence(trajectory: Trajectory, variant: str) -> _Evidence:

@@ -27,7 +27,7 @@ def episode_sums(groups: Sequence[Sequence[Episode]], parts: Sequence[str]) -> S
         "completions/mean_length": (float(sum(lengths)), count),
         "completions/clipped_ratio": (float(sum(e.stop_reason in clipped_reasons for e in episodes)), count),
         "tools/calls_per_episode": (float(len(calls)), count),
-        "tools/failure_rate": (float(sum(record.clip is None for record in calls)), float(len(calls))),
+        "tools/failure_rate": (float(sum(record.failed for record in calls)), float(len(calls))),
         "turns/mean": (float(sum(len(e.assistant_texts()) for e in episodes)), count),
         "turns/overlong_rate": (float(sum(e.stop_reason.overlong for e in episodes)), count),
         "answered_rate": (float(sum(e.answer is not None for e in episodes)), count),

@@ -11,13 +11,14 @@ from videoseek.config import TrainConfig
 from videoseek.distributed import choose_dtype
 from videoseek.model.load import ModelError, load_model, load_tokenizer, position_rule, tokens_per_second
 from videoseek.model.policy import Policy
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeSampler
 from videoseek.rollout.sampler import SamplingSettings
+from videoseek.tools.crop import VideoCrop
+from videoseek.tools.table import load_tools
 from videoseek.trajectory.chat_template import chat_template
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.run_format import run_format
 from videoseek.trajectory.vocabulary import Vocabulary
 
 
@@ -36,7 +37,7 @@ def load_policy(
         vocabulary = Vocabulary(load_tokenizer(folder), policy.model.lm_head.weight.shape[0])
     except ValueError as error:
         raise ModelError(f"model {folder}: {error}") from error
-    fmt = FORMATS[config.prompt.format](config.prompt.style)
+    fmt = run_format(config)
     vocabulary.tokenizer.chat_template = chat_template(fmt)  # saved with the tokenizer
     policy.model.generation_config = generation_config(policy.model.generation_config, vocabulary)
     environment = Environment(
@@ -45,6 +46,9 @@ def load_policy(
         tool=VideoCrop(config.video),
         max_turns=config.rollout.max_turns,
         max_context_tokens=config.rollout.max_context_tokens,
+        tools=load_tools(config.tools, config.video),
+        calls_per_turn=config.rollout.calls_per_turn,
+        tool_deadline_seconds=config.rollout.tool_deadline_seconds,
     )
     return policy, environment
 

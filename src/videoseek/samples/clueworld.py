@@ -20,7 +20,8 @@ from av.video.reformatter import VideoReformatter
 
 from videoseek.files import remove_abandoned, whole_folder
 from videoseek.samples.schema import read_samples, write_samples
-from videoseek.trajectory.grammar import FAULTS, FORMATS
+from videoseek.trajectory.formats import FORMATS
+from videoseek.trajectory.grammar import FAULTS
 from videoseek.types import STRATEGIES, Call, Sample, letter_options
 
 COLOURS = {

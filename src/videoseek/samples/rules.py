@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from videoseek.rewards.accuracy import option_letter, tolerant_match
 from videoseek.samples.readers.rows import Problem
 from videoseek.samples.schema import DataError
-from videoseek.trajectory.grammar import CALL_FAULTS, CallFormat
+from videoseek.trajectory.grammar import STRUCTURE_FAULTS, CallFormat
 from videoseek.types import MAX_OPTIONS, Interval, ParsedTurn, Sample
 from videoseek.video.decode import probe
 from videoseek.video.errors import VideoError
@@ -185,7 +185,7 @@ def _fault_problems(number: int, turn: ParsedTurn) -> Iterator[Problem]:
     codes: set[str] = set()
     for item in turn.faults:
         code = "bad_turn"
-        if item.code in CALL_FAULTS:
+        if item.code not in STRUCTURE_FAULTS:
             code = "call_reversed" if item.code in _MENDED_FAULTS else "bad_call"
         if code not in codes:
             codes.add(code)
@@ -204,7 +204,9 @@ def time_problems(sample: Sample, info: VideoInfo) -> Iterator[Problem]:
 def call_problems(sample: Sample, info: VideoInfo, rules: Rules) -> Iterator[Problem]:
     """Yields calls of the trajectory with windows that the tool would refuse or cut short."""
     for number, text in enumerate(sample.turns, 1):
-        for call in rules.fmt.parse(text).calls:
+        for call in rules.fmt.parse(text).crops:
+            if call.num_parts is not None:
+                continue  # parts of the video, not seconds
             window = call.start_seconds, call.end_seconds
             if _lies_beyond(window, info):
                 yield Problem("call_outside", f"turn {number}: window {_text(window)} leaves {_length(info)}")

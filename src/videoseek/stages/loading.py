@@ -15,7 +15,7 @@ from videoseek.runtime import Progress, rank
 from videoseek.samples.readers.rows import Problem, VideoPaths, problem_lines
 from videoseek.samples.rules import Rules, find_bad, refusal
 from videoseek.samples.sources import Loading, Mixture, load_samples
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.run_format import run_format
 from videoseek.types import Sample
 
 
@@ -70,7 +70,7 @@ def load_split(config: TrainConfig, name: str) -> Mixture:
         skip_bad=skip_bad,
     )
     sources = {"sft": data.sft, "rl": data.rl, "eval": data.eval}[name]
-    fmt = FORMATS[config.prompt.format](config.prompt.style)
+    fmt = run_format(config)
     rules = Rules(fmt, config.rollout.max_turns, config.video.min_window_seconds)
     with Progress(f"data for {name}", 1) as progress:
         loaded = load_samples(sources, loading, progress.track) if rank() == 0 else None

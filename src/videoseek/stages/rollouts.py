@@ -23,6 +23,7 @@ from videoseek.rollout.episode_metrics import episode_sums, means
 from videoseek.rollout.sampling import draw_numbers
 from videoseek.rollout.setup import sampling_settings
 from videoseek.stages.stage_run import StageRun
+from videoseek.trajectory.run_format import run_format
 from videoseek.types import Episode, Sample
 from videoseek.video.decode import cancel_prefetch, prefetch
 from videoseek.video.errors import VideoError
@@ -136,7 +137,7 @@ def check_unreadable(num_unreadable: int, num_prompts: int, max_share: float) ->
 def reward_episodes(config: TrainConfig, functions: Sequence[RewardFunction], episodes: Sequence[Episode]) -> None:
     """Writes the reward and its parts into each episode: the rule's value plus the values of the user's functions."""
     shortest = config.video.min_window_seconds
-    write_rewards(episodes, config.reward.variant, config.reward.decay, config.prompt.format, shortest)
+    write_rewards(episodes, config.reward.variant, config.reward.decay, run_format(config), shortest)
     for function in functions:
         for episode, value in zip(episodes, function(episodes), strict=True):
             if value is not None:

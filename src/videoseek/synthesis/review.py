@@ -25,7 +25,7 @@ from videoseek.pages.viewer import (
 )
 from videoseek.synthesis.items import Clue, Item, hash_number
 from videoseek.synthesis.settings import SynthesisSettings
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory.wording import lettered
 from videoseek.types import Call, CallRecord, Clip, letter_options
 from videoseek.video.decode import probe
@@ -111,7 +111,7 @@ def _episode(item: Item, limits: VideoConfig, format_name: str) -> Markup:
     calls = [
         (turn, call, crop_clip(info, call.start_seconds, call.end_seconds, call.strategy, limits))
         for turn, text in enumerate(item.turns)
-        for call in fmt.parse(text).calls
+        for call in fmt.parse(text).crops
     ]
     lane = Lane("Calls", tuple(CallRecord(turn, call, None, clip) for turn, call, clip in calls))
     labels = [tag("span", "Clues", style=f"height:{ROW_PIXELS}px")]

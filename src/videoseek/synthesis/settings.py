@@ -9,8 +9,8 @@ from typing import Any
 
 from videoseek.config import UsageError, VideoConfig, option
 from videoseek.endpoint import EndpointSettings, check_endpoint
+from videoseek.samples.readers.calls import STORED_FORMS
 from videoseek.synthesis.items import Usage
-from videoseek.trajectory.grammar import FORMATS
 
 #: The kinds of samples, in the order of the target shares in `shares`.
 QUADRANTS = ("clue_single_w_tool", "clue_multi_w_tool", "clue_single_wo_tool", "clue_multi_wo_tool")
@@ -55,7 +55,7 @@ class SynthesisSettings(EndpointSettings):
     check_overview: bool = option(
         True, "ask whether the overview alone suffices, which separates w_tool from wo_tool (false: all are w_tool)"
     )
-    format: str = option("grounding", "how a call is written", choices=tuple(FORMATS))
+    format: str = option("grounding", "how a call is written", choices=STORED_FORMS)
     shares: list[float] = option(
         [], f"target shares of {', '.join(QUADRANTS)}; the surplus goes to surplus.jsonl ([]: keep all)", at_least=0
     )

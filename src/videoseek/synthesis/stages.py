@@ -29,7 +29,7 @@ from videoseek.synthesis.rules import (
     window_numbers,
 )
 from videoseek.synthesis.settings import SynthesisSettings
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory.wording import lettered
 from videoseek.types import Call, Clip, Interval, letter_options
 from videoseek.video.decode import probe

@@ -88,7 +88,9 @@ class EpisodeBuilder:
     def observe(
         self, records: Sequence[CallRecord], faults: Sequence[Fault] = (), *, max_tokens: int, note: str = ""
     ) -> bool:
-        """Appends the user turn with the outcome of each call, in order: a clip or a fault in words. `note` is the end.
+        """Appends the user turn with the outcome of each call, in order: a clip, a text or a fault in words.
+
+        `note` is the end.
 
         A turn without a readable call has one record, and `faults` come from the parser. Returns False and appends
         nothing if the episode would reach `max_tokens`.
@@ -99,6 +101,8 @@ class EpisodeBuilder:
             if record.clip is not None:
                 before, after = self.fmt.observation_text(number, time_sentence(record.clip))
                 parts += [before, record.clip, after]
+            elif record.text is not None:
+                parts.append(self.fmt.text_observation(number, record.text))
             else:
                 reasons = [record.fault] if record.fault is not None else list(faults)
                 new_faults += [fault for fault in reasons if fault not in faults]

@@ -6,7 +6,8 @@ parameters: the small model learns the protocol from examples alone and pays for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from videoseek.types import Clip, Sample, letter_options
 
@@ -27,15 +28,31 @@ Answer, when the evidence is enough:
 {answer_example}"""
 
 _LETTER_HINT = "Answer with the letter of one option."
-_WINDOW_HINT = 'Answer with the stretch in seconds, as {"temporal_segment": [start, end]}.'
+WINDOW_HINT = 'Answer with the stretch in seconds, as {"temporal_segment": [start, end]}.'
 _TEXT_HINT = "Answer with a short phrase."
 
 
-def system_text(style: str, call_example: str, answer_example: str) -> str:
-    """Returns the system prompt. The examples are whole turns in the call format of the run."""
+#: Ends the observation before a turn that must answer.
+FINAL_ANSWER = "\nThis was the last clip. Answer now, with the evidence that you have."
+
+
+def system_text(style: str, template: str | None, call_example: str, answer_example: str) -> str:
+    """Returns the system prompt. The examples are whole turns in the call format of the run.
+
+    `template` holds {call_example} and {answer_example}; None takes the project's own text.
+    """
     if style == "brief":
         return "Seek clues, then answer."
-    return _FULL_SYSTEM.format(call_example=call_example, answer_example=answer_example)
+    text = _FULL_SYSTEM if template is None else template
+    return text.replace("{call_example}", call_example).replace("{answer_example}", answer_example)
+
+
+def tool_list(tools: Mapping[str, str]) -> str:
+    """Returns the end of the system prompt that lists the tools beside the crop tool, one JSON line each."""
+    if not tools:
+        return ""
+    lines = [json.dumps({"name": name, "description": text}, ensure_ascii=False) for name, text in tools.items()]
+    return "\n\nFurther tools, called by name:\n" + "\n".join(lines)
 
 
 def lettered(options: Sequence[str]) -> list[str]:
@@ -57,7 +74,7 @@ def time_sentence(clip: Clip) -> str:
     )
 
 
-def question_text(style: str, sample: Sample) -> str:
+def question_text(style: str, sample: Sample, window_hint: str = WINDOW_HINT) -> str:
     """Returns the question with its options, and in the full style a hint about the form of the answer."""
     options = lettered(sample.options)
     if style == "brief":
@@ -66,7 +83,7 @@ def question_text(style: str, sample: Sample) -> str:
     if options:
         lines += ["Options:", *options]
     if sample.kind == "temporal_grounding":
-        lines.append(_WINDOW_HINT)
+        lines.append(window_hint)
     elif sample.kind != "perception":
         lines.append(_LETTER_HINT if options else _TEXT_HINT)
     return "\n".join(lines)
@@ -78,6 +95,13 @@ def observation_parts(style: str, index: int, clip_sentence: str) -> tuple[str, 
         return f"Observation {index}: ", ""
     after = f"\n{clip_sentence}\nGo on: think, then look closer again or answer."
     return f"Observation {index}, the clip that you asked for:\n", after
+
+
+def text_observation(style: str, index: int, text: str) -> str:
+    """Returns the observation of a tool's text. `index` counts the episode's calls from 1."""
+    if style == "brief":
+        return f"Observation {index}: {text}"
+    return f"Observation {index}, the text that you asked for:\n{text}\n"
 
 
 def fault_sentence(style: str, codes: list[str], messages: list[str]) -> str:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.qwen_bpe import qwen_tokenizer
 
 from videoseek.batches.masks import ALL_VISIBLE, RULES, ReferenceTags, selects, token_masks
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory.roles import assistant_roles, token_bytes
 from videoseek.types import Role, TurnKind
 

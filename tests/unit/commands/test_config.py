@@ -13,7 +13,7 @@ from videoseek.config_merge import config_keys, config_yaml, load_config
 #: The command line is a promise: a key that comes or goes changes this list in the same commit.
 FROZEN_KEYS = """
 recipe model output_dir seed resume stages save_every_steps save_every_minutes save_in_background keep_checkpoints
-tracker device dtype grad_clip max_skipped_steps position_rule gradient_checkpointing
+tracker tools device dtype grad_clip max_skipped_steps position_rule gradient_checkpointing
 data.sft data.rl data.eval data.video_root data.video_prefixes data.bad_samples data.max_unreadable_share
 data.group_by_film
 video.overview_fps video.crop_fps video.overview_tokens video.coarse_tokens video.medium_tokens video.fine_tokens
@@ -28,7 +28,8 @@ grpo.steps grpo.prompts_per_step grpo.group_size grpo.loss grpo.advantage grpo.l
 grpo.weight_decay grpo.clip_low grpo.clip_high grpo.kl_coef grpo.kl_kind grpo.overlong
 grpo.max_resample_rounds grpo.save_every_steps grpo.updates_per_batch grpo.importance_cap
 grpo.max_tokens_per_micro_batch grpo.freeze_vision
-rollout.max_turns rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
+rollout.max_turns rollout.calls_per_turn rollout.tool_deadline_seconds
+rollout.max_new_tokens_per_turn rollout.max_context_tokens rollout.temperature
 rollout.top_p rollout.cache_tokens rollout.deadline_seconds
 rollout.engine rollout.sync rollout.vllm_python rollout.vllm_options rollout.servers rollout.worker_restarts
 rollout.worker_silence_seconds rollout.placement rollout.workers rollout.lag rollout.max_lag

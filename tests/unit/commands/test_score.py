@@ -13,7 +13,7 @@ from videoseek.rewards.trajectory_guided import write_rewards
 from videoseek.samples.clueworld import phrases
 from videoseek.score import main
 from videoseek.trajectory.builder import EpisodeBuilder
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.trajectory_record import TrajectoryRecord
 from videoseek.types import CallRecord, Clip, Episode, Fault, Sample, StopReason

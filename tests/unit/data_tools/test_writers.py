@@ -15,9 +15,10 @@ from pyarrow import parquet
 from videoseek.config import UsageError
 from videoseek.data_tools.writers import WRITERS, conversation_record
 from videoseek.samples.readers import Reader, detect_format
+from videoseek.samples.readers.calls import STORED_FORMS
 from videoseek.samples.readers.rows import VideoPaths
 from videoseek.samples.schema import DataError
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.types import KINDS, STRATEGIES, Call, Sample
 
 SAMPLES = Path(__file__).parents[3] / "data/samples"
@@ -39,7 +40,7 @@ def turns(draw: st.DrawFn) -> tuple[str, ...]:
     """A trajectory in one of the call forms: calls, several at once, malformed and reversed ones; or plain text."""
     if draw(st.booleans()):
         return tuple(draw(st.lists(TEXT, max_size=3)))
-    fmt = FORMATS[draw(st.sampled_from(list(FORMATS)))]()
+    fmt = FORMATS[draw(st.sampled_from(STORED_FORMS))]()
     texts = []
     for _ in range(draw(st.integers(0, 3))):
         calls = [Call(*draw(SPANS), draw(st.sampled_from(STRATEGIES))) for _ in range(draw(st.integers(1, 3)))]

@@ -21,7 +21,7 @@ from videoseek.evaluation.benchmarks import evaluate_tasks, run_folder
 from videoseek.evaluation.evidence import swap_seconds
 from videoseek.evaluation.runner import Model
 from videoseek.files import shipped_folder
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.types import Call, Clip, Sample, StopReason
 
 MODEL = shipped_folder("tiny_base", "data/tiny_base")

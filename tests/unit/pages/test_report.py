@@ -24,12 +24,12 @@ from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model, build_tokenizer, tiny_config
 from videoseek.pages.report import write_report
 from videoseek.report import main
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampler import SamplingSettings
 from videoseek.rollout.trajectories import write_trajectories
 from videoseek.samples import clueworld
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.tools.crop import VideoCrop
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Call, Episode, Sample
 

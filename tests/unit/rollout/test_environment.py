@@ -10,7 +10,7 @@ from support.damaged_video import damaged_copy
 from support.tiny_world import LIMITS, MALFORMED, TinyWorld, answer, look, tiny_world
 
 from videoseek.rollout import environment
-from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.tools.crop import VideoCrop
 from videoseek.types import Call, Clip, Fault, ParsedTurn, StopReason
 from videoseek.video.decode import FRAME_CACHE, probe
 from videoseek.video.errors import VideoError

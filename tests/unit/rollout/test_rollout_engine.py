@@ -14,10 +14,10 @@ import torch
 from support.tiny_world import LIMITS, TinyWorld, answer, look, tiny_world
 
 from videoseek.rollout.clip_features import ClipFeatures
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.engine import RolloutEngine
 from videoseek.rollout.sampler import SampledTurn, SamplingSettings, TurnSettings, TurnStop
 from videoseek.rollout.sampling import stream_key
+from videoseek.tools.crop import VideoCrop
 from videoseek.types import Call, Clip, Fault, StopReason
 from videoseek.video.errors import VideoError
 

@@ -18,7 +18,7 @@ from videoseek.samples.readers.kinds import kind_from_evidence, kind_from_name
 from videoseek.samples.readers.rows import Row, VideoPaths
 from videoseek.samples.rules import find_bad
 from videoseek.samples.schema import DataError
-from videoseek.trajectory.grammar import FORMATS as CALL_FORMATS
+from videoseek.trajectory.formats import FORMATS as CALL_FORMATS
 from videoseek.types import Call, Sample
 
 SAMPLES = Path(__file__).parents[3] / "data/samples"

@@ -22,7 +22,7 @@ from videoseek.samples.sources import (
     load_samples,
     parse_source,
 )
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.types import Call, Sample
 
 GOOD = {"id": "a", "video": "v.mp4", "question": "Where?", "answer": "B", "kind": "clue_single_w_tool"}
@@ -223,6 +223,28 @@ def test_calls_take_the_form_of_the_run(tmp_path: Path) -> None:
     for name, turn, expected in (("grounding", broken[0], broken[1]), ("hermes", broken[1], broken[0])):
         path = write(tmp_path / "x.jsonl", "x", turns=[turn, end])
         assert load(path, call_format=name)[0].turns == (expected, end)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_stored_calls_are_written_anew_for_any_other_format(tmp_path: Path, name: str) -> None:
+    grounding, fmt = FORMATS["grounding"](), FORMATS[name]()
+    windows = [(4.0, 8.0), (20.0, 10.0)]
+    looks = [
+        grounding.render_turn("look", Call(1.0, 4.0, "fine"), None).replace("[1, 4]", f"[{s}, {e}]") for s, e in windows
+    ]
+    end = grounding.render_turn("seen", None, "B")
+    path = write(tmp_path / "s.jsonl", "s", turns=[*looks, end])
+    if name in ("glue", "timestep", "time_caption", "retrieve"):
+        with pytest.raises(DataError, match=f"line 1: prompt.format={name} (has no calls|writes frame indices)"):
+            load(path, call_format=name)
+        assert (
+            fmt.parse(load(write(tmp_path / "e.jsonl", "e", turns=[end]), call_format=name)[0].turns[0]).answer == "B"
+        )
+        return
+    shown, bad, last = map(fmt.parse, load(path, call_format=name)[0].turns)
+    assert [(call.start_seconds, call.end_seconds) for call in shown.crops] == windows[:1] and shown.faults == ()
+    assert bad.crops == () and [fault.code for fault in bad.faults] == ["reversed_segment"]
+    assert last.answer == "B" and last.faults == ()
 
 
 def test_replayed_episodes_are_kept_up_to_a_number_of_tokens() -> None:

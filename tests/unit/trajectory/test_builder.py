@@ -11,7 +11,8 @@ from support.tiny_world import FORMAT, MALFORMED, TinyWorld, answer, look, tiny_
 
 from videoseek.rollout.environment import Environment
 from videoseek.trajectory.builder import EpisodeBuilder
-from videoseek.trajectory.grammar import FORMATS, CallFormat
+from videoseek.trajectory.formats import FORMATS
+from videoseek.trajectory.grammar import CallFormat
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.trajectory.wording import time_sentence
 from videoseek.types import CallRecord, Clip, Episode, Role, StopReason, TurnKind

@@ -12,7 +12,7 @@ from support.tiny_world import TinyWorld, look, tiny_world
 
 from videoseek.trajectory.builder import CLIP_MARK
 from videoseek.trajectory.chat_template import chat_template
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.types import Episode
 

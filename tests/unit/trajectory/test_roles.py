@@ -7,7 +7,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from videoseek.batches.masks import GLOBAL, token_masks
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.trajectory.roles import assistant_roles, token_bytes
 from videoseek.types import Role, TurnKind
 

@@ -10,7 +10,7 @@ from PIL import Image
 from support.video_samples import numbered_image, read_number, write_folder
 
 from videoseek.config import VideoConfig
-from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.tools.crop import VideoCrop
 from videoseek.types import Call, Clip
 from videoseek.video.decode import decode_clip, load_index, probe
 from videoseek.video.errors import VideoError

@@ -145,11 +145,11 @@ def check_windows(parsed: Sequence[ParsedTurn], observations: Sequence[str], med
     """
     remaining = iter(media[1:])
     for number, (turn, observation) in enumerate(zip(parsed, observations, strict=True), 1):
-        calls = iter(turn.calls)
+        calls = iter(turn.crops)
         for _ in range(observation.count(VIDEO_MARK)):
             medium = next(remaining)
             if not any(_shows(medium, call) for call in calls):  # consumes the calls up to the fitting call
-                windows = ", ".join(f"[{call.start_seconds:g}, {call.end_seconds:g}]" for call in turn.calls)
+                windows = ", ".join(f"[{call.start_seconds:g}, {call.end_seconds:g}]" for call in turn.crops)
                 shown = "a clip" if medium.window is None else f"[{medium.window[0]:g}, {medium.window[1]:g}]"
                 message = f"turn {number} asks for {windows or 'nothing'} but is shown {shown}"
                 raise RecordError("window_mismatch", message)

@@ -46,7 +46,7 @@ def kind_from_evidence(answer: str, clues: Sequence[Interval], turns: Sequence[P
     """
     if answer_window(answer) is not None:
         return "temporal_grounding"
-    calls = {(call.start_seconds, call.end_seconds) for turn in turns for call in turn.calls}
+    calls = {(call.start_seconds, call.end_seconds) for turn in turns for call in turn.crops}
     if not turns and not clues:
         return "clue_multi_wo_tool"
     number = "multi" if (len(clues) or len(calls)) > 1 else "single"

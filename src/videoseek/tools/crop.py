@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from videoseek.config import VideoConfig
 from videoseek.types import STRATEGIES, Call, Clip, Fault
@@ -39,11 +39,12 @@ class VideoCrop:
         Raises VideoError for an unreadable video.
         """
         info = probe(video)
+        call = _in_seconds(info, call)
         fault = self._check(info, call)
         if fault is not None:
             return fault
         start_seconds, end_seconds = _clamp(info, call)
-        return crop_clip(info, start_seconds, end_seconds, call.strategy, self.limits)
+        return crop_clip(info, start_seconds, end_seconds, call.strategy, _narrowed(self.limits, call))
 
     def _check(self, info: VideoInfo, call: Call) -> Fault | None:
         duration = info.duration_seconds
@@ -66,6 +67,26 @@ class VideoCrop:
                 f"between 0 and {duration:.1f}.",
             )
         return None
+
+
+def _in_seconds(info: VideoInfo, call: Call) -> Call:
+    """Returns a call in parts of the video (`num_parts`) as a call in seconds."""
+    if call.num_parts is None:
+        return call
+    part_seconds = info.duration_seconds / call.num_parts
+    return replace(call, start_seconds=call.start_seconds * part_seconds, end_seconds=call.end_seconds * part_seconds)
+
+
+def _narrowed(limits: VideoConfig, call: Call) -> VideoConfig:
+    """Returns the limits with the frame rate, the number and the size of frames that a call asks for."""
+    if call.fps is not None:
+        limits = replace(limits, crop_fps=call.fps)
+    if call.num_frames is not None:
+        num_frames = min(call.num_frames + call.num_frames % 2, limits.max_frames)  # frames come in pairs
+        limits = replace(limits, min_frames=num_frames, max_frames=num_frames)
+    if call.scale is not None:
+        limits = replace(limits, max_tokens_per_grid=max(1, int(limits.max_tokens_per_grid * call.scale**2)))
+    return limits
 
 
 def _clamp(info: VideoInfo, call: Call) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.video_samples import read_number, steady, write_video, x264
 
 from videoseek.config import VideoConfig
-from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.tools.crop import VideoCrop
 from videoseek.types import Call, Clip, Fault
 from videoseek.video.decode import FRAME_CACHE, read_frames
 from videoseek.video.quotas import crop_tokens
