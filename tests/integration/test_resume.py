@@ -72,13 +72,13 @@ def test_resume_from_a_folder_goes_back_to_it(tiny: list[str], tmp_path: Path) -
     again = [*tiny, "stages=[sft,grpo]", "grpo.steps=4", "keep_checkpoints=9", f"output_dir={output_dir}"]
     run(again)
     wanted, scores, logged = weights(output_dir / "final"), summary(output_dir), numbers(output_dir)
-    sft_made = (output_dir / "sft").stat().st_mtime_ns
+    sft_made = (output_dir / "sft/model.safetensors").stat().st_mtime_ns
     for stale in ("checkpoint-8", "grpo"):
         (output_dir / stale / "model.safetensors").write_bytes(b"stale")
     (output_dir / "evaluation-grpo.json").write_text("{}")
 
     run([*again, f"resume={output_dir / 'checkpoint-6'}"])
-    assert (output_dir / "sft").stat().st_mtime_ns == sft_made
+    assert (output_dir / "sft/model.safetensors").stat().st_mtime_ns == sft_made
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(output_dir / "final").items())
     assert weights(output_dir / "checkpoint-8").keys() == wanted.keys()
     assert (summary(output_dir), numbers(output_dir)) == (scores, logged)
