@@ -28,7 +28,7 @@ from videoseek.model.attention import install_attention
 from videoseek.model.load import save_pretrained
 from videoseek.model.policy import Policy
 from videoseek.model.tiny import build_model
-from videoseek.rollout.crop_tool import VideoCrop
+from videoseek.tools.crop import VideoCrop
 
 pytestmark = pytest.mark.lmms
 

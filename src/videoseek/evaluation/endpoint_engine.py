@@ -11,18 +11,17 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from videoseek.config import EvaluateConfig, TrainConfig, UsageError
 from videoseek.endpoint import CallFailed, CallRefused, Client, EndpointSettings, check_endpoint
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.sampler import SamplingSettings
+from videoseek.rollout.setup import run_environment
 from videoseek.trajectory.builder import CLIP_MARK, EpisodeBuilder
-from videoseek.trajectory.grammar import FORMATS
 from videoseek.trajectory.media import clip_identity, frame_parts, text_part
 from videoseek.trajectory.vocabulary import Vocabulary
 from videoseek.trajectory.wording import time_sentence
@@ -99,11 +98,7 @@ def endpoint_settings(config: TrainConfig) -> EndpointSettings | None:
 
 def chat_environment(config: TrainConfig) -> Environment:
     """Returns the rules of an episode of messages: nobody here knows the tokens of the model."""
-    fmt = FORMATS[config.prompt.format](config.prompt.style)
-    vocabulary = cast(Vocabulary, None)
-    return Environment(
-        vocabulary, fmt, VideoCrop(config.video), config.rollout.max_turns, max_context_tokens=sys.maxsize
-    )
+    return replace(run_environment(config, cast(Vocabulary, None)), max_context_tokens=sys.maxsize)
 
 
 class EndpointEngine:

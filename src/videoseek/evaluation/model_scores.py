@@ -64,7 +64,7 @@ def score_policy(
     )
     groups = gather(groups)
     shortest = config.video.min_window_seconds
-    reward_answers(groups, config.reward.variant, config.reward.decay, config.prompt.format, shortest)
+    reward_answers(groups, config.reward.variant, config.reward.decay, engine.environment.fmt, shortest)
     values = summarize(groups)
     if rank() == 0:
         write_trajectories(output_dir, f"greedy_{name}_step_{step:06d}", groups)

@@ -82,7 +82,11 @@ def scores(
 
 
 def reward_answers(
-    groups: Groups, variant: str, decay: float, call_format: str, min_window_seconds: float = MIN_WINDOW_SECONDS
+    groups: Groups,
+    variant: str,
+    decay: float,
+    call_format: str | CallFormat,
+    min_window_seconds: float = MIN_WINDOW_SECONDS,
 ) -> None:
     """Writes the rewards into every episode."""
     episodes = [episode for group in groups for episode in group]

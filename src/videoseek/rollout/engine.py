@@ -209,11 +209,11 @@ class _Rollout:
             return
         environment.prefetch_calls(builder, parsed)
         answer = partial(self._end_observation, list(builder.token_ids))
-        future = self.pool.submit(environment.respond, builder, parsed)
+        observed = self.pool.submit(environment.respond, builder, parsed)
         if self.sampler.in_order:
-            self.answers.append((answer, episode, future))
+            self.answers.append((answer, episode, observed))
         else:
-            self._then(answer, episode, future)
+            self._then(answer, episode, observed)
 
     def _end_observation(self, sampled_ids: list[int], episode: _Running, future: Future[StopReason | None]) -> None:
         """Sends the observation to the sampler, or ends the episode."""

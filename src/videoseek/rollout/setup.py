@@ -37,12 +37,17 @@ def load_policy(
         vocabulary = Vocabulary(load_tokenizer(folder), policy.model.lm_head.weight.shape[0])
     except ValueError as error:
         raise ModelError(f"model {folder}: {error}") from error
-    fmt = run_format(config)
-    vocabulary.tokenizer.chat_template = chat_template(fmt)  # saved with the tokenizer
+    environment = run_environment(config, vocabulary)
+    vocabulary.tokenizer.chat_template = chat_template(environment.fmt)  # saved with the tokenizer
     policy.model.generation_config = generation_config(policy.model.generation_config, vocabulary)
-    environment = Environment(
+    return policy, environment
+
+
+def run_environment(config: TrainConfig, vocabulary: Vocabulary) -> Environment:
+    """Returns the rules of a run's episodes."""
+    return Environment(
         vocabulary=vocabulary,
-        fmt=fmt,
+        fmt=run_format(config),
         tool=VideoCrop(config.video),
         max_turns=config.rollout.max_turns,
         max_context_tokens=config.rollout.max_context_tokens,
@@ -50,7 +55,6 @@ def load_policy(
         calls_per_turn=config.rollout.calls_per_turn,
         tool_deadline_seconds=config.rollout.tool_deadline_seconds,
     )
-    return policy, environment
 
 
 def generation_config(known: GenerationConfig, vocabulary: Vocabulary) -> GenerationConfig:

@@ -25,7 +25,7 @@ from videoseek.evaluation.benchmarks import evaluate_tasks, run_folder
 from videoseek.evaluation.endpoint_engine import endpoint_settings
 from videoseek.evaluation.prompts import SYSTEM
 from videoseek.evaluation.runner import endpoint_model
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.types import Call
 
 KEY = "sk-never-to-be-seen-1234567890"

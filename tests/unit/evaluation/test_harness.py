@@ -17,7 +17,7 @@ from videoseek.config import UsageError
 from videoseek.evaluation import harness
 from videoseek.evaluation.harness import HarnessModel, only_film
 from videoseek.evaluation.prompts import SYSTEM
-from videoseek.trajectory.grammar import FORMATS
+from videoseek.trajectory.formats import FORMATS
 from videoseek.types import Call, Sample
 
 FORMAT = FORMATS["grounding"]("brief")

@@ -20,11 +20,11 @@ from videoseek.batches.packing import pack_documents, pack_groups
 from videoseek.model import kv_cache
 from videoseek.model.policy import Policy
 from videoseek.rollout import decode_block, native
-from videoseek.rollout.crop_tool import VideoCrop
 from videoseek.rollout.environment import Environment
 from videoseek.rollout.native import NativeSampler
 from videoseek.rollout.sampler import SamplingSettings, TurnSettings
 from videoseek.rollout.sampling import sample_tokens, stream_key, stream_uniforms
+from videoseek.tools.crop import VideoCrop
 from videoseek.trajectory.builder import EpisodeBuilder
 from videoseek.types import Call, Clip, Episode, Fault, ParsedTurn, Sample, StopReason
 from videoseek.video.errors import VideoError, warn_once
