@@ -53,7 +53,8 @@ CORE_ROOMS = {
 #: other tools open and the position rule, 120 for questions that share a film, 15 for the run's shortest window in the
 #: reward, 200 for evaluation within a stage with its best checkpoint and for checkpoints written in the background, 570
 #: for episodes as state machines over a sampler, continuous batching and a decode step for a CUDA graph, 180 for
-#: sampling by vLLM, 120 for rollouts a step ahead, 240 for tools by name and several calls a turn, 115 for mended faults.
+#: sampling by vLLM, 120 for rollouts a step ahead, 240 for tools by name and several calls a turn, 115 for
+#: mended faults.
 MAX_CORE_LINES = 7180
 PEER_FORMATS = re.compile(r"videoseek\.trajectory\.formats\.(?!grounding|hermes)\w+")
 MAX_FILE_LINES = 500
