@@ -44,6 +44,7 @@ def test_a_killed_run_ends_bit_equal(tiny: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_ranks_equal_one(tiny: list[str], tmp_path: Path) -> None:
     arguments = [*tiny, *LAG, "grpo.save_every_steps=0"]
     run([*arguments, f"output_dir={tmp_path / 'one'}"])

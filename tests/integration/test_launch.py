@@ -101,6 +101,7 @@ def test_torchrun_equals_one_process(arguments: list[str], one_process: Path, ou
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_slurm_equals_one_process(arguments: list[str], one_process: Path, output_dir: Path, tmp_path: Path) -> None:
     job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_SUBMIT_DIR": str(ROOT)}

@@ -24,7 +24,13 @@ from videoseek.types import Sample
 COMMON = ["stages=[sft,grpo]", "save_every_steps=0", "sft.max_tokens_per_micro_batch=300"]
 COMMON += ["grpo.max_tokens_per_micro_batch=200", "grpo.prompts_per_step=4", "data.max_unreadable_share=0.6"]
 
-RANKS_AND_STAGES = [(2, 0), (2, 1), (2, 2), (2, 3), (3, 0)]
+RANKS_AND_STAGES = [
+    *[(2, 0), (2, 3), (3, 0)],
+    *(
+        pytest.param(ranks, stage, marks=pytest.mark.thorough)
+        for ranks, stage in [(2, 1), (2, 2), (3, 1), (3, 2), (3, 3)]
+    ),
+]
 
 #: Half of the prompts get equal rewards, so that dynamic sampling replaces them.
 REWARD = """
@@ -131,7 +137,7 @@ def test_two_ranks_equal_one_where_questions_about_a_film_train_together(common:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.thorough), 3])
 def test_two_ranks_resume_bit_equal(stage: int, tiny: list[str], tmp_path: Path) -> None:
     """The killed run evaluates within its stages and writes checkpoints in the background; the other one does not."""
     arguments = [*tiny, "stages=[sft,grpo]", "grpo.steps=2", f"deepspeed.stage={stage}"]
@@ -174,7 +180,14 @@ def test_checkpoint_resumes_on_another_number_of_ranks(stage: int, dtype: str, t
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("case", ["labels", "one_update", "two_updates", "rewards", "unreadable", "failed_write"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("labels", marks=pytest.mark.thorough),
+        pytest.param("one_update", marks=pytest.mark.thorough),
+        *["two_updates", "rewards", "unreadable", "failed_write"],
+    ],
+)
 def test_ranks_that_differ_in_what_they_do_stay_in_step(case: str, tmp_path: Path) -> None:
     """ZeRO-3 really partitions the weights here: a rank with another number of module calls would hang or crash."""
     alone = unequal(case, 0, 1, tmp_path)
