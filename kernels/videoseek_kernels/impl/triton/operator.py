@@ -122,7 +122,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 
 
 def _backward(ctx: Any, d_out: torch.Tensor | None, d_lse_log2: torch.Tensor | None) -> tuple[Any, ...]:
-    inputs, mask = list(ctx.saved_tensors[:5]), list(ctx.saved_tensors[5:])
+    saved = ctx.saved_tensors  # once: activation checkpointing recomputes at the first reading, and refuses a second
+    inputs, mask = list(saved[:5]), list(saved[5:])
     d_lse = None if d_lse_log2 is None else d_lse_log2 * (1 / math.log(2))
     gradients = attention_backward(inputs, d_out, d_lse, mask, ctx.blocks, ctx.scale)
     return *gradients, [None] * len(mask), None, None, None
