@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from videoseek.evaluation.tasks import (
 from videoseek.evaluation.tasks.own import SourceTask
 from videoseek.evaluation.tasks.task import Task
 from videoseek.samples.sources import GENERATED, parse_source
+from videoseek.user_code import load_member
 
 _FILES = (videomme, videomme_v2, mlvu, lvbench, longvideobench, videommmu, mmvu, video_holmes, videosiah, charades)
 TASKS: dict[str, Task] = {task.name: task for task in (*(file.TASK for file in _FILES), videommmu.QUESTION_ONLY)}
@@ -52,9 +52,8 @@ def find_task(name: str) -> Task:
     """Returns a task: by name, as `FILE.py:NAME`, or a data source as in `data.eval`. Raises UsageError."""
     if name in TASKS:
         return TASKS[name]
-    path, _, member = name.rpartition(":")
-    if path.endswith(".py"):
-        return _load_task(Path(path).expanduser(), member)
+    if name.rpartition(":")[0].endswith(".py"):
+        return _load_task(name)
     source = parse_source(name)
     if source.is_generated or Path(source.name).is_file():
         label = re.sub(r"[^\w.-]+", "_", name).strip("_")
@@ -64,18 +63,9 @@ def find_task(name: str) -> Task:
     )
 
 
-def _load_task(path: Path, member: str) -> Task:
-    """Returns a task of the user's own file, which runs with the user's rights. Raises UsageError."""
-    if not path.is_file():
-        raise UsageError(f"task {path}:{member}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # a .py file always has a loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"task {path}:{member}: {path} failed to load: {error!r}") from error
-    task = vars(module).get(member)
+def _load_task(spec: str) -> Task:
+    """Returns a task of the user's own file. Raises UsageError."""
+    task = load_member(spec, "task")
     if not isinstance(task, Task):
-        raise UsageError(f"task {path}:{member} is a {type(task).__name__}, no videoseek.evaluation.tasks.task.Task")
+        raise UsageError(f"task {spec} is a {type(task).__name__}, no videoseek.evaluation.tasks.task.Task")
     return task
